@@ -1,0 +1,102 @@
+"""The Distilled Datamodel behind the two functions of an estimator."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ddm_jax.distill import make_distiller, make_match_points, trajectory_indices
+from ddm_jax.loo import (
+    ddm_response,
+    leave_one_out_masks,
+    make_finetune,
+    subset_outputs,
+    trajectory_point,
+)
+from ddm_jax.matching import group_batches
+from ddm_jax.objectives import Output
+from ddm_jax.synset import initial_synset
+from ddm_jax.types import Array, Batch, Estimator, Params, Synset, Task, TrainRun
+
+
+class DDMState(NamedTuple):
+    params: Params  # where the online stage starts
+    synset: Synset
+    learning_rate: Array  # of the online stage
+
+
+def make_ddm(
+    task: Task,
+    *,
+    items: int = 5,
+    start: str = "pursuit",
+    part: float = 0.75,
+    offset: int = 0,
+    distance: str = "squared",
+    balance: float = 0.5,
+    distill_steps: int = 2000,
+    distill_rate: float = 0.002,
+    update: str = "retain",
+    steps: int = 50,
+    learning_rate: float | None = None,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    rewind: float = 0.0,
+    output: Output | None = None,
+) -> Estimator:
+    """Make the whole method as an estimator: `fit` distils, `score` leaves every group out.
+
+    The stages behind it, and what each setting means, are in `synset`, `distill` and `loo`; use
+    those for another optimiser, for subsets of groups, or for a loop with progress.
+
+    Args:
+        items: M, synthetic items a group.
+        start: where the synset starts, see `synset.initial_synset`.
+        part: the late part of the trajectory that is matched, in (0, 1].
+        offset: s, in checkpoints.
+        distance, balance: of the matching loss, see `distill.make_distiller`.
+        distill_steps, distill_rate: Adam steps and their peak rate, with a cosine to zero.
+        update: "retain" or "forget".
+        steps, learning_rate, momentum: of the online SGD (Nesterov); the rate defaults to the
+            highest rate of the training run.
+        weight_decay: of the training objective.
+        rewind: start the online stage this part of the training before its end, in [0, 1).
+        output: what is explained; default `task.output`.
+    """
+    optimizer = optax.adam(optax.cosine_decay_schedule(distill_rate, distill_steps))
+    distiller = make_distiller(task, optimizer=optimizer, distance=distance, balance=balance)
+    explained = task.output if output is None else output
+
+    def response(keep: Array, state: DDMState, query: Batch) -> Array:
+        online = optax.sgd(state.learning_rate, momentum=momentum or None, nesterov=True)
+        finetune = make_finetune(
+            task, update=update, steps=steps, optimizer=online, weight_decay=weight_decay
+        )
+        return ddm_response(finetune, explained)(keep, state.params, state.synset, query)
+
+    outputs = subset_outputs(response)
+
+    def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> DDMState:
+        groups = np.asarray(groups)
+        count = int(groups.max()) + 1
+        checkpoints = jax.tree.leaves(run.checkpoints)[0].shape[0]
+        indices, _ = trajectory_indices(checkpoints, part)
+        initial_key, draw_key = jax.random.split(key)
+        first = initial_synset(initial_key, task, start, run, data, groups, items, indices)
+        points = jax.jit(make_match_points(task, count, offset))(
+            run, data, group_batches(groups, count), jnp.asarray(indices)
+        )
+        advance = jax.jit(distiller.advance, static_argnums=3)
+        state, _ = advance(draw_key, distiller.start(first), points, distill_steps)
+        rate = jnp.max(run.learning_rates) if learning_rate is None else learning_rate
+        return DDMState(trajectory_point(run, rewind), state.synset, jnp.asarray(rate))
+
+    def score(state: DDMState, query: Batch) -> Array:
+        kept = outputs(leave_one_out_masks(state.synset.share.shape[0]), state, query)
+        return kept[0] - kept[1:]
+
+    return Estimator(fit, score)

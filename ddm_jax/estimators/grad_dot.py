@@ -1,0 +1,46 @@
+"""Grad-dot: the first-order effect of one descent step on a group, the plainest baseline."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ddm_jax.matching import group_batches, make_group_gradients
+from ddm_jax.objectives import Output
+from ddm_jax.parallel import chunked_vmap
+from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun
+
+
+class GradDotState(NamedTuple):
+    params: Params
+    gradients: Params  # leaves [K, ...]
+
+
+def make_grad_dot(task: Task, output: Output | None = None) -> Estimator:
+    """Make the estimator `score[k, q] = -<g_k(theta), grad output_q(theta)>`.
+
+    At the trained network a descent step on group k moves the parameters along `-g_k`; the score
+    is the change of the output per unit of that step. Charpiat et al., "Input similarity from
+    the neural network perspective", 2019. Computed as one forward-mode derivative of all outputs
+    a group, without any gradient of a query.
+    """
+    explained = task.output if output is None else output
+
+    def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> GradDotState:
+        count = int(np.max(groups)) + 1
+        gradients = jax.jit(make_group_gradients(task, count))(
+            run.params, data, group_batches(groups, count)
+        )
+        return GradDotState(run.params, gradients)
+
+    @jax.jit
+    def score(state: GradDotState, query: Batch) -> Array:
+        def along(gradient: Params) -> Array:
+            down = jax.tree.map(lambda leaf: -leaf, gradient)
+            return jax.jvp(lambda p: explained(p, query), (state.params,), (down,))[1]
+
+        return chunked_vmap(along)(state.gradients)
+
+    return Estimator(fit, score)

@@ -1,0 +1,201 @@
+"""Online: counterfactual networks from the trained one and the synset, for any subset of groups.
+
+A *response* maps which groups are kept to outputs on queries:
+
+    retraining: response(keep, key, data, groups, query)  = output(train(key, data, keep[groups]))
+    ddm:        response(keep, params, synset, query)     = output(finetune(params, synset, keep))
+
+and `leave_one_out(response, K)(*args) = response(1) - response(1 - e_k)` for every k at once.
+Both runs of a difference share everything but the mask, so the drift of the fine-tune cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from ddm_jax.matching import synset_batch
+from ddm_jax.objectives import Output
+from ddm_jax.parallel import device_vmap
+from ddm_jax.types import Array, Batch, Params, Synset, Task, TrainRun, take
+
+Finetune = Callable[[Params, Synset, Array], Params]
+Response = Callable[..., Array]
+UPDATES = ("retain", "forget")
+
+
+def make_finetune(
+    task: Task,
+    *,
+    update: str = "retain",
+    steps: int,
+    optimizer: optax.GradientTransformation,
+    weight_decay: float = 0.0,
+) -> Finetune:
+    """Make `finetune(params, synset, keep [K]) -> params`, which traces whole.
+
+    Each step follows a gradient made of the synset's groups:
+
+    - "retain": descend on what is kept, `sum_k keep_k h_k / sum_k keep_k share_k +
+      weight_decay * theta`, the synset's form of the training objective without the left-out
+      groups. It repairs what forgetting alone would break.
+    - "forget": descend on the reversed synsets of what is left out, `-sum_k (1 - keep_k) h_k`;
+      the paper's literal update. Needs only the synsets of the left-out groups, and only a few
+      small steps: it has no minimum.
+
+    Args:
+        update: "retain" or "forget".
+        steps: full-batch steps, at least 0.
+        optimizer: any optax optimiser, for example `optax.sgd(0.3, 0.9, nesterov=True)`.
+        weight_decay: the training objective's; unused by "forget".
+
+    Raises:
+        ValueError: for an unknown update or negative steps.
+    """
+    if update not in UPDATES:
+        raise ValueError(f"unknown update {update!r}; choose one of {', '.join(UPDATES)}")
+    if steps < 0:
+        raise ValueError(f"steps={steps}; it must be at least 0")
+    decay = weight_decay if update == "retain" else 0.0
+
+    def finetune(params: Params, synset: Synset, keep: Array) -> Params:
+        factor = keep / (keep @ synset.share) if update == "retain" else keep - 1.0
+        mass = ((factor * synset.share)[:, None] * synset.mass).ravel()
+        batch = synset_batch(
+            synset.x.reshape(-1, *synset.x.shape[2:]), synset.y.reshape(-1, synset.y.shape[-1])
+        )
+
+        def objective(params: Params) -> Array:
+            return mass @ task.loss(params, batch) + decay / 2 * optax.tree.norm(
+                params, squared=True
+            )
+
+        def step(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(jax.grad(objective)(params), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, _), _ = lax.scan(step, (params, optimizer.init(params)), length=steps)
+        return params
+
+    return finetune
+
+
+def ddm_response(finetune: Finetune, output: Output) -> Response:
+    """Make `response(keep [K], params, synset, query) -> [Q]` of the distilled datamodel."""
+
+    def response(keep: Array, params: Params, synset: Synset, query: Batch) -> Array:
+        return output(finetune(params, synset, keep), query)
+
+    return response
+
+
+def retraining_response(
+    train: Callable[[Array, Batch, Array], TrainRun], output: Output
+) -> Response:
+    """Make `response(keep [K], key, data, groups [N], query) -> [Q]` of exact retraining."""
+
+    def response(keep: Array, key: Array, data: Batch, groups: Array, query: Batch) -> Array:
+        return output(train(key, data, keep[groups]).params, query)
+
+    return response
+
+
+def leave_one_out_masks(num_groups: int) -> Array:
+    """The K + 1 masks of leave-one-out: everything kept, then each group left out in turn."""
+    return jnp.concatenate([jnp.ones((1, num_groups)), 1.0 - jnp.eye(num_groups)])
+
+
+def random_masks(key: Array, num_masks: int, num_groups: int, keep: float = 0.5) -> Array:
+    """R masks that each keep `round(keep * K)` random groups, at least 1 and at most K - 1."""
+    size = min(max(round(keep * num_groups), 1), max(num_groups - 1, 1))
+    order = jax.vmap(lambda k: jax.random.permutation(k, num_groups))(
+        jax.random.split(key, num_masks)
+    )
+    return (order < size).astype(jnp.float32)
+
+
+def check_masks(masks: Any, num_groups: int) -> Array:
+    """Check subset masks `[R, K]` and return them as float32.
+
+    Raises:
+        ValueError: for a wrong shape, values outside [0, 1], or a mask that keeps nothing.
+    """
+    masks = np.asarray(masks, np.float32)
+    if masks.ndim != 2 or masks.shape[1] != num_groups or len(masks) == 0:
+        raise ValueError(f"masks have shape {masks.shape}; they must be [R, {num_groups}], R >= 1")
+    if not ((masks >= 0) & (masks <= 1)).all():
+        raise ValueError("masks must be 1 where a group is kept and 0 where it is left out")
+    empty = np.flatnonzero(masks.sum(1) == 0)
+    if empty.size:
+        raise ValueError(f"mask {empty[0]} keeps no group; keep at least one in every mask")
+    return jnp.asarray(masks)
+
+
+def subset_outputs(response: Response, **placement: Any) -> Callable[..., Array]:
+    """Make `outputs(masks [R, K], *args) -> [R, Q]`: the response to each subset, in one step.
+
+    `placement` goes to `parallel.device_vmap`.
+    """
+    return device_vmap(response, **placement)
+
+
+def leave_one_out(response: Response, num_groups: int, **placement: Any) -> Callable[..., Array]:
+    """Make `scores(*args) -> [K, Q]`, where `scores[k] = response(1) - response(1 - e_k)`.
+
+    Positive where having group k raises the output. All K held-out groups and the reference run
+    in ONE compiled step; `placement` goes to `parallel.device_vmap`.
+
+    Raises:
+        ValueError: for fewer than two groups: without the only one nothing would be kept.
+    """
+    if num_groups < 2:
+        raise ValueError(f"num_groups={num_groups}; leave-one-out needs at least 2 groups")
+    outputs = subset_outputs(response, **placement)
+
+    def scores(*args: Any) -> Array:
+        kept = outputs(leave_one_out_masks(num_groups), *args)
+        return kept[0] - kept[1:]
+
+    return scores
+
+
+def ridge_datamodel(masks: Any, outputs: Any, strength: float = 1.0) -> np.ndarray:
+    """Fit outputs as a linear function of masks: the paper's random-subset design.
+
+    `min_{b, s} sum_r |outputs_r - b - masks_r s|^2 + strength |s|^2` (Ilyas et al.,
+    "Datamodels", 2022, arXiv 2202.00622, with ridge for lasso).
+
+    Args:
+        masks: [R, K], for example `random_masks`.
+        outputs: [R, Q], the response to each mask.
+        strength: of the ridge penalty, positive.
+
+    Returns:
+        scores [K, Q], the effect of keeping each group.
+    """
+    from sklearn.linear_model import Ridge
+
+    if strength <= 0:
+        raise ValueError(f"strength={strength}; it must be positive")
+    masks = check_masks(masks, np.shape(masks)[-1])
+    return Ridge(alpha=strength).fit(np.asarray(masks), np.asarray(outputs)).coef_.T
+
+
+def trajectory_point(run: TrainRun, rewind: float) -> Params:
+    """The checkpoint a part `rewind` of the training before its end: 0 is the trained network.
+
+    Starting the online stage a little before the end gives the fine-tune room to go where a
+    retraining would have gone; the reference run starts there too. `rewind` in [0, 1).
+    """
+    if not 0 <= rewind < 1:
+        raise ValueError(f"rewind={rewind}; it must be in [0, 1)")
+    count = jax.tree.leaves(run.checkpoints)[0].shape[0]
+    index = max(count - 1 - round(rewind * count), 0)
+    return take(run.checkpoints, index)

@@ -1,0 +1,210 @@
+"""Networks in flax.linen, and `classification(module, shape) -> Task`.
+
+Every network normalises within one example (never over a batch), so that a per-example gradient
+depends on the parameters and that example alone. Convolutions are written as patches times a
+matrix: XLA's own backward convolutions are an order of magnitude slower inside `scan` and `map`
+on a CPU, where all training loops here live, and turn into grouped convolutions under `vmap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from ddm_jax import objectives
+from ddm_jax.types import Array, Batch, Params, Task
+
+
+class Convolution(nn.Module):
+    """Convolution with zero padding `(size - 1) // 2`, as patches times a matrix.
+
+    `[B, H, W, D] -> [B, ceil(H / stride), ceil(W / stride), width]` for odd `size`.
+    """
+
+    width: int
+    size: int = 3
+    stride: int = 1
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        depth = x.shape[-1]
+        kernel = self.param(
+            "kernel", nn.initializers.he_normal(), (self.size, self.size, depth, self.width)
+        )
+        border = (self.size - 1) // 2
+        height, breadth = x.shape[1:3]
+        padded = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
+        patches = jnp.concatenate(
+            [
+                padded[:, i : i + height : self.stride, j : j + breadth : self.stride]
+                for i in range(self.size)
+                for j in range(self.size)
+            ],
+            axis=-1,
+        )
+        out = patches @ kernel.reshape(-1, self.width)
+        if self.use_bias:
+            out = out + self.param("bias", nn.initializers.zeros, (self.width,))
+        return out
+
+
+def average_pool(x: Array) -> Array:
+    """Average over 2x2 blocks; an odd last row or column is dropped. `[B, H, W, D]`."""
+    batch, height, width, depth = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(batch, height // 2, 2, width // 2, 2, depth).mean((2, 4))
+
+
+def normalisation(name: str, width: int) -> nn.Module:
+    """Per-example normalisation: "instance" (one group a channel) or "group" (up to 8 groups)."""
+    if name == "instance":
+        return nn.GroupNorm(num_groups=None, group_size=1)
+    if name == "group":
+        return nn.GroupNorm(num_groups=max(g for g in range(1, 9) if width % g == 0))
+    raise ValueError(f"norm={name!r}; choose 'instance' or 'group'")
+
+
+class Logistic(nn.Module):
+    """Multinomial logistic regression."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Array, return_features: bool = False) -> Array:
+        x = x.reshape(x.shape[0], -1)
+        return x if return_features else nn.Dense(self.num_classes)(x)
+
+
+class MLP(nn.Module):
+    """Fully connected ReLU network."""
+
+    num_classes: int
+    hidden: Sequence[int] = (64,)
+
+    @nn.compact
+    def __call__(self, x: Array, return_features: bool = False) -> Array:
+        x = x.reshape(x.shape[0], -1)
+        for width in self.hidden:
+            x = nn.relu(nn.Dense(width)(x))
+        return x if return_features else nn.Dense(self.num_classes)(x)
+
+
+class ConvNet(nn.Module):
+    """The ConvNet of dataset condensation (Zhao, Mopuri & Bilen 2021, arXiv 2006.05929).
+
+    `depth` blocks of 3x3 convolution, normalisation, ReLU and 2x2 average pooling, then a
+    linear layer. Every block halves the image, so `depth` is at most log2 of its smaller side.
+    """
+
+    num_classes: int
+    width: int = 32
+    depth: int = 3
+    norm: str = "instance"
+
+    @nn.compact
+    def __call__(self, x: Array, return_features: bool = False) -> Array:
+        for block in range(self.depth):
+            if min(x.shape[1:3]) < 2:
+                raise ValueError(
+                    f"depth={self.depth} halves the image {self.depth} times, but after "
+                    f"{block} of them it is {x.shape[1]}x{x.shape[2]}; use depth <= {block}"
+                )
+            x = Convolution(self.width)(x)
+            x = average_pool(nn.relu(normalisation(self.norm, self.width)(x)))
+        x = x.reshape(x.shape[0], -1)
+        return x if return_features else nn.Dense(self.num_classes)(x)
+
+
+class ResNet(nn.Module):
+    """Residual network (He et al. 2016) with GroupNorm and a 3x3 stem, for small images.
+
+    `blocks[i]` basic blocks at `width * 2**i` channels; each stage but the first halves the
+    image. `blocks=(2, 2, 2, 2)`, `width=64` is ResNet-18.
+    """
+
+    num_classes: int
+    width: int = 16
+    blocks: Sequence[int] = (1, 1, 1)
+    norm: str = "group"
+
+    @nn.compact
+    def __call__(self, x: Array, return_features: bool = False) -> Array:
+        x = Convolution(self.width, use_bias=False)(x)
+        x = nn.relu(normalisation(self.norm, self.width)(x))
+        for stage, count in enumerate(self.blocks):
+            width = self.width * 2**stage
+            for block in range(count):
+                stride = 2 if stage > 0 and block == 0 else 1
+                y = Convolution(width, stride=stride, use_bias=False)(x)
+                y = nn.relu(normalisation(self.norm, width)(y))
+                y = Convolution(width, use_bias=False)(y)
+                y = normalisation(self.norm, width)(y)
+                if x.shape != y.shape:
+                    x = Convolution(width, size=1, stride=stride, use_bias=False)(x)
+                    x = normalisation(self.norm, width)(x)
+                x = nn.relu(x + y)
+        x = x.mean((1, 2))
+        return x if return_features else nn.Dense(self.num_classes)(x)
+
+
+def classification(module: nn.Module, input_shape: Sequence[int]) -> Task:
+    """Make a classification `Task` from a flax module.
+
+    The loss is softmax cross-entropy against a label distribution; the output that is explained
+    is the correct-class margin `log p_y - log(1 - p_y)`.
+
+    Args:
+        module: maps `[B, *input_shape]` to logits `[B, C]`; its parameters may hold no state
+            beside "params" (no BatchNorm). With a `return_features` argument, as the networks of
+            this file have, the task gets penultimate features too.
+        input_shape: the shape of one example, for example `(28, 28, 1)`.
+
+    Raises:
+        ValueError: when the module has mutable state, or does not return `[B, C]`.
+    """
+    sample = jnp.zeros((1, *input_shape), jnp.float32)
+
+    def init(key: Array) -> Params:
+        return module.init(key, sample)["params"]
+
+    def apply(params: Params, x: Array) -> Array:
+        return module.apply({"params": params}, x)  # type: ignore[return-value]
+
+    def loss(params: Params, batch: Batch) -> Array:
+        return optax.softmax_cross_entropy(apply(params, batch.x), batch.y)
+
+    def features(params: Params, x: Array) -> Array:
+        return module.apply({"params": params}, x, return_features=True)  # type: ignore
+
+    variables = jax.eval_shape(lambda key: module.init(key, sample), jax.random.key(0))
+    if set(variables) != {"params"}:
+        raise ValueError(
+            f"the module has the collections {sorted(variables)}; only 'params' is allowed, as a "
+            "per-example gradient must not depend on other examples (use GroupNorm, no BatchNorm)"
+        )
+    logits = jax.eval_shape(apply, variables["params"], sample)
+    if len(logits.shape) != 2 or logits.shape[0] != 1:
+        raise ValueError(f"the module returns {logits.shape} for one example; it must be (1, C)")
+    has_features = hasattr(module, "return_features") or (
+        "return_features" in type(module).__call__.__code__.co_varnames
+    )
+    return Task(init, apply, loss, objectives.margin(apply), features if has_features else None)
+
+
+def make_module(name: str, num_classes: int, **settings) -> nn.Module:
+    """Build a network by name: "logistic", "mlp", "convnet" or "resnet".
+
+    Raises:
+        ValueError: for a name that is not one of these.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
+    return MODELS[name](num_classes=num_classes, **settings)
+
+
+MODELS = {"logistic": Logistic, "mlp": MLP, "convnet": ConvNet, "resnet": ResNet}

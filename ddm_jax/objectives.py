@@ -1,0 +1,98 @@
+"""Objectives: what is explained, as `output(params, batch) -> [B]` (larger = more of it).
+
+Each factory takes `apply(params, x) -> logits [B, C]` and returns an output function. Any
+function of the same form serves as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ddm_jax.types import Array, Batch, Params
+
+Apply = Callable[[Params, Array], Array]
+Output = Callable[[Params, Batch], Array]
+
+
+def margin(apply: Apply) -> Output:
+    """Correct-class margin `log p_y - log(1 - p_y)`: the logit of being right.
+
+    Park et al., "TRAK", 2023, arXiv 2303.14186, eq. 3. Computed as
+    `z_y - logsumexp_{c != y} z_c`, finite where `p_y` rounds to one. A soft label counts as its
+    largest class.
+    """
+
+    def output(params: Params, batch: Batch) -> Array:
+        logits = apply(params, batch.x)
+        correct = jax.nn.one_hot(jnp.argmax(batch.y, -1), logits.shape[-1], dtype=bool)
+        others = jnp.where(correct, -jnp.inf, logits)
+        return jnp.sum(logits * correct, -1) - jax.nn.logsumexp(others, -1)
+
+    return output
+
+
+def loss(apply: Apply) -> Output:
+    """Cross-entropy loss: here a positive score means that the group raises the loss (harms)."""
+
+    def output(params: Params, batch: Batch) -> Array:
+        return optax.softmax_cross_entropy(apply(params, batch.x), batch.y)
+
+    return output
+
+
+def probability(apply: Apply) -> Output:
+    """Probability of the true class, in [0, 1]."""
+
+    def output(params: Params, batch: Batch) -> Array:
+        return jnp.sum(jax.nn.softmax(apply(params, batch.x)) * batch.y, -1)
+
+    return output
+
+
+def logit(apply: Apply, class_index: int) -> Output:
+    """Logit of the class `class_index` in [0, C), whatever the label."""
+
+    def output(params: Params, batch: Batch) -> Array:
+        logits = apply(params, batch.x)
+        if not 0 <= class_index < logits.shape[-1]:
+            raise ValueError(
+                f"class_index={class_index}; with {logits.shape[-1]} classes it must be "
+                f"in 0..{logits.shape[-1] - 1}"
+            )
+        return logits[:, class_index]
+
+    return output
+
+
+def accuracy(apply: Apply) -> Output:
+    """Accuracy over the whole query set, in [0, 1], as one output: returns shape [1]."""
+
+    def output(params: Params, batch: Batch) -> Array:
+        hits = jnp.argmax(apply(params, batch.x), -1) == jnp.argmax(batch.y, -1)
+        return jnp.mean(hits.astype(jnp.float32), keepdims=True)
+
+    return output
+
+
+def make_objective(name: str, apply: Apply) -> Output:
+    """Look up an objective: "margin", "loss", "probability", "accuracy" or "logit:<class>".
+
+    Raises:
+        ValueError: for any other name.
+    """
+    if name in OBJECTIVES:
+        return OBJECTIVES[name](apply)
+    kind, _, index = name.partition(":")
+    if kind == "logit" and index.isdigit():
+        return logit(apply, int(index))
+    raise ValueError(
+        f"unknown objective {name!r}; choose one of {', '.join(OBJECTIVES)} or logit:<class>, "
+        "for example logit:3"
+    )
+
+
+OBJECTIVES = {"margin": margin, "loss": loss, "probability": probability, "accuracy": accuracy}
