@@ -81,10 +81,7 @@ def load(
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size={image_size}; it must be at least 1 pixel")
     draw = np.random.default_rng(seed)
-    if name == "digits":
-        source = _digits(draw)
-    else:
-        source = _tfds(name, data_dir, draw)
+    source = _digits(draw) if name == "digits" else _tfds(name, data_dir, draw)
     train_ids = _choose(draw, source.train_rows, train_size, "train_size", name)
     test_ids = _choose(draw, source.test_rows, test_size, "test_size", name)
     train_pixels, train_labels = source.read(source.train_split, train_ids, image_size)

@@ -161,11 +161,12 @@ def write(
         "groups": groups_figure(plan, groups),
         "training": training_figure(np.asarray(target.losses), every),
     }
+    pictures = {name: _png(figure) for name, figure in figures.items()}
     folder = workdir / "figures"
     folder.mkdir(exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=110)
-    (workdir / "report.html").write_text(page(plan, result, figures))
+    for name, picture in pictures.items():
+        (folder / f"{name}.png").write_bytes(picture)
+    (workdir / "report.html").write_text(page(plan, result, pictures))
     return result
 
 
@@ -410,8 +411,8 @@ def _picture(axes, pixels: np.ndarray, colour: str | None = None) -> None:
         spine.set_linewidth(1.2 if colour else 0.4)
 
 
-def page(plan: Plan, result: dict[str, Any], figures: dict[str, Figure]) -> str:
-    """One HTML page with everything in it."""
+def page(plan: Plan, result: dict[str, Any], pictures: dict[str, bytes]) -> str:
+    """One HTML page with everything in it; `pictures` are PNG files by name."""
     config = plan.config
     rows = "".join(
         "<tr><td>{}</td>{}</tr>".format(
@@ -436,37 +437,37 @@ def page(plan: Plan, result: dict[str, Any], figures: dict[str, Figure]) -> str:
             "Can it be trusted?",
             f"""<table><tr><th>what was removed</th><th>DDM</th><th>grad-dot</th>
 <th>one retraining</th><th>perfect predictor</th></tr>{rows}</table>
-<p>Each number is a correlation with exact retraining, the mean of {config.check.seeds} seeds. <i>One
-retraining</i> is a single exact retraining against the mean of the others; <i>perfect predictor</i>
+<p>Each number is a correlation with exact retraining, the mean of {config.check.seeds} seeds.
+<i>One retraining</i> is a single exact retraining against the mean of the others; <i>perfect predictor</i>
 is the most that anything could score against a truth this noisy (Spearman-Brown). Above the
 diagonal of the figure, retraining finds a larger effect than DDM does.</p>"""
-            + _image(figures["agreement"]),
+            + _image(pictures["agreement"]),
         ),
         (
             "Attribution matrix",
             f"<p>{html.escape(AXES)}; {html.escape(SIGN)} "
             f"(<code>{config.online.objective}</code>). "
-            "Colours saturate at the 99th percentile.</p>" + _image(figures["matrix"]),
+            "Colours saturate at the 99th percentile.</p>" + _image(pictures["matrix"]),
         ),
         (
             "Mistakes and where they come from",
             "<p>The most confident mistakes. Red: members of the two groups that hurt the query "
             "most; blue: of the two that helped most; in each group the members nearest to the "
-            "query. The number is the score.</p>" + _image(figures["mistakes"]),
+            "query. The number is the score.</p>" + _image(pictures["mistakes"]),
         ),
         (
             "Synset",
             "<p>Blue frames: distilled items with their likeliest label and mass, heaviest first; "
             "beside them real members of the group. Groups run from the best to the worst matched."
-            "</p>" + _image(figures["synset"]),
+            "</p>" + _image(pictures["synset"]),
         ),
         (
             "Matching error",
             "<p>How far the gradient of each group's synset is from the group's own, at "
-            "checkpoints that distillation did not see.</p>" + _image(figures["matching"]),
+            "checkpoints that distillation did not see.</p>" + _image(pictures["matching"]),
         ),
-        ("Groups", _image(figures["groups"])),
-        ("Training", _image(figures["training"])),
+        ("Groups", _image(pictures["groups"])),
+        ("Training", _image(pictures["training"])),
         (
             "Cost",
             f"<table><tr><th>stage</th><th>compilation included</th></tr>{times}</table>"
@@ -500,8 +501,11 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if np.isfinite(value) else "undefined"
 
 
-def _image(figure: Figure) -> str:
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="" src="data:image/png;base64,{data}">'
+    return buffer.getvalue()
+
+
+def _image(picture: bytes) -> str:
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'

@@ -67,7 +67,7 @@ def make_ddm(
         rewind: start the online stage this part of the training before its end, in [0, 1).
         output: what is explained; default `task.output`.
     """
-    optimizer = optax.adam(optax.cosine_decay_schedule(distill_rate, distill_steps))
+    optimizer = optax.adam(optax.cosine_decay_schedule(distill_rate, max(distill_steps, 1)))
     distiller = make_distiller(task, optimizer=optimizer, distance=distance, balance=balance)
     explained = task.output if output is None else output
 
