@@ -38,7 +38,7 @@ class Settings:
     part: float = 0.8  # of the trajectory, matched
     rewind: float = 0.75
     distill_steps: int = 3000
-    distill_rate: float = 0.01
+    distill_rate: float = 0.005
     online_rate: float = 0.3  # Nesterov .9
     few: int = 50  # steps, for single groups
     many: int = 200  # steps, for halves

@@ -40,7 +40,7 @@ class Settings:
     part: float = 0.75
     rewind: float = 0.0
     distill_steps: int = 3000
-    distill_rate: float = 0.002
+    distill_rate: float = 0.005
     online_rate: float = 0.1  # Nesterov .9
     steps: tuple[int, ...] = (20, 50, 100, 200)
     real_steps: tuple[int, ...] = (50, 200)

@@ -80,7 +80,7 @@ class Attribution(NamedTuple):
             ValueError: when the file is no attribution or is damaged.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 metadata = json.loads(str(file["metadata"]))
                 return make_attribution(file["scores"], file["groups"], file["query_ids"], metadata)
         except FileNotFoundError as error:

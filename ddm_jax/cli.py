@@ -204,7 +204,7 @@ def _errors() -> Iterator[None]:
     """Turn mistakes into one line and exit code 1, and an interrupt into how to go on."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:

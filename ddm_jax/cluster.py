@@ -38,41 +38,59 @@ def make_groups(
     size = len(labels)
     if method == "point":
         return np.arange(size, dtype=np.int32)
-    present, dense = np.unique(labels, return_inverse=True)
+    _, dense = np.unique(labels, return_inverse=True)
     if method == "class":
         return dense.astype(np.int32)
     if method not in METHODS:
         raise ValueError(f"unknown clustering {method!r}; choose one of {', '.join(METHODS)}")
-    if not 1 <= num_groups <= size:
-        raise ValueError(f"num_groups={num_groups}; it must be in 1..{size}, the training points")
+    check_num_groups(method, labels, num_groups)
     if method == "random":
         order = np.random.default_rng(seed).permutation(size)
         groups = np.empty(size, np.int32)
         groups[order] = np.arange(size) % num_groups
         return groups
     if method == "kmeans":
-        return check_groups(_kmeans(features, num_groups, seed), size)
+        return check_groups(_kmeans(features, num_groups, seed), size, num_groups)
 
+    groups = np.empty(size, np.int32)
+    first = 0
+    for index, share in enumerate(_class_shares(labels, num_groups)):
+        members = np.flatnonzero(dense == index)
+        groups[members] = first + _kmeans(features[members], int(share), seed)
+        first += int(share)
+    return check_groups(groups, size, num_groups)
+
+
+def check_num_groups(method: str, labels: np.ndarray, num_groups: int) -> None:
+    """Check that the data can fill K groups, which needs no features.
+
+    Raises:
+        ValueError: for a K out of range, or one that leaves a class without its groups.
+    """
+    if method in ("class", "point"):
+        return
+    size = len(labels)
+    if not 1 <= num_groups <= size:
+        raise ValueError(f"num_groups={num_groups}; it must be in 1..{size}, the training points")
+    if method == "class_kmeans":
+        _class_shares(labels, num_groups)
+
+
+def _class_shares(labels: np.ndarray, num_groups: int) -> np.ndarray:
+    present, counts = np.unique(labels, return_counts=True)
     if num_groups < len(present):
         raise ValueError(
             f"num_groups={num_groups}; class_kmeans needs at least one for each of the "
             f"{len(present)} classes (use kmeans or random for fewer)"
         )
-    counts = np.bincount(dense)
     share = np.full(len(present), num_groups // len(present))
     share[np.argsort(-counts, kind="stable")[: num_groups % len(present)]] += 1
-    groups = np.empty(size, np.int32)
-    first = 0
-    for index in range(len(present)):
-        members = np.flatnonzero(dense == index)
-        if share[index] > len(members):
-            raise ValueError(
-                f"num_groups={num_groups} asks for {share[index]} groups of class "
-                f"{present[index]}, which has {len(members)} points; lower it"
-            )
-        groups[members] = first + _kmeans(features[members], int(share[index]), seed)
-        first += int(share[index])
-    return check_groups(groups, size, num_groups)
+    for index in np.flatnonzero(share > counts):
+        raise ValueError(
+            f"num_groups={num_groups} asks for {share[index]} groups of class "
+            f"{present[index]}, which has {counts[index]} points; lower it"
+        )
+    return share
 
 
 def _kmeans(features: np.ndarray, num_groups: int, seed: int) -> np.ndarray:
@@ -86,7 +104,7 @@ def check_groups(groups: np.ndarray, num_points: int, num_groups: int | None = N
     """Check a user's own groups and return them as int32 [N].
 
     Raises:
-        ValueError: for a wrong length, values that are no integers from 0 on, or an empty group.
+        ValueError: for a wrong length, values that are no integers in 0..K-1, or an empty group.
     """
     groups = np.asarray(groups)
     if groups.shape != (num_points,):
@@ -95,9 +113,13 @@ def check_groups(groups: np.ndarray, num_points: int, num_groups: int | None = N
         )
     if not np.issubdtype(groups.dtype, np.integer):
         raise ValueError(f"groups are {groups.dtype}; they must be integers 0..K-1")
+    if num_points == 0:
+        raise ValueError("there are no points to group; pass at least one")
     if groups.min() < 0:
         raise ValueError(f"group {groups.min()} is negative; groups must be integers 0..K-1")
     count = int(groups.max()) + 1 if num_groups is None else num_groups
+    if groups.max() >= count:
+        raise ValueError(f"group {groups.max()} is out of range; {count} groups are 0..{count - 1}")
     sizes = np.bincount(groups, minlength=count)
     empty = np.flatnonzero(sizes == 0)
     if empty.size:

@@ -70,12 +70,12 @@ class DistillConfig:
     start: str = "pursuit"  # pursuit, random, central or noise
     distance: str = "squared"  # squared, layer_cosine or row_cosine
     balance: float = 0.5
-    learn: tuple[str, ...] = ("x", "y")  # and mass
+    learn: tuple[str, ...] = ("x", "y", "mass")
     part: float = 0.75
     offset: int = 0
     optimizer: str = "adam"  # adam, sgd or nesterov
     learning_rate: float = 0.005
-    steps: int = 2000
+    steps: int = 3000
     points_per_step: int = 1
 
 
@@ -124,7 +124,6 @@ PRESETS: dict[str, tuple[str, Config]] = {
             data=DataConfig("mnist", 5000, 500),
             model=ModelConfig(hidden=(128, 64)),
             train=TrainConfig(20, 100, 0.1, 0.005, momentum=0.9),
-            distill=DistillConfig(learning_rate=0.002),
             online=OnlineConfig(steps=100, learning_rate=0.1),
         ),
     ),
@@ -135,7 +134,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
             model=ModelConfig("convnet"),
             train=TrainConfig(8, 100, 0.05, 0.001, momentum=0.9),
             cluster=ClusterConfig(num_groups=20),
-            distill=DistillConfig(learning_rate=0.002, steps=500),
+            distill=DistillConfig(steps=500),
             online=OnlineConfig(steps=50, learning_rate=0.05),
             check=CheckConfig(groups=5, subsets=5, seeds=2),
         ),
@@ -147,7 +146,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
             model=ModelConfig("convnet"),
             train=TrainConfig(15, 100, 0.05, 0.001, momentum=0.9),
             cluster=ClusterConfig(num_groups=20),
-            distill=DistillConfig(learning_rate=0.002, steps=500),
+            distill=DistillConfig(steps=500),
             online=OnlineConfig(steps=50, learning_rate=0.05),
             check=CheckConfig(groups=5, subsets=5, seeds=2),
         ),

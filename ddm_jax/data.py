@@ -230,19 +230,26 @@ def _prepared_builder(name: str, data_dir: str | None):
         raise ValueError(f"data_dir={data_dir} is not a directory; pass a prepared TFDS folder")
     try:
         builder = tfds.builder(name, data_dir=place)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
         raise ValueError(
             f"unknown data set {name!r}; use 'digits' or the name of a TFDS data set "
-            f"({str(error).splitlines()[0]})"
+            f"({(str(error) or type(error).__name__).splitlines()[0]})"
+        ) from error
+    except ImportError as error:
+        raise ValueError(
+            f"{name} is not prepared in {place or 'the TFDS folder'}, and its TFDS code needs a "
+            f"package that is not installed ({str(error).splitlines()[-1]}). Run "
+            "pip install 'ddm_jax[prepare]' and try again, or pass --data-dir with a prepared "
+            "folder"
         ) from error
     formats = [builder.info.file_format] if builder.info.splits else []
     if formats and formats[0] == tfds.core.FileFormat.ARRAY_RECORD:
         return builder
-    found = f"it is prepared there as {formats[0].value}, " if formats else ""
+    found = f": it is prepared there as {formats[0].value}" if formats else ""
     where = place or tfds.core.constants.DATA_DIR
     if importlib.util.find_spec("tensorflow") is None:
         raise ValueError(
-            f"{name} is not prepared in {where} in the array_record format: {found}and "
+            f"{name} is not prepared in {where} in the array_record format{found}, and "
             "preparing it needs TensorFlow once. Run pip install 'ddm_jax[prepare]' and try "
             "again, or pass --data-dir with a prepared folder"
         )

@@ -90,8 +90,9 @@ def noise_ceiling(truth: np.ndarray, score=linear_datamodeling_score) -> Ceiling
         raise ValueError(f"truth has shape {truth.shape}; it must be [S, R, Q] with S >= 2 seeds")
     one_run = _mean([score(truth[s], np.delete(truth, s, 0).mean(0)) for s in range(seeds)])
     pairs = _mean([score(truth[a], truth[b]) for a in range(seeds) for b in range(a)])
-    reliability = max(seeds * pairs / (1 + (seeds - 1) * pairs), 0.0)
-    return Ceiling(one_run, float(np.sqrt(reliability)))
+    # Below zero the formula has a pole: a truth whose seeds disagree is simply not reliable.
+    pairs = pairs if np.isnan(pairs) else max(pairs, 0.0)
+    return Ceiling(one_run, float(np.sqrt(seeds * pairs / (1 + (seeds - 1) * pairs))))
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:

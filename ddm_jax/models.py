@@ -8,6 +8,7 @@ on a CPU, where all training loops here live, and turn into grouped convolutions
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -190,9 +191,7 @@ def classification(module: nn.Module, input_shape: Sequence[int]) -> Task:
     logits = jax.eval_shape(apply, variables["params"], sample)
     if len(logits.shape) != 2 or logits.shape[0] != 1:
         raise ValueError(f"the module returns {logits.shape} for one example; it must be (1, C)")
-    has_features = hasattr(module, "return_features") or (
-        "return_features" in type(module).__call__.__code__.co_varnames
-    )
+    has_features = "return_features" in inspect.signature(type(module).__call__).parameters
     return Task(init, apply, loss, objectives.margin(apply), features if has_features else None)
 
 

@@ -90,7 +90,7 @@ class Plan(NamedTuple):
 class SynsetResult(NamedTuple):
     synset: Synset
     start: Synset
-    losses: Any  # [S]
+    losses: Any  # [S], or one zero where nothing was distilled
     error: Any  # [K] relative matching error at held-out checkpoints
     error_start: Any  # [K] the same before distillation
 
@@ -124,6 +124,12 @@ def make_plan(config: Config) -> Plan:
     if train.batch_size > size:
         raise ValueError(
             f"train.batch_size={train.batch_size} exceeds the {size} training points; lower it"
+        )
+    if config.cluster.method == "file":
+        cluster.check_groups(_read_groups(config.cluster.file), size)
+    else:
+        cluster.check_num_groups(
+            config.cluster.method, split.train.y.argmax(1), config.cluster.num_groups
         )
     epoch = size // train.batch_size
     steps = train.epochs * epoch
@@ -187,6 +193,10 @@ def check_settings(config: Config) -> None:
         if value not in allowed:
             raise ValueError(f"{name}={value!r}; choose one of {', '.join(allowed)}")
     for name, number, least in (
+        ("model.width", config.model.width, 1),
+        ("model.depth", config.model.depth, 0),
+        *(("model.hidden", units, 1) for units in config.model.hidden),
+        *(("model.blocks", blocks, 1) for blocks in config.model.blocks),
         ("train.epochs", train.epochs, 1),
         ("train.batch_size", train.batch_size, 1),
         ("train.checkpoint_every", train.checkpoint_every, 1),
@@ -208,8 +218,19 @@ def check_settings(config: Config) -> None:
         ("distill.learning_rate", distill.learning_rate),
         ("online.learning_rate", online.learning_rate),
     ):
-        if not rate > 0:
-            raise ValueError(f"{name}={rate}; it must be positive")
+        if not 0 < rate < float("inf"):
+            raise ValueError(f"{name}={rate}; it must be positive and finite")
+    if not train.final_learning_rate >= 0:
+        raise ValueError(
+            f"train.final_learning_rate={train.final_learning_rate}; it must be at least 0"
+        )
+    if train.warmup_epochs >= train.epochs:
+        raise ValueError(
+            f"train.warmup_epochs={train.warmup_epochs}; it must be below train.epochs, "
+            f"{train.epochs}"
+        )
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"seed={config.seed}; it must be in 0..2**32 - 1")
     for name, part in (
         ("train.momentum", train.momentum),
         ("online.momentum", online.momentum),
@@ -251,6 +272,8 @@ def open_workdir(workdir: Path, config: Config) -> None:
                 f"`ddm distill --workdir {workdir} --set distill.items=2`"
             )
         return
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"{workdir} is a file; use another --workdir")
     if workdir.exists() and any(workdir.iterdir()):
         raise ValueError(f"{workdir} is not empty and holds no run; use another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
@@ -402,8 +425,9 @@ def synset_stage(
         mass=float32(num_groups, config.items),
         share=float32(num_groups),
     )
+    kept_losses = max(config.steps, 1)  # orbax saves no empty array
     shapes = SynsetResult(
-        synset, synset, float32(config.steps), float32(num_groups), float32(num_groups)
+        synset, synset, float32(kept_losses), float32(num_groups), float32(num_groups)
     )
 
     def compute(resume: Resume) -> SynsetResult:
@@ -425,7 +449,7 @@ def synset_stage(
             _check_finite(losses, position, "distillation", "distill", config.learning_rate)
             return (state, losses), position + size, f"matching loss {np.mean(new):.4f}"
 
-        carry = (plan.distiller.start(start), np.zeros(config.steps, np.float32))
+        carry = (plan.distiller.start(start), np.zeros(kept_losses, np.float32))
         state, losses = resume(carry, config.steps, step)
         held = make_points(target, on_device, batches, jnp.asarray(held_out))
         error = jax.jit(make_matching_error(plan.task))
@@ -645,6 +669,8 @@ def _fingerprint(plan: Plan, name: str) -> str:
     # Where the data lies does not matter, what they are does.
     sections["data"].pop("data_dir")
     digest = hashlib.sha256(json.dumps([plan.config.seed, sections]).encode())
+    if "cluster" in sections and plan.config.cluster.method == "file":
+        digest.update(_read_groups(plan.config.cluster.file).tobytes())
     for array in (*plan.split.train, *plan.split.test):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]

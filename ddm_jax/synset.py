@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear
 
 from ddm_jax.types import Array, Batch, Params, Synset, Task, TrainRun, take
 
@@ -157,10 +157,12 @@ def make_gradient_sketch(task: Task, size: int) -> Callable[..., Array]:
 
 
 def pursue(features: np.ndarray, items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Choose rows of one group, with weights >= 0, that best add up to the sum of all its rows.
+    """Choose rows of one group, with weights in [0, n], that best add up to the sum of all rows.
 
-    Orthogonal matching pursuit with non-negative least squares: each round takes the row with
-    the largest inner product with the residual and refits all weights.
+    Matching pursuit with bounded least squares: each round takes the row that alone would
+    reduce the squared residual most, and refits all weights. The bound says that no member may
+    stand for more than the whole group; without it a member with almost no gradient is blown up a
+    thousandfold for pointing the right way, and its curvature with it.
 
     Args:
         features: [n, F] sketched gradients of the members.
@@ -170,17 +172,19 @@ def pursue(features: np.ndarray, items: int) -> tuple[np.ndarray, np.ndarray]:
         members [M] and weights [M] in units of one example. A group of n < M members gets all
         of them, repeated with the weight shared out.
     """
+    bound = float(len(features))
     target = features.sum(0)
-    scale = np.linalg.norm(features, axis=1)
-    scale = np.where(scale > 0, scale, 1.0)
+    size = np.maximum((features**2).sum(1), 1e-300)
     chosen: list[int] = []
     weights = np.zeros(0)
     residual = target
     for _ in range(min(items, len(features))):
-        gain = features @ residual / scale
+        along = features @ residual
+        step = np.clip(along / size, 0.0, bound)
+        gain = step * (2 * along - step * size)
         gain[chosen] = -np.inf
         chosen.append(int(np.argmax(gain)))
-        weights, _ = nnls(features[chosen].T, target)
+        weights = lsq_linear(features[chosen].T, target, bounds=(0.0, bound)).x
         residual = target - weights @ features[chosen]
     copies = np.resize(np.arange(len(chosen)), items)
     members = np.asarray(chosen)[copies]

@@ -1,0 +1,58 @@
+"""Four fake CPU devices for every test, and small problems that several files share."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+)
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddm_jax as ddm
+
+
+class Ready:
+    """A trained tiny network on 150 digits, with 10 groups."""
+
+    def __init__(self):
+        split = ddm.data.load("digits", train_size=150, test_size=50, seed=3)
+        self.split = split
+        self.data = jax.device_put(split.train)
+        self.query = jax.device_put(split.test)
+        self.task = ddm.classification(ddm.models.MLP(10, (12,)), (8, 8, 1))
+        self.train = ddm.make_train(
+            self.task,
+            steps=60,
+            batch_size=50,
+            learning_rate=0.3,
+            momentum=0.5,
+            weight_decay=1e-3,
+            checkpoint_every=6,
+        )
+        self.run = jax.jit(self.train)(jax.random.key(0), self.data, jnp.ones(150))
+        self.groups = ddm.make_groups(
+            "class", features=split.train.x, labels=split.train.y.argmax(1), num_groups=10
+        )
+        self.num_groups = 10
+
+
+@pytest.fixture(scope="session")
+def ready():
+    return Ready()
+
+
+@pytest.fixture(scope="session")
+def synset(ready):
+    """Two items a group, at the pursuit's start."""
+    indices, _ = ddm.trajectory_indices(10, 1.0)
+    return ddm.initial_synset(
+        jax.random.key(1), ready.task, "pursuit", ready.run, ready.data, ready.groups, 2, indices
+    )
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

@@ -1,0 +1,239 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ddm_jax as ddm
+
+DECAY = 0.05
+
+
+def ridge_task():
+    """Squared error against a label distribution: linear in the labels, with a closed form."""
+
+    def loss(params, batch):
+        return 0.5 * jnp.sum((batch.x @ params - batch.y) ** 2, -1)
+
+    return ddm.Task(
+        init=lambda key: jnp.zeros((3, 2)),
+        apply=lambda params, x: x @ params,
+        loss=loss,
+        output=lambda params, batch: (batch.x @ params)[:, 0],
+    )
+
+
+@pytest.fixture(scope="module")
+def ridge():
+    """Points whose synset is themselves: K = N groups of one item."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (9, 3))
+    y = jax.nn.softmax(jax.random.normal(keys[1], (9, 2)))
+    synset = ddm.Synset(x[:, None], jnp.log(y)[:, None], jnp.ones((9, 1)), jnp.full(9, 1 / 9))
+    query = ddm.Batch(jax.random.normal(keys[2], (4, 3)), jnp.ones((4, 2)) / 2)
+    return ddm.Batch(x, y), synset, query
+
+
+def solve(data, weights):
+    w = weights / weights.sum()
+    hessian = (data.x * w[:, None]).T @ data.x + DECAY * jnp.eye(3)
+    return jnp.linalg.solve(hessian, (data.x * w[:, None]).T @ data.y)
+
+
+def converged():
+    return ddm.make_finetune(
+        ridge_task(), steps=600, optimizer=optax.sgd(0.2, 0.9, True), weight_decay=DECAY
+    )
+
+
+def test_retaining_until_convergence_is_exact_leave_one_out(ridge):
+    data, synset, query = ridge
+    response = ddm.ddm_response(converged(), ridge_task().output)
+    got = ddm.leave_one_out(response, 9)(solve(data, jnp.ones(9)), synset, query)
+    full = query.x @ solve(data, jnp.ones(9))
+    without = [query.x @ solve(data, jnp.ones(9).at[k].set(0)) for k in range(9)]
+    want = jnp.stack([(full - other)[:, 0] for other in without])
+    assert got.shape == want.shape == (9, 4)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_retraining_is_exact_leave_one_out_too(ridge):
+    data, synset, query = ridge
+    train = ddm.make_train(
+        ridge_task(), steps=600, batch_size=9, learning_rate=0.2, momentum=0.9, weight_decay=DECAY
+    )
+    exact = ddm.retraining_response(train, ridge_task().output)
+    got = ddm.leave_one_out(exact, 9)(jax.random.key(0), data, jnp.arange(9), query)
+    distilled = ddm.leave_one_out(ddm.ddm_response(converged(), ridge_task().output), 9)(
+        solve(data, jnp.ones(9)), synset, query
+    )
+    assert got.shape == distilled.shape == (9, 4)
+    np.testing.assert_allclose(got, distilled, atol=1e-5)
+
+
+def test_any_subset_at_once_is_exact(ridge):
+    data, synset, query = ridge
+    masks = ddm.random_masks(jax.random.key(1), 6, 9)
+    outputs = ddm.subset_outputs(ddm.ddm_response(converged(), ridge_task().output))
+    got = outputs(masks, jnp.zeros((3, 2)), synset, query)
+    want = jnp.stack([(query.x @ solve(data, mask))[:, 0] for mask in masks])
+    assert got.shape == want.shape == (6, 4)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_forgetting_one_step_by_hand(ridge):
+    data, synset, query = ridge
+    finetune = ddm.make_finetune(
+        ridge_task(), update="forget", steps=1, optimizer=optax.sgd(0.3), weight_decay=DECAY
+    )
+    params = jnp.ones((3, 2))
+    keep = jnp.ones(9).at[2].set(0).at[5].set(0)
+    gradient = sum(
+        data.x[i][:, None] * (data.x[i] @ params - data.y[i])[None] / 9 for i in (2, 5)
+    )
+    got = finetune(params, synset, keep)
+    assert got.shape == gradient.shape
+    np.testing.assert_allclose(got, params + 0.3 * gradient, atol=1e-6)
+    np.testing.assert_array_equal(finetune(params, synset, jnp.ones(9)), params)
+
+
+def test_forgetting_needs_only_the_left_out_groups(ridge):
+    data, synset, query = ridge
+    finetune = ddm.make_finetune(ridge_task(), update="forget", steps=3, optimizer=optax.sgd(0.3))
+    keep = jnp.ones(9).at[2].set(0)
+    broken = synset._replace(x=synset.x.at[3:].set(77.0))
+    a, b = (finetune(jnp.ones((3, 2)), s, keep) for s in (synset, broken))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_small_forget_steps_are_grad_dot(ready, synset):
+    finetune = ddm.make_finetune(
+        ready.task, update="forget", steps=1, optimizer=optax.sgd(1e-2)
+    )
+    got = ddm.leave_one_out(ddm.ddm_response(finetune, ready.task.output), 10)(
+        ready.run.params, synset, ready.query
+    )
+    h = jax.vmap(ddm.make_synset_gradient(ready.task), (None, 0))(ready.run.params, synset)
+    down = jax.tree.map(jnp.negative, h)
+    want = jax.vmap(
+        lambda d: jax.jvp(lambda p: ready.task.output(p, ready.query), (ready.run.params,), (d,))[1]
+    )(down)
+    assert got.shape == want.shape == (10, 50)
+    assert np.corrcoef(np.ravel(got), np.ravel(want))[0, 1] > 0.999
+
+
+def small(ready, update):
+    finetune = ddm.make_finetune(
+        ready.task, update=update, steps=3, optimizer=optax.sgd(0.1), weight_decay=1e-3
+    )
+    return ddm.ddm_response(finetune, ready.task.output)
+
+
+@pytest.mark.parametrize("update", ["retain", "forget"])
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_leave_one_out_equals_a_python_loop_on_any_number_of_devices(ready, synset, update, count):
+    response = small(ready, update)
+    args = (ready.run.params, synset, ready.query)
+    got = ddm.leave_one_out(response, 10, devices=jax.local_devices()[:count])(*args)
+    one = jax.jit(response)
+    full = one(jnp.ones(10), *args)
+    want = jnp.stack([full - one(jnp.ones(10).at[k].set(0), *args) for k in range(10)])
+    assert got.shape == want.shape == (10, 50)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_plain_vmap_pmap_and_jit_of_the_finetune_agree(ready, synset):
+    finetune = ddm.make_finetune(ready.task, steps=2, optimizer=optax.sgd(0.1))
+    masks = 1 - jnp.eye(10)[:4]
+    args = (ready.run.params, synset)
+    by_vmap = jax.jit(jax.vmap(finetune, (None, None, 0)))(*args, masks)
+    by_pmap = jax.pmap(finetune, in_axes=(None, None, 0))(*args, masks)
+    for k in range(4):
+        alone = finetune(*args, masks[k])
+        for a, b, c in zip(*map(jax.tree.leaves, (alone, by_vmap, by_pmap)), strict=True):
+            assert a.shape == b[k].shape == c[k].shape
+            np.testing.assert_allclose(a, b[k], atol=1e-5)
+            np.testing.assert_allclose(a, c[k], atol=1e-5)
+
+
+def test_a_network_that_is_not_flax_goes_the_whole_way(rng):
+    """Own functions over a nested params pytree: two layers by hand."""
+
+    def init(key):
+        a, b = jax.random.split(key)
+        return [
+            {"w": 0.1 * jax.random.normal(a, (64, 9)), "b": jnp.zeros(9)},
+            (0.1 * jax.random.normal(b, (9, 10)),),
+        ]
+
+    def apply(params, x):
+        hidden = jnp.tanh(x.reshape(len(x), -1) @ params[0]["w"] + params[0]["b"])
+        return hidden @ params[1][0]
+
+    def loss(params, batch):
+        return optax.softmax_cross_entropy(apply(params, batch.x), batch.y)
+
+    task = ddm.Task(init, apply, loss, ddm.objectives.margin(apply))
+    split = ddm.data.load("digits", train_size=100, test_size=30)
+    labels = split.train.y.argmax(1)
+    groups = ddm.make_groups("class", features=split.train.x, labels=labels, num_groups=10)
+    train = ddm.make_train(
+        task, steps=60, batch_size=50, learning_rate=0.5, momentum=0.5, checkpoint_every=10
+    )
+    run = jax.jit(train)(jax.random.key(0), jax.device_put(split.train), jnp.ones(100))
+    estimator = ddm.make_ddm(task, items=1, distill_steps=60, steps=15)
+    state = estimator.fit(jax.random.key(1), run, split.train, groups)
+    scores = np.asarray(estimator.score(state, split.test))
+    assert scores.shape == (10, 30)
+    # Without the only group of its class no query would be right.
+    own = scores[split.test.y.argmax(1), np.arange(30)]
+    assert (own > 0).mean() > 0.9
+
+
+def test_masks():
+    masks = ddm.leave_one_out_masks(3)
+    np.testing.assert_array_equal(masks, [[1, 1, 1], [0, 1, 1], [1, 0, 1], [1, 1, 0]])
+    halves = ddm.random_masks(jax.random.key(0), 50, 9)
+    assert halves.shape == (50, 9)
+    assert set(np.asarray(halves.sum(1))) == {4.0}
+    assert (halves.mean(0) > 0.2).all()
+    few = ddm.random_masks(jax.random.key(0), 5, 10, keep=0.0)
+    assert set(np.asarray(few.sum(1))) == {1.0}
+
+
+def test_ridge_datamodel_recovers_a_linear_response(rng):
+    truth = rng.normal(size=(8, 5))
+    masks = np.asarray(ddm.random_masks(jax.random.key(0), 400, 8))
+    got = ddm.ridge_datamodel(masks, masks @ truth + 3.0, strength=1e-6)
+    # All masks keep four groups, so effects are known up to a shift a query.
+    assert got.shape == truth.shape
+    np.testing.assert_allclose(got - got.mean(0), truth - truth.mean(0), atol=1e-4)
+
+
+def test_trajectory_point_counts_back_from_the_end(ready):
+    for rewind, index in ((0.0, 9), (0.2, 7), (0.75, 1), (0.99, 0)):
+        point = ddm.trajectory_point(ready.run, rewind)
+        for leaf, kept in zip(
+            jax.tree.leaves(point), jax.tree.leaves(ready.run.checkpoints), strict=True
+        ):
+            np.testing.assert_array_equal(leaf, kept[index])
+
+
+def test_wrong_arguments_are_named(ready):
+    good = {"steps": 1, "optimizer": optax.sgd(0.1)}
+    with pytest.raises(ValueError, match="unknown update 'erase'"):
+        ddm.make_finetune(ready.task, **good, update="erase")
+    with pytest.raises(ValueError, match="steps=-1"):
+        ddm.make_finetune(ready.task, **(good | {"steps": -1}))
+    with pytest.raises(ValueError, match="num_groups=1"):
+        ddm.leave_one_out(lambda *args: None, 1)
+    with pytest.raises(ValueError, match=r"shape \(2, 3\)"):
+        ddm.check_masks(np.ones((2, 3)), 4)
+    with pytest.raises(ValueError, match="mask 1 keeps no group"):
+        ddm.check_masks(np.array([[1, 0], [0, 0]]), 2)
+    with pytest.raises(ValueError, match="must be 1 where"):
+        ddm.check_masks(np.array([[2, 0]]), 2)
+    with pytest.raises(ValueError, match="strength=0"):
+        ddm.ridge_datamodel(np.eye(2), np.eye(2), strength=0)
+    with pytest.raises(ValueError, match="rewind=1"):
+        ddm.trajectory_point(ready.run, 1)

@@ -1,0 +1,177 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddm_jax as ddm
+from ddm_jax import matching
+from ddm_jax.types import take
+
+
+def flat(tree):
+    return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+@pytest.mark.parametrize("size", [1, 4, 64])
+def test_group_batches_cover_every_row_once(size):
+    groups = np.array([2, 0, 2, 2, 1, 2, 2, 0])
+    batches = ddm.group_batches(groups, 3, size)
+    rows, valid = np.asarray(batches.rows), np.asarray(batches.valid)
+    assert rows.shape == valid.shape
+    np.testing.assert_array_equal(np.sort(rows[valid > 0]), np.arange(8))
+    for piece, owner in enumerate(np.asarray(batches.owner)):
+        assert (groups[rows[piece]] == owner).all()
+
+
+def test_group_gradients_equal_a_loop_and_add_up_to_the_whole(ready):
+    gradients = jax.jit(ddm.make_group_gradients(ready.task, 10))(
+        ready.run.params, ready.data, ddm.group_batches(ready.groups, 10, 7)
+    )
+    total = np.zeros_like(flat(take(gradients, 0)))
+    for group in range(10):
+        members = np.flatnonzero(ready.groups == group)
+        want = jax.grad(lambda p, m: ready.task.loss(p, take(ready.data, m)).sum() / 150)(
+            ready.run.params, members
+        )
+        got = flat(take(gradients, group))
+        assert got.shape == flat(want).shape
+        np.testing.assert_allclose(got, flat(want), atol=1e-6)
+        total += got
+    whole = jax.grad(lambda p: ready.task.loss(p, ready.data).mean())(ready.run.params)
+    np.testing.assert_allclose(total, flat(whole), atol=1e-6)
+
+
+def test_group_gradients_under_vmap_and_pmap_equal_a_loop(ready):
+    gradients = ddm.make_group_gradients(ready.task, 10)
+    batches = ddm.group_batches(ready.groups, 10)
+    points = take(ready.run.checkpoints, slice(0, 4))
+    each = [gradients(take(points, t), ready.data, batches) for t in range(4)]
+    want = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    by_vmap = jax.vmap(gradients, (0, None, None))(points, ready.data, batches)
+    by_pmap = jax.pmap(gradients, in_axes=(0, None, None))(points, ready.data, batches)
+    for got in (by_vmap, by_pmap):
+        assert flat(got).shape == flat(want).shape
+        np.testing.assert_allclose(flat(got), flat(want), atol=1e-6)
+
+
+def real_synset(ready):
+    """Every member of every group as an item: h_k is g_k exactly."""
+    most = np.bincount(ready.groups).max()
+    rows, mass = np.zeros((10, most), int), np.zeros((10, most), np.float32)
+    for group in range(10):
+        members = np.flatnonzero(ready.groups == group)
+        rows[group, : len(members)] = members
+        mass[group, : len(members)] = 1 / len(members)
+    y = jnp.log(ready.data.y[rows] + 1e-30)
+    share = jnp.asarray(np.bincount(ready.groups) / 150, jnp.float32)
+    return ddm.Synset(ready.data.x[rows], y, jnp.asarray(mass), share)
+
+
+def test_synset_gradient_of_the_real_members_is_the_group_gradient(ready):
+    batches = ddm.group_batches(ready.groups, 10)
+    g = ddm.make_group_gradients(ready.task, 10)(ready.run.params, ready.data, batches)
+    h = jax.vmap(ddm.make_synset_gradient(ready.task), (None, 0))(
+        ready.run.params, real_synset(ready)
+    )
+    assert flat(g).shape == flat(h).shape
+    np.testing.assert_allclose(flat(g), flat(h), atol=1e-6)
+
+
+def test_reversing_the_masses_reverses_the_gradient(ready, synset):
+    gradient = ddm.make_synset_gradient(ready.task)
+    forward = gradient(ready.run.params, take(synset, 0))
+    reverse = gradient(ready.run.params, take(synset._replace(mass=-synset.mass), 0))
+    assert flat(forward).shape == flat(reverse).shape
+    np.testing.assert_allclose(flat(forward), -flat(reverse), atol=1e-7)
+
+
+def test_distances_by_hand():
+    g = {"kernel": jnp.array([[1.0, 0.0], [0.0, 2.0]]), "bias": jnp.array([3.0, 4.0])}
+    h = {"kernel": jnp.array([[1.0, 0.0], [0.0, -2.0]]), "bias": jnp.array([6.0, 8.0])}
+    np.testing.assert_allclose(matching.squared_distance(g, h), 16 + 25, rtol=1e-6)
+    # Kernel: (1 - 4) / (sqrt 5 sqrt 5); bias: parallel.
+    np.testing.assert_allclose(matching.layer_cosine_distance(g, h), 1 + 3 / 5, rtol=1e-6)
+    # Output units are columns: parallel, opposite; vectors are left out.
+    np.testing.assert_allclose(matching.row_cosine_distance(g, h), 2.0, rtol=1e-6)
+    for distance in matching.DISTANCES.values():
+        np.testing.assert_allclose(distance(g, g), 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["layer_cosine", "row_cosine"])
+def test_cosines_do_not_see_size_and_squares_do(name):
+    g = {"kernel": jax.random.normal(jax.random.key(0), (3, 4))}
+    twice = jax.tree.map(lambda leaf: 2 * leaf, g)
+    np.testing.assert_allclose(matching.DISTANCES[name](g, twice), 0.0, atol=1e-5)
+    assert matching.squared_distance(g, twice) > 1
+
+
+def test_a_cosine_of_nothing_has_finite_slopes():
+    zero = {"kernel": jnp.zeros((3, 4))}
+    one = {"kernel": jnp.ones((3, 4))}
+    for distance in matching.DISTANCES.values():
+        slope = jax.grad(lambda h, d=distance: d(one, h))(zero)
+        assert jnp.isfinite(slope["kernel"]).all()
+
+
+def test_balance_weights_make_an_empty_synset_cost_one():
+    gradients = {"w": jnp.array([[[1.0, 0.0], [0.0, 3.0]], [[0.1, 0.0], [0.0, 0.1]]])}
+    norms = np.array([[1.0, 9.0], [0.01, 0.01]])
+    for balance in (0.0, 0.5, 1.0):
+        weights = np.asarray(matching.balance_weights(gradients, balance))
+        assert weights.shape == norms.shape
+        np.testing.assert_allclose((weights * norms).sum(1), [1, 1], rtol=1e-3)
+    np.testing.assert_allclose(matching.balance_weights(gradients, 0.0)[0], [0.1, 0.1], rtol=1e-3)
+    np.testing.assert_allclose(
+        matching.balance_weights(gradients, 1.0)[0], [0.5, 0.5 / 9], rtol=1e-3
+    )
+
+
+def test_matching_error_is_zero_for_the_real_members_and_one_for_nothing(ready):
+    points = ddm.make_match_points(ready.task, 10)(
+        ready.run, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([8, 9])
+    )
+    error = jax.jit(ddm.make_matching_error(ready.task))
+    real = real_synset(ready)
+    perfect, empty = error(real, points), error(real._replace(mass=real.mass * 0), points)
+    assert perfect.shape == empty.shape == (2, 10)
+    np.testing.assert_allclose(perfect, np.zeros((2, 10)), atol=1e-4)
+    np.testing.assert_allclose(empty, np.ones((2, 10)), rtol=1e-4)
+
+
+def test_the_slope_of_the_matching_loss_is_right_to_second_order(ready, synset):
+    """The gradient of a gradient, against finite differences in double precision."""
+    with jax.enable_x64(True):
+        double = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)  # noqa: E731
+        params, one = double(ready.run.params), double(take(synset, 3))
+        other = double(take(synset, 4))
+        gradient = ddm.make_synset_gradient(ready.task)
+
+        def loss(x):
+            return matching.squared_distance(
+                gradient(params, other), gradient(params, one._replace(x=x))
+            )
+
+        slope = jax.grad(loss)(one.x)
+        way = jax.random.normal(jax.random.key(0), one.x.shape, jnp.float64)
+        step = 1e-6
+        numeric = (loss(one.x + step * way) - loss(one.x - step * way)) / (2 * step)
+        np.testing.assert_allclose(jnp.sum(slope * way), numeric, rtol=1e-4)
+
+
+def test_hard_labels_cannot_reverse_the_last_layer(ready):
+    """The trap of the literal objective: with one hard label a class, whatever the input.
+
+    The last bias has the gradient p - e_c for the group and for every item of its class, and
+    (p - e_c) (q - e_c) > 0: no positive mass can point the other way.
+    """
+    bias = lambda tree: np.asarray(tree["Dense_1"]["bias"])  # noqa: E731
+    g = ddm.make_group_gradients(ready.task, 10)(
+        ready.run.params, ready.data, ddm.group_batches(ready.groups, 10)
+    )
+    gradient = ddm.make_synset_gradient(ready.task)
+    for group in range(10):
+        x = 3 * jax.random.normal(jax.random.key(group), (1, 8, 8, 1))
+        y = jnp.log(jnp.eye(10)[None, group] + 1e-30)
+        one = ddm.Synset(x, y, jnp.ones(1), jnp.ones(()))
+        h = gradient(ready.run.params, one)
+        assert bias(take(g, group)) @ bias(h) > 0

@@ -1,0 +1,117 @@
+"""Objectives: literal values, identities between them, and extreme logits."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddm_jax import objectives
+from ddm_jax.types import Batch
+
+
+def _apply(params, x):
+    """The inputs are the logits."""
+    return params * x
+
+
+def _output(name: str, logits, labels, params: float = 1.0):
+    logits = jnp.asarray(logits, jnp.float32)
+    batch = Batch(logits, jax.nn.one_hot(jnp.asarray(labels), logits.shape[1]))
+    return objectives.make_objective(name, _apply)(jnp.float32(params), batch)
+
+
+HALF = [[0.0, 0.0], [np.log(3.0), 0.0]]  # p = (1/2, 1/2) and (3/4, 1/4)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("margin", [0.0, -np.log(3)]),
+        ("loss", [np.log(2), np.log(4)]),
+        ("probability", [0.5, 0.25]),
+        ("logit:0", [0.0, np.log(3)]),
+        ("logit:1", [0.0, 0.0]),
+    ],
+)
+def test_literal_values(name, expected):
+    output = _output(name, HALF, [0, 1])
+    assert output.shape == (2,)
+    np.testing.assert_allclose(output, expected, atol=1e-6)
+
+
+def test_accuracy_is_one_output():
+    logits = [[2.0, 1.0, 0.0], [0.0, 1.0, 2.0], [0.0, 3.0, 1.0], [0.0, 3.0, 1.0]]
+    output = _output("accuracy", logits, [0, 0, 1, 1])
+    assert output.shape == (1,)
+    np.testing.assert_allclose(output, [0.75])
+
+
+def test_margin_is_log_p_minus_log_one_minus_p(rng):
+    logits, labels = rng.standard_normal((50, 7)), rng.integers(0, 7, 50)
+    p = np.asarray(_output("probability", logits, labels), np.float64)
+    margin = _output("margin", logits, labels)
+    assert margin.shape == p.shape == (50,)
+    np.testing.assert_allclose(margin, np.log(p) - np.log1p(-p), rtol=1e-4, atol=1e-5)
+
+
+def test_loss_is_minus_log_p(rng):
+    logits, labels = rng.standard_normal((50, 7)), rng.integers(0, 7, 50)
+    p, loss = _output("probability", logits, labels), _output("loss", logits, labels)
+    assert loss.shape == p.shape == (50,)
+    np.testing.assert_allclose(loss, -np.log(p), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [50.0, 1e4, 1e30])
+def test_margin_and_its_gradient_are_finite_at_extreme_logits(size):
+    logits = [[size, 0.0, -size], [-size, 0.0, size]]
+    margin = _output("margin", logits, [0, 0])
+    assert margin.shape == (2,)
+    np.testing.assert_allclose(margin, [size, -2 * size], rtol=1e-6)
+    slope = jax.grad(lambda p: _output("margin", logits, [0, 0], p).sum())(1.0)
+    assert np.isfinite(slope)
+
+
+def test_a_soft_label_counts_as_its_largest_class():
+    logits = jnp.array([[1.0, 2.0, 3.0]])
+    soft = Batch(logits, jnp.array([[0.2, 0.5, 0.3]]))
+    output = objectives.margin(_apply)(jnp.float32(1), soft)
+    assert output.shape == (1,)
+    np.testing.assert_allclose(output, _output("margin", logits, [1]), atol=1e-6)
+
+
+def test_loss_and_probability_of_a_soft_label_are_expectations():
+    logits = jnp.array(HALF[1:])
+    soft = Batch(logits, jnp.array([[0.5, 0.5]]))
+    loss = objectives.loss(_apply)(jnp.float32(1), soft)
+    np.testing.assert_allclose(loss, [(np.log(4 / 3) + np.log(4)) / 2], atol=1e-6)
+    probability = objectives.probability(_apply)(jnp.float32(1), soft)
+    np.testing.assert_allclose(probability, [0.5], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*objectives.OBJECTIVES, "logit:1"])
+def test_jit_and_the_parameters_matter(name, rng):
+    logits = rng.standard_normal((6, 3))
+    labels = logits.argmax(1)  # so that the other sign of the parameter gets all wrong
+    plain = _output(name, logits, labels, 0.5)
+    compiled = jax.jit(lambda p: _output(name, logits, labels, p))(0.5)
+    assert plain.shape == compiled.shape
+    np.testing.assert_allclose(plain, compiled, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(plain, _output(name, logits, labels, -0.5))
+
+
+@pytest.mark.parametrize("index", [2, 10])
+def test_a_class_out_of_range_is_named(index):
+    with pytest.raises(ValueError, match=rf"class_index={index}; with 2 classes .* 0\.\.1"):
+        _output(f"logit:{index}", HALF, [0, 1])
+    with pytest.raises(ValueError, match="class_index=-1"):
+        objectives.logit(_apply, -1)(1.0, Batch(jnp.zeros((1, 2)), jnp.eye(2)[:1]))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "margins", "logit", "logit:", "logit:-1", "logit:x", "loss:1"]
+)
+def test_unknown_names_are_refused(name):
+    with pytest.raises(ValueError, match=r"unknown objective .* margin, loss, .* logit:3"):
+        objectives.make_objective(name, _apply)

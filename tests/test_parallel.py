@@ -1,0 +1,77 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddm_jax.parallel import chunked_vmap, device_vmap
+
+
+def fn(item, matrix, offset):
+    return {"a": jnp.tanh(matrix @ item["v"]) + offset, "b": item["s"] * 2}
+
+
+def items(size):
+    keys = jax.random.split(jax.random.key(size), 2)
+    return {"v": jax.random.normal(keys[0], (size, 3)), "s": jnp.arange(size)}
+
+
+def loop(size, *shared):
+    one = [fn(jax.tree.map(lambda leaf: leaf[i], items(size)), *shared) for i in range(size)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *one)
+
+
+SHARED = (jnp.arange(12.0).reshape(4, 3) / 10, 0.5)
+
+
+def test_there_are_four_devices():
+    assert jax.local_device_count() == 4
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(1, 5), (2, 3), (3, 7), *((4, size) for size in (1, 2, 3, 4, 5, 7, 8, 9))]
+)
+def test_device_vmap_equals_a_loop_for_every_k_and_number_of_devices(count, size):
+    mapped = device_vmap(fn, devices=jax.local_devices()[:count])
+    got, want = mapped(items(size), *SHARED), loop(size, *SHARED)
+    assert got["a"].shape == want["a"].shape == (size, 4)
+    np.testing.assert_allclose(got["a"], want["a"], atol=1e-6)
+    np.testing.assert_array_equal(got["b"], want["b"])
+
+
+@pytest.mark.parametrize("chunk", [2, 5, 100])
+def test_chunks_equal_a_loop(chunk):
+    got, want = device_vmap(fn, chunk=chunk)(items(5), *SHARED), loop(5, *SHARED)
+    assert got["a"].shape == want["a"].shape
+    np.testing.assert_allclose(got["a"], want["a"], atol=1e-6)
+
+
+def test_a_serial_map_is_the_default_on_a_cpu_and_vmap_is_not_used():
+    jaxpr = str(jax.make_jaxpr(chunked_vmap(lambda v: v @ v))(jnp.ones((3, 4))))
+    assert "scan" in jaxpr
+    assert "scan" not in str(
+        jax.make_jaxpr(chunked_vmap(lambda v: v @ v, chunk=3))(jnp.ones((3, 4)))
+    )
+
+
+def test_a_second_call_compiles_nothing():
+    traces = []
+
+    def counted(item, offset):
+        traces.append(1)
+        return item + offset
+
+    for devices in (jax.local_devices()[:1], jax.local_devices()):
+        mapped = device_vmap(counted, devices=devices)
+        mapped(jnp.arange(8.0), 1.0)
+        before = len(traces)
+        mapped(jnp.arange(8.0) + 1, 2.0)
+        assert len(traces) == before > 0
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="chunk=0"):
+        device_vmap(fn, chunk=0)(items(2), *SHARED)
+    with pytest.raises(ValueError, match="devices is empty"):
+        device_vmap(fn, devices=[])
+    with pytest.raises(ValueError, match=r"leading axes \[2, 3\]"):
+        device_vmap(fn)({"v": jnp.ones((2, 3)), "s": jnp.ones(3)}, *SHARED)

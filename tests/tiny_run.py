@@ -1,0 +1,67 @@
+"""A whole run in seconds, for the tests that need one; compiled and made once a test session."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from ddm_jax import config, pipeline
+from ddm_jax.config import Config
+
+TINY = (
+    "data.train_size=120",
+    "data.test_size=40",
+    "model.hidden=8",
+    "train.epochs=4",
+    "train.batch_size=40",
+    "cluster.num_groups=10",
+    "distill.items=1",
+    "distill.steps=60",
+    "online.steps=5",
+    "online.masks=30",
+    "check.groups=2",
+    "check.subsets=2",
+    "check.seeds=2",
+)
+CHUNK = 20  # distillation steps a dispatch, of 60
+
+
+def tiny_config(*changes: str) -> Config:
+    return config.override(config.preset("digits"), (*TINY, *changes))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """Keep compiled programs: every run of these tests would compile the same ones again."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    # JAX looks for the folder once, at its first compilation.
+    compilation_cache.reset_cache()
+    yield Path(settings["jax_compilation_cache_dir"])
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, compile_once) -> Path:
+    """The work directory of a finished run; read only."""
+    return _finished(tmp_path_factory.getbasetemp())
+
+
+@cache
+def _finished(folder: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "DISTILL_CHUNK", CHUNK)
+        pipeline.run(tiny_config(), folder / "finished")
+    return folder / "finished"
