@@ -106,6 +106,7 @@ def partition(settings: Settings, seed: int, data_dir: str | None) -> list[dict[
                 protocol.real_response(problem, count, online),
                 (start, problem.data, jax.numpy.asarray(problem.groups), problem.query),
                 count * settings.train_size,
+                repeat=False,
                 estimator="real kept data",
                 steps=count,
             )

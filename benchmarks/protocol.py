@@ -8,6 +8,7 @@ target network's own.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -160,18 +161,25 @@ def score_response(
     response: Response,
     args: tuple[Any, ...],
     example_gradients: int,
+    *,
+    repeat: bool = True,
     **labels: Any,
 ) -> dict[str, Any]:
-    """Score a response against the truth: single groups, halves, and what it costs online."""
+    """Score a response against the truth: single groups, halves, and what it costs online.
+
+    Without `repeat` the seconds include compilation: for work that takes minutes anyway.
+    """
     outputs = ddm.subset_outputs(response)
     row: dict[str, Any] = dict(labels)
     row["example_gradients"] = example_gradients
     row["share_of_retraining"] = example_gradients / problem.run.rows.size
     if truth.single.shape[1]:
         masks = ddm.leave_one_out_masks(problem.num_groups)
-        kept, row["seconds_all_groups"], row["compile_seconds"] = _timed(outputs, masks, *args)
+        kept, row["seconds_all_groups"], row["compile_seconds"] = _timed(outputs, masks, *args, repeat=repeat)
         row |= score_effects(truth, kept[0] - kept[1:])
-    halves, row["seconds_all_halves"], compiling = _timed(outputs, problem.halves, *args)
+    halves, row["seconds_all_halves"], compiling = _timed(
+        outputs, problem.halves, *args, repeat=repeat
+    )
     row.setdefault("compile_seconds", compiling)
     row["seconds_share_of_retraining"] = (
         row["seconds_all_halves"] / len(problem.halves) / truth.seconds
@@ -238,11 +246,15 @@ def additive_row(problem: Problem, truth: Truth) -> dict[str, Any]:
     return {"estimator": "adding up the true single effects"} | score_halves(truth, predicted)
 
 
-def _timed(fn: Callable[..., Any], *args: Any) -> tuple[np.ndarray, float, float]:
+def _timed(
+    fn: Callable[..., Any], *args: Any, repeat: bool = True
+) -> tuple[np.ndarray, float, float]:
     """Result, seconds of a second call, and how much longer the first one took."""
     begin = time.perf_counter()
     result = np.asarray(fn(*args))
     first = time.perf_counter() - begin
+    if not repeat:
+        return result, first, 0.0
     begin = time.perf_counter()
     jax.block_until_ready(fn(*args))
     again = time.perf_counter() - begin
@@ -273,6 +285,7 @@ def write(name: str, quick: bool, settings: dict[str, Any], partitions: dict[int
                 "command": " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
                 "commit": _commit(),
                 "versions": versions(),
+                "cores": len(os.sched_getaffinity(0)),
                 "settings": settings,
                 "mean": average(list(partitions.values())),
                 "partitions": {str(seed): rows for seed, rows in partitions.items()},

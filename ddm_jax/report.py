@@ -439,8 +439,9 @@ def page(plan: Plan, result: dict[str, Any], pictures: dict[str, bytes]) -> str:
 <th>one retraining</th><th>perfect predictor</th></tr>{rows}</table>
 <p>Each number is a correlation with exact retraining, the mean of {config.check.seeds} seeds.
 <i>One retraining</i> is a single exact retraining against the mean of the others;
-<i>perfect predictor</i> is the most that anything could score against a truth this noisy (Spearman-Brown). Above the
-diagonal of the figure, retraining finds a larger effect than DDM does.</p>"""
+<i>perfect predictor</i> is the most that anything could score against a truth this noisy
+(Spearman-Brown). Above the diagonal of the figure, retraining finds a larger effect than DDM
+does.</p>"""
             + _image(pictures["agreement"]),
         ),
         (

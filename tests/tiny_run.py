@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from ddm_jax import config, pipeline
 from ddm_jax.config import Config
+from ddm_jax.pipeline import CheckResult, Plan, SynsetResult
+from ddm_jax.types import TrainRun
 
 TINY = (
     "data.train_size=120",
@@ -65,3 +69,29 @@ def _finished(folder: Path) -> Path:
         patch.setattr(pipeline, "DISTILL_CHUNK", CHUNK)
         pipeline.run(tiny_config(), folder / "finished")
     return folder / "finished"
+
+
+class Stages(NamedTuple):
+    """What a finished run holds, in the order of `report.summarise`'s arguments."""
+
+    plan: Plan
+    target: TrainRun
+    groups: np.ndarray
+    synset: SynsetResult
+    check: CheckResult
+
+
+def read_stages(workdir: Path) -> Stages:
+    """Load every stage of a finished run; one that would compute again raises."""
+
+    def say(text: str) -> None:
+        if "done before" not in text:
+            raise AssertionError(text)
+
+    progress = pipeline.Progress(say, pipeline.SILENT.track)
+    plan = pipeline.make_plan(config.load(workdir / "config.json"))
+    target = pipeline.target_stage(plan, workdir, progress)
+    groups = pipeline.groups_stage(plan, workdir, progress, target)
+    synset = pipeline.synset_stage(plan, workdir, progress, target, groups)
+    check = pipeline.check_stage(plan, workdir, progress, target, groups, synset)
+    return Stages(plan, target, groups, synset, check)
