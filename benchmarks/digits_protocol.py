@@ -144,9 +144,7 @@ def partition(settings: Settings, seed: int) -> list[dict[str, Any]]:
         )
         name = f"undistilled, {start} start"
         for steps in (settings.few, settings.many):
-            ddm_row(
-                synset, offline, name, update="retain", rewind=settings.rewind, steps=steps
-            )
+            ddm_row(synset, offline, name, update="retain", rewind=settings.rewind, steps=steps)
     return rows
 
 

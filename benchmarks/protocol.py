@@ -175,7 +175,9 @@ def score_response(
     row["share_of_retraining"] = example_gradients / problem.run.rows.size
     if truth.single.shape[1]:
         masks = ddm.leave_one_out_masks(problem.num_groups)
-        kept, row["seconds_all_groups"], row["compile_seconds"] = _timed(outputs, masks, *args, repeat=repeat)
+        kept, row["seconds_all_groups"], row["compile_seconds"] = _timed(
+            outputs, masks, *args, repeat=repeat
+        )
         row |= score_effects(truth, kept[0] - kept[1:])
     halves, row["seconds_all_halves"], compiling = _timed(
         outputs, problem.halves, *args, repeat=repeat
@@ -276,25 +278,34 @@ def average(partitions: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def write(name: str, quick: bool, settings: dict[str, Any], partitions: dict[int, Any]) -> None:
-    """Write results/<name>.json (or <name>_quick.json)."""
+    """Write the rows of all partitions, and their average."""
+    content = {
+        "settings": settings,
+        "mean": average(list(partitions.values())),
+        "partitions": {str(seed): rows for seed, rows in partitions.items()},
+    }
+    write_json(name, quick, content)
+
+
+def write_json(name: str, quick: bool, content: dict[str, Any]) -> None:
+    """Write results/<name>.json (or <name>_quick.json) with what it was measured by."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}{'_quick' if quick else ''}.json"
-    path.write_text(
-        json.dumps(
-            {
-                "command": " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
-                "commit": _commit(),
-                "versions": versions(),
-                "cores": len(os.sched_getaffinity(0)),
-                "settings": settings,
-                "mean": average(list(partitions.values())),
-                "partitions": {str(seed): rows for seed, rows in partitions.items()},
-            },
-            indent=1,
-        )
-        + "\n"
-    )
+    told = {
+        "command": " ".join(["python", f"benchmarks/{name}.py", *_public_arguments()]),
+        "commit": _commit(),
+        "versions": versions(),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    path.write_text(json.dumps(told | content, indent=1) + "\n")
     say(f"wrote {path}")
+
+
+def _public_arguments() -> list[str]:
+    words = sys.argv[1:]
+    if "--data-dir" in words:
+        words[words.index("--data-dir") + 1] = "DIR"
+    return words
 
 
 def _commit() -> str:

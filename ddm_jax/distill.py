@@ -20,8 +20,10 @@ from ddm_jax.matching import (
     GroupBatches,
     MatchPoints,
     balance_weights,
+    leading_directions,
     make_group_gradients,
     make_synset_gradient,
+    shared_part,
 )
 from ddm_jax.parallel import chunked_vmap
 from ddm_jax.types import Array, Batch, Synset, Task, TrainRun, take
@@ -49,7 +51,7 @@ def make_distiller(
     task: Task,
     *,
     optimizer: optax.GradientTransformation,
-    distance: str = "squared",
+    distance: str = "whitened",
     balance: float = 0.5,
     learn: Sequence[str] = LEARNABLE,
     points_per_step: int = 1,
@@ -67,8 +69,9 @@ def make_distiller(
 
     Args:
         optimizer: any optax optimiser; one learning rate serves inputs, label logits and masses.
-        distance: "squared", "layer_cosine" or "row_cosine" (see `matching.DISTANCES`). The
-            cosines are blind to the size of a group.
+        distance: "whitened" (squared error, less along the directions that all groups share, see
+            `matching.leading_directions`), "squared", "layer_cosine" or "row_cosine". The cosines
+            are blind to the size of a group.
         balance: how the groups' squared errors are weighted, 0 (by size) to 1 (relative errors
             group by group); see `matching.balance_weights`. The cosines weigh groups alike.
         learn: which of "x", "y" and "mass" are optimised; the others stay frozen.
@@ -101,23 +104,27 @@ def make_distiller(
 
     def loss_and_gradient(synset: Synset, points: MatchPoints, weights: Array, chosen: Array):
         def at_point(t: Array):
-            params, gradients = take(points.params, t), take(points.gradients, t)
+            point = take(points, t)
 
             def one_group(item):
                 def loss(synset):
-                    return item[2] * measure(item[1], synset_gradient(params, synset))
+                    h = synset_gradient(point.params, synset)
+                    cost = measure(item[1], h)
+                    if distance == "whitened":
+                        error = jax.tree.map(jnp.subtract, item[1], h)
+                        cost = cost - shared_part(error, point.directions, point.shrinkage)
+                    return item[2] * cost
 
                 return jax.value_and_grad(loss)(item[0])
 
-            losses, slopes = chunked_vmap(one_group, chunk)((synset, gradients, weights[t]))
+            losses, slopes = chunked_vmap(one_group, chunk)((synset, point.gradients, weights[t]))
             return jnp.sum(losses), slopes
 
         losses, slopes = lax.map(at_point, chosen)
         return jnp.mean(losses), jax.tree.map(lambda leaf: jnp.mean(leaf, 0), slopes)
 
     def advance(key: Array, state: DistillState, points: MatchPoints, steps: int):
-        exponent = balance if distance == "squared" else 0.0
-        weights = balance_weights(points.gradients, exponent, relative=distance == "squared")
+        weights = balance_weights(points, distance, balance)
         count = weights.shape[0]
 
         def step(state: DistillState, _):
@@ -173,9 +180,10 @@ def make_match_points(
         last = jax.tree.leaves(run.checkpoints)[0].shape[0] - 1
 
         def at(index: Array):
-            return group_gradients(take(run.checkpoints, index), data, batches)
+            gradients = group_gradients(take(run.checkpoints, index), data, batches)
+            return gradients, *leading_directions(gradients)
 
         later = jnp.minimum(indices + offset, last)
-        return MatchPoints(take(run.checkpoints, later), lax.map(at, indices))
+        return MatchPoints(take(run.checkpoints, later), *lax.map(at, indices))
 
     return match_points

@@ -43,7 +43,7 @@ def test_only_what_is_learnt_moves(ready, points, synset, learn):
         assert bool((before == after).all()) == (name not in learn)
 
 
-@pytest.mark.parametrize("distance", ["squared", "layer_cosine", "row_cosine"])
+@pytest.mark.parametrize("distance", ["whitened", "squared", "layer_cosine", "row_cosine"])
 def test_every_distance_is_lowered(ready, points, synset, distance):
     _, losses = distil(ready, points, synset, 100, distance=distance, points_per_step=4)
     assert losses[-10:].mean() < 0.93 * losses[0]

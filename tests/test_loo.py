@@ -82,15 +82,13 @@ def test_any_subset_at_once_is_exact(ridge):
 
 
 def test_forgetting_one_step_by_hand(ridge):
-    data, synset, query = ridge
+    data, synset, _query = ridge
     finetune = ddm.make_finetune(
         ridge_task(), update="forget", steps=1, optimizer=optax.sgd(0.3), weight_decay=DECAY
     )
     params = jnp.ones((3, 2))
     keep = jnp.ones(9).at[2].set(0).at[5].set(0)
-    gradient = sum(
-        data.x[i][:, None] * (data.x[i] @ params - data.y[i])[None] / 9 for i in (2, 5)
-    )
+    gradient = sum(data.x[i][:, None] * (data.x[i] @ params - data.y[i])[None] / 9 for i in (2, 5))
     got = finetune(params, synset, keep)
     assert got.shape == gradient.shape
     np.testing.assert_allclose(got, params + 0.3 * gradient, atol=1e-6)
@@ -98,7 +96,7 @@ def test_forgetting_one_step_by_hand(ridge):
 
 
 def test_forgetting_needs_only_the_left_out_groups(ridge):
-    data, synset, query = ridge
+    _data, synset, _query = ridge
     finetune = ddm.make_finetune(ridge_task(), update="forget", steps=3, optimizer=optax.sgd(0.3))
     keep = jnp.ones(9).at[2].set(0)
     broken = synset._replace(x=synset.x.at[3:].set(77.0))
@@ -107,9 +105,7 @@ def test_forgetting_needs_only_the_left_out_groups(ridge):
 
 
 def test_small_forget_steps_are_grad_dot(ready, synset):
-    finetune = ddm.make_finetune(
-        ready.task, update="forget", steps=1, optimizer=optax.sgd(1e-2)
-    )
+    finetune = ddm.make_finetune(ready.task, update="forget", steps=1, optimizer=optax.sgd(1e-2))
     got = ddm.leave_one_out(ddm.ddm_response(finetune, ready.task.output), 10)(
         ready.run.params, synset, ready.query
     )

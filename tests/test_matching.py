@@ -115,15 +115,52 @@ def test_a_cosine_of_nothing_has_finite_slopes():
 
 def test_balance_weights_make_an_empty_synset_cost_one():
     gradients = {"w": jnp.array([[[1.0, 0.0], [0.0, 3.0]], [[0.1, 0.0], [0.0, 0.1]]])}
+    points = matching.MatchPoints(None, gradients, None, None)
     norms = np.array([[1.0, 9.0], [0.01, 0.01]])
     for balance in (0.0, 0.5, 1.0):
-        weights = np.asarray(matching.balance_weights(gradients, balance))
+        weights = np.asarray(matching.balance_weights(points, "squared", balance))
         assert weights.shape == norms.shape
         np.testing.assert_allclose((weights * norms).sum(1), [1, 1], rtol=1e-3)
-    np.testing.assert_allclose(matching.balance_weights(gradients, 0.0)[0], [0.1, 0.1], rtol=1e-3)
     np.testing.assert_allclose(
-        matching.balance_weights(gradients, 1.0)[0], [0.5, 0.5 / 9], rtol=1e-3
+        matching.balance_weights(points, "squared", 0.0)[0], [0.1, 0.1], rtol=1e-3
     )
+    np.testing.assert_allclose(
+        matching.balance_weights(points, "squared", 1.0)[0], [0.5, 0.5 / 9], rtol=1e-3
+    )
+
+
+def test_whitening_equals_the_closed_form(rng):
+    """e^T (I + F / lambda)^-1 e with F the covariance of fewer groups than directions."""
+    flat = rng.normal(size=(5, 12)).astype(np.float32) * np.array([3, 1, 1, 0.3, 0.1])[:, None]
+    gradients = {"a": jnp.asarray(flat[:, :4].reshape(5, 2, 2)), "b": jnp.asarray(flat[:, 4:])}
+    directions, shrinkage = matching.leading_directions(gradients)
+    u = np.concatenate([np.asarray(directions[n]).reshape(5, -1) for n in ("a", "b")], 1)
+    assert u.shape == (5, 12)
+    np.testing.assert_allclose(u @ u.T, np.eye(5), atol=1e-3)
+    covariance = flat.T @ flat / 5
+    damping = matching.WHITENING * np.trace(covariance)
+    error = rng.normal(size=12).astype(np.float32)
+    want = error @ np.linalg.inv(np.eye(12) + covariance / damping) @ error
+    tree = {"a": jnp.asarray(error[:4].reshape(2, 2)), "b": jnp.asarray(error[4:])}
+    got = error @ error - matching.shared_part(tree, directions, shrinkage)
+    assert got.shape == want.shape
+    np.testing.assert_allclose(got, want, rtol=1e-3)
+
+
+def test_an_empty_synset_costs_one_when_whitened(ready):
+    points = ddm.make_match_points(ready.task, 10)(
+        ready.run, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([3, 9])
+    )
+    weights = matching.balance_weights(points, "whitened", 0.5)
+    for t in range(2):
+        point = take(points, t)
+        shared = jax.vmap(matching.shared_part, (0, None, None))(
+            point.gradients, point.directions, point.shrinkage
+        )
+        cost = matching.squared_norms(point.gradients) - shared
+        assert cost.shape == weights[t].shape == (10,)
+        assert (cost > 0).all()
+        np.testing.assert_allclose(weights[t] @ cost, 1.0, rtol=1e-3)
 
 
 def test_matching_error_is_zero_for_the_real_members_and_one_for_nothing(ready):

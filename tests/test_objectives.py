@@ -65,11 +65,11 @@ def test_loss_is_minus_log_p(rng):
 
 @pytest.mark.parametrize("size", [50.0, 1e4, 1e30])
 def test_margin_and_its_gradient_are_finite_at_extreme_logits(size):
-    logits = [[size, 0.0, -size], [-size, 0.0, size]]
-    margin = _output("margin", logits, [0, 0])
-    assert margin.shape == (2,)
-    np.testing.assert_allclose(margin, [size, -2 * size], rtol=1e-6)
-    slope = jax.grad(lambda p: _output("margin", logits, [0, 0], p).sum())(1.0)
+    logits = [[size, 0.0, -size], [-size, 0.0, size], [0.0, -size, -2 * size]]
+    margin = _output("margin", logits, [0, 0, 0])
+    assert margin.shape == (3,)
+    np.testing.assert_allclose(margin, [size, -2 * size, size], rtol=1e-6)
+    slope = jax.grad(lambda p: _output("margin", logits, [0, 0, 0], p).sum())(1.0)
     assert np.isfinite(slope)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ddm_jax.parallel import chunked_vmap, device_vmap
+from ddm_jax.types import take
 
 
 def fn(item, matrix, offset):
@@ -16,7 +17,7 @@ def items(size):
 
 
 def loop(size, *shared):
-    one = [fn(jax.tree.map(lambda leaf: leaf[i], items(size)), *shared) for i in range(size)]
+    one = [fn(take(items(size), i), *shared) for i in range(size)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *one)
 
 

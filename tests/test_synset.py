@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,7 +102,7 @@ def test_pursuit_residual_shrinks_with_more_items_and_small_groups_repeat():
         members, weights = starts.pursue(features, items)
         assert members.shape == weights.shape == (items,)
         errors.append(np.linalg.norm(target - weights @ features[members]))
-    assert all(a >= b - 1e-6 for a, b in zip(errors, errors[1:], strict=False))
+    assert all(a >= b - 1e-6 for a, b in itertools.pairwise(errors))
     assert errors[6] < 1e-4  # all seven members
     assert set(members) == set(range(7))
 
@@ -126,9 +128,7 @@ def test_gradient_sketches_keep_inner_products(ready):
         return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)])
 
     exact = np.asarray(jax.vmap(one)(*few))
-    np.testing.assert_allclose(
-        (got**2).sum(1).mean() / (exact**2).sum(1).mean(), 1.0, atol=0.1
-    )
+    np.testing.assert_allclose((got**2).sum(1).mean() / (exact**2).sum(1).mean(), 1.0, atol=0.1)
     products = np.corrcoef((got @ got.T).ravel(), (exact @ exact.T).ravel())[0, 1]
     assert products > 0.95
 

@@ -90,13 +90,17 @@ def test_the_run_records_its_trajectory(ready):
 
 def test_checkpoints_are_counted_back_from_the_end(ready):
     short = ddm.make_train(ready.task, steps=7, batch_size=50, learning_rate=0.1)
-    kept = ddm.make_train(
-        ready.task, steps=7, batch_size=50, learning_rate=0.1, checkpoint_every=3
-    )
+    kept = ddm.make_train(ready.task, steps=7, batch_size=50, learning_rate=0.1, checkpoint_every=3)
     upto = ddm.make_train(ready.task, steps=4, batch_size=50, learning_rate=0.1)
     arguments = (jax.random.key(0), ready.data, jnp.ones(150))
-    run, whole, part = jax.jit(kept)(*arguments), jax.jit(short)(*arguments), jax.jit(upto)(*arguments)
-    for leaf, a, b in zip(*map(jax.tree.leaves, (run.checkpoints, part.params, whole.params)), strict=True):
+    run, whole, part = (
+        jax.jit(kept)(*arguments),
+        jax.jit(short)(*arguments),
+        jax.jit(upto)(*arguments),
+    )
+    for leaf, a, b in zip(
+        *map(jax.tree.leaves, (run.checkpoints, part.params, whole.params)), strict=True
+    ):
         assert leaf.shape[0] == 2
         np.testing.assert_allclose(leaf[0], a, atol=1e-6)
         np.testing.assert_allclose(leaf[1], b, atol=1e-6)

@@ -11,6 +11,7 @@ import optax
 
 from ddm_jax.distill import make_distiller, make_match_points, trajectory_indices
 from ddm_jax.loo import (
+    Response,
     ddm_response,
     leave_one_out_masks,
     make_finetune,
@@ -36,7 +37,7 @@ def make_ddm(
     start: str = "pursuit",
     part: float = 0.75,
     offset: int = 0,
-    distance: str = "squared",
+    distance: str = "whitened",
     balance: float = 0.5,
     distill_steps: int = 3000,
     distill_rate: float = 0.005,
@@ -71,12 +72,17 @@ def make_ddm(
     distiller = make_distiller(task, optimizer=optimizer, distance=distance, balance=balance)
     explained = task.output if output is None else output
 
-    def response(keep: Array, state: DDMState, query: Batch) -> Array:
-        online = optax.sgd(state.learning_rate, momentum=momentum or None, nesterov=True)
+    def make_response(rate: Array | float) -> Response:
+        online = optax.sgd(rate, momentum=momentum or None, nesterov=True)
         finetune = make_finetune(
             task, update=update, steps=steps, optimizer=online, weight_decay=weight_decay
         )
-        return ddm_response(finetune, explained)(keep, state.params, state.synset, query)
+        return ddm_response(finetune, explained)
+
+    make_response(1.0)  # a wrong setting fails here, not after distillation
+
+    def response(keep: Array, state: DDMState, query: Batch) -> Array:
+        return make_response(state.learning_rate)(keep, state.params, state.synset, query)
 
     outputs = subset_outputs(response)
 

@@ -1,0 +1,74 @@
+"""`ddm run` as a whole process: what it says of itself, wall time and peak memory.
+
+python benchmarks/runs.py --data-dir DIR [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import protocol
+
+RUNS = {
+    "digits": ["digits"],
+    "mnist": ["mnist"],
+    "mnist-convnet": ["mnist", "--preset", "mnist-convnet"],
+}
+QUICK = ["--set", "train.epochs=4", "--set", "distill.steps=50", "--set", "check.seeds=2"]
+
+
+def measure(words: list[str], workdir: Path) -> dict[str, Any]:
+    """Run one command in a process of its own."""
+    begin = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "ddm_jax.cli", "run", *words, "--workdir", str(workdir)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    wall = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    single, _, halves = metrics["agreement"]
+    seconds = metrics["seconds"]
+    return {
+        "groups": metrics["sizes"]["groups"],
+        "test_accuracy": metrics["accuracy"]["test"],
+        "single": single,
+        "halves": halves,
+        "online_seconds": seconds["attribution"],
+        "offline_seconds": seconds["synset"],
+        "retraining_seconds": metrics["seconds_a_retrained_network"],
+        "wall_seconds": wall,
+        # Of all processes so far: the runs go from small to large.
+        "peak_gib": peak,
+    }
+
+
+def main() -> None:
+    """Run all, from small to large, and write results/runs.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", help="where TFDS keeps prepared data")
+    parser.add_argument("--quick", action="store_true", help="digits alone, shortened")
+    options = parser.parse_args()
+    results = {}
+    for name, words in RUNS.items():
+        if name != "digits":
+            if options.quick:
+                continue
+            words = [*words, *(["--data-dir", options.data_dir] if options.data_dir else [])]
+        with tempfile.TemporaryDirectory() as folder:
+            results[name] = measure(words + (QUICK if options.quick else []), Path(folder) / "run")
+        protocol.say(f"{name}: {json.dumps(results[name])}")
+    protocol.write_json("runs", options.quick, {"runs": results})
+
+
+if __name__ == "__main__":
+    main()

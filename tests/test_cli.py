@@ -1,0 +1,295 @@
+"""The `ddm` command: one line for a mistake, and a run that a signal cannot spoil."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_run import TINY, compile_once, finished, tiny_config  # noqa: F401
+from typer.testing import CliRunner
+
+from ddm_jax import checkpoint, config, pipeline, report
+from ddm_jax.attribution import Attribution
+from ddm_jax.cli import app
+
+COMMANDS = (
+    "run",
+    "train",
+    "cluster",
+    "distill",
+    "attribute",
+    "check",
+    "report",
+    "settings",
+)
+SET_TINY = [part for setting in TINY for part in ("--set", setting)]
+
+
+def ddm(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """Keep what `ddm run` would run."""
+    calls = []
+
+    def run(chosen, workdir, progress):
+        calls.append((chosen, workdir))
+        return {"agreement": [], "sentences": []}
+
+    monkeypatch.setattr(pipeline, "run", run)
+    return calls
+
+
+def test_help_lists_the_commands():
+    result = ddm("--help")
+    assert result.exit_code == 0
+    for command in COMMANDS:
+        assert re.search(rf"^\W*{command}\s", result.output, re.MULTILINE), command
+    for command in COMMANDS:
+        assert ddm(command, "--help").exit_code == 0
+
+
+def test_no_command_shows_help():
+    assert "Usage" in ddm().output
+
+
+# settings
+
+
+def test_settings_lists_presets_and_all_settings_as_they_can_be_set():
+    result = ddm("settings")
+    assert result.exit_code == 0
+    for name in config.PRESETS:
+        assert f"--preset {name} " in result.output
+    lines = [n for n in result.output.splitlines() if re.match(r"[a-z_.]+=", n)]
+    assert config.override(config.preset("mnist"), lines) == config.preset("digits")
+
+
+def test_settings_of_a_preset_and_of_a_run(finished):  # noqa: F811
+    assert "data.name=mnist" in ddm("settings", "--preset", "mnist").output.splitlines()
+    lines = ddm("settings", "--workdir", finished).output.splitlines()
+    assert config.override(config.Config(), lines) == tiny_config()
+
+
+# run: what is asked for
+
+
+@pytest.mark.parametrize(
+    ("arguments", "chosen", "workdir"),
+    [
+        ([], config.preset("digits"), "runs/digits"),
+        (["digits"], config.preset("digits"), "runs/digits"),
+        (["mnist"], config.preset("mnist"), "runs/mnist"),
+        (
+            ["svhn_cropped"],
+            config.override(config.preset("images"), ["data.name=svhn_cropped"]),
+            "runs/images",
+        ),
+        (["--preset", "mnist-convnet"], config.preset("mnist-convnet"), "runs/mnist-convnet"),
+        (
+            ["mnist", "--data-dir", "here", "--set", "seed=2", "--set", "distill.items=3"],
+            config.override(
+                config.preset("mnist"), ["data.data_dir=here", "seed=2", "distill.items=3"]
+            ),
+            "runs/mnist",
+        ),
+        (
+            ["mnist", "--set", "data.name=fashion_mnist", "--workdir", "w"],
+            config.override(config.preset("mnist"), ["data.name=fashion_mnist"]),
+            "w",
+        ),
+    ],
+)
+def test_run_chooses_preset_overrides_and_place(
+    planned, tmp_path, monkeypatch, arguments, chosen, workdir
+):
+    monkeypatch.chdir(tmp_path)
+    result = ddm("run", *arguments)
+    assert result.exit_code == 0, result.output
+    assert planned == [(chosen, Path(workdir))]
+    assert f"report: {workdir}/report.html" in result.output
+
+
+def test_run_with_a_workdir_alone_goes_on_with_what_it_holds(planned, finished):  # noqa: F811
+    assert ddm("run", "--workdir", finished).exit_code == 0
+    assert planned == [(tiny_config(), finished)]
+
+
+# run and the stages: what they do
+
+
+def test_run_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_png", lambda figure: b"")  # drawing takes most of the seconds
+    result = ddm("run", "digits", "--workdir", tmp_path / "run", *SET_TINY)
+    assert result.exit_code == 0, result.output
+    assert "report.html" in result.stdout
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert config.load(tmp_path / "run" / "config.json") == tiny_config()
+    assert Attribution.load(tmp_path / "run" / "attribution.npz").scores.shape == (10, 40)
+    for text in (
+        "Agreement with exact retraining",
+        "one group left out",
+        "The network is right on",
+    ):
+        assert text in result.stdout
+    for stage in ("training the target network", "distilling the synset", "report"):
+        assert stage in result.stderr
+
+
+def test_a_stage_again_with_another_setting_and_the_run_after_it(finished, tmp_path):  # noqa: F811
+    workdir = shutil.copytree(finished, tmp_path / "copy")
+    before = Attribution.load(workdir / "attribution.npz").scores
+    result = ddm("attribute", "--workdir", workdir, "--set", "online.steps=3")
+    assert result.exit_code == 0, result.output
+    assert f"`ddm run --workdir {workdir}` brings the later stages up to date" in result.stdout
+    assert "distilling the synset: done before" in result.stderr
+    after = Attribution.load(workdir / "attribution.npz").scores
+    assert after.shape == before.shape
+    assert not np.array_equal(after, before)
+    assert config.load(workdir / "config.json") == tiny_config("online.steps=3")
+    old = checkpoint.metadata(workdir / "check")["fingerprint"]
+    assert ddm("check", "--workdir", workdir).exit_code == 0
+    assert checkpoint.metadata(workdir / "check")["fingerprint"] != old
+
+
+# mistakes
+
+
+def _assert_one_line(result, message: str) -> None:
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nosuchdata"], "unknown data set 'nosuchdata'"),
+        (["run", "mnist", "--data-dir", "nowhere"], "data_dir=nowhere is not a directory"),
+        (["run", "--preset", "digit"], "unknown preset 'digit'"),
+        (["run", "--set", "distill.item=3"], "did you mean distill.items?"),
+        (["run", "--set", "distill.items"], "write stage.field=value"),
+        (["run", "--set", "distill.items=two"], "items='two'; it must be of type int"),
+        (["run", "--set", "train.batch_size=5000"], "train.batch_size=5000 exceeds"),
+        (["run", "--set", "model.hidden=0"], "model.hidden=0"),
+        (["run", "--set", "online.objective=f1"], "unknown objective 'f1'"),
+        (["run", "--workdir", "file"], "file is a file"),
+        (["run", "--workdir", "file/inside"], "file"),
+        (["run", "--workdir", "full"], "full is not empty and holds no run"),
+        (["train", "--workdir", "full"], "full holds no run; start one with `ddm run`"),
+        (["distill", "--workdir", "gone"], "gone holds no run"),
+        (["settings", "--preset", "digit"], "unknown preset 'digit'"),
+        (["settings", "--workdir", "gone"], "config.json cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("x")
+    Path("full").mkdir()
+    Path("full/mine.txt").write_text("x")
+    _assert_one_line(ddm(*arguments), message)
+    assert {p.name for p in tmp_path.rglob("*")} == {"file", "full", "mine.txt"}
+
+
+def test_a_stage_refuses_settings_of_an_earlier_one(finished):  # noqa: F811
+    result = ddm("distill", "--workdir", finished, "--set", "data.train_size=99")
+    _assert_one_line(result, "data.train_size 120 -> 99: that belongs to a stage before this one")
+
+
+def test_run_refuses_other_settings_in_the_same_place(finished):  # noqa: F811
+    result = ddm("run", "--workdir", finished, *SET_TINY, "--set", "distill.items=2")
+    _assert_one_line(result, "distill.items 1 -> 2")
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    def run(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pipeline, "run", run)
+    assert isinstance(ddm("run").exception, ZeroDivisionError)
+
+
+# signals
+
+
+def test_an_interrupt_says_how_to_go_on(monkeypatch):
+    def run(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run", run)
+    result = ddm("run")
+    assert result.exit_code == 130
+    assert "the same command picks up where it was" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def _wait_for(condition, process, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGTERM ends a process at once on Windows")
+def test_sigterm_leaves_a_run_that_goes_on(tmp_path, compile_once):  # noqa: F811
+    workdir, partial = tmp_path / "run", tmp_path / "run" / "synset.partial"
+    # A partial result every three seconds shows from outside that the loop is running.
+    code = "from ddm_jax import cli, pipeline; pipeline.SAVE_SECONDS = 3; cli.main()"
+    settings = [*SET_TINY, "--set", "distill.steps=1000000"]
+    command = [sys.executable, "-c", code, "run", "--workdir", workdir, *settings]
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(compile_once),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    positions = []
+    for _ in range(2):
+        with subprocess.Popen(
+            [str(part) for part in command],
+            cwd=Path(pipeline.__file__).parents[1],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                before = positions[-1] if positions else 0
+                _wait_for(
+                    lambda before=before: (
+                        checkpoint.exists(partial)
+                        and checkpoint.metadata(partial)["position"] > before
+                    ),
+                    process,
+                )
+                seen = checkpoint.metadata(partial)["position"]
+                time.sleep(0.5)
+                process.send_signal(signal.SIGTERM)
+                _, errors = process.communicate(timeout=60)
+            finally:
+                process.kill()
+        assert process.returncode == 130, errors
+        assert errors.rstrip().endswith("interrupted; the same command picks up where it was")
+        assert "Traceback" not in errors
+        if positions:
+            assert f"picking up at {positions[-1]} of 1000000" in errors
+            assert "training the target network: done before" in errors
+        positions.append(checkpoint.metadata(partial)["position"])
+        assert positions[-1] > seen, "what was done since the last save is kept"
+    assert 0 < positions[0] < positions[1] < 1000000
+    assert checkpoint.exists(workdir / "groups")
+    assert not checkpoint.exists(workdir / "synset")

@@ -1,0 +1,31 @@
+"""Execute every notebook from top to bottom."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+
+def test_there_is_a_notebook():
+    assert [path.name for path in NOTEBOOKS] == ["digits.ipynb"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_top_to_bottom(path, monkeypatch):
+    # As a user has it: one device, whatever the tests set.
+    monkeypatch.setenv("XLA_FLAGS", "")
+    notebook = nbformat.read(path, as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells), "commit it without outputs"
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    figures = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    assert len(figures) >= 5
+    defined = [c.source for c in notebook.cells if c.cell_type == "code" and "def " in c.source]
+    assert not defined, "notebooks import, never define"
