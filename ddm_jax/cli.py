@@ -25,7 +25,7 @@ Dataset = Annotated[
 ]
 Workdir = Annotated[
     Path | None,
-    typer.Option(help="Where the run is kept. Default: runs/<preset>."),
+    typer.Option(help="Where the run is kept. Default: runs/<preset or data set>."),
 ]
 Preset = Annotated[
     str | None,
@@ -56,19 +56,15 @@ def run(
         from ddm_jax import config as settings
         from ddm_jax import pipeline
 
-        named = dataset or preset or set_ or data_dir
-        if workdir is not None and (workdir / "config.json").exists() and not named:
+        chosen = preset or settings.default_preset(dataset or "digits")
+        if workdir is not None and (workdir / "config.json").exists() and not (dataset or preset):
             config = settings.load(workdir / "config.json")
         else:
-            chosen = preset or settings.default_preset(dataset or "digits")
             config = settings.preset(chosen)
-            assignments = list(set_ or [])
-            if dataset is not None:
-                assignments.insert(0, f"data.name={dataset}")
-            if data_dir is not None:
-                assignments.insert(0, f"data.data_dir={data_dir}")
-            config = settings.override(config, assignments)
-            workdir = workdir or Path("runs") / chosen
+        named = {"data.name": dataset, "data.data_dir": data_dir}
+        assignments = [f"{name}={value}" for name, value in named.items() if value is not None]
+        config = settings.override(config, [*assignments, *(set_ or [])])
+        workdir = workdir or Path("runs") / (preset or dataset or chosen)
         begin = time.perf_counter()
         with _progress() as progress:
             metrics = pipeline.run(config, workdir, progress)

@@ -217,11 +217,11 @@ def squared_norms(gradients: Params) -> Array:
 def balance_weights(points: MatchPoints, distance: str, balance: float) -> Array:
     """Weights [T, K] of the groups' distances, from the real gradients.
 
-    With `n_k` the distance between g_k and nothing, `weight_k = n_k^-balance / sum_j n_j^(1 - balance)`, so that an empty
-    synset has the squared error one. `balance=1` averages relative errors group by group: easy
-    groups, whose gradient is almost nothing, drown the rest. `balance=0` divides the summed error
-    by the summed size, and small groups count for little. The cosines, relative by
-    themselves, get 1/K.
+    With n_k the distance between g_k and nothing, `weight_k = n_k^-balance / sum_j
+    n_j^(1 - balance)`, so that an empty synset costs one. `balance=1` averages relative errors
+    group by group: easy groups, whose gradient is almost nothing, drown the rest. `balance=0`
+    divides the summed error by the summed size, and small groups count for little. The cosines,
+    relative by themselves, get 1/K.
     """
     norms = jax.vmap(squared_norms)(points.gradients)
     if distance not in ("squared", "whitened"):

@@ -265,6 +265,8 @@ def open_workdir(workdir: Path, config: Config) -> None:
     path = workdir / "config.json"
     if path.exists():
         changed = settings.differences(settings.load(path), config)
+        # Data may be moved; what they are is part of every stage's fingerprint.
+        changed = [change for change in changed if not change.startswith("data.data_dir ")]
         if changed:
             raise ValueError(
                 f"{workdir} was made with other settings ({'; '.join(changed)}); use another "
@@ -483,9 +485,11 @@ def attribution_stage(
         if config.design == "masks":
             masks = random_masks(_key(plan, "attribution"), config.masks, num_groups)
             kept = outputs(masks, start, synset.synset, query)
-            return ridge_datamodel(masks, kept).astype(np.float32)
-        kept = outputs(leave_one_out_masks(num_groups), start, synset.synset, query)
-        return np.asarray(kept[0] - kept[1:])
+            scores = ridge_datamodel(masks, kept).astype(np.float32)
+        else:
+            kept = outputs(leave_one_out_masks(num_groups), start, synset.synset, query)
+            scores = np.asarray(kept[0] - kept[1:])
+        return make_attribution(scores, groups).scores  # not kept where it is not finite
 
     like = jax.ShapeDtypeStruct((num_groups, width), np.float32)
     scores = _stage(

@@ -18,8 +18,9 @@ def test_presets_are_valid(name):
     pipeline.check_settings(preset)
 
 
-def test_the_digits_preset_is_the_default():
-    assert config.preset("digits") == config.Config()
+def test_the_bare_defaults_are_valid_settings_for_digits():
+    assert config.Config().data.name == "digits"
+    pipeline.check_settings(config.Config())
 
 
 def test_an_unknown_preset_is_named():
