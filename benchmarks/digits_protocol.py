@@ -37,6 +37,7 @@ class Settings:
     items: tuple[int, ...] = (1, 2, 5)
     part: float = 0.8  # of the trajectory, matched
     rewind: float = 0.75
+    distance: str = "whitened"
     distill_steps: int = 3000
     distill_rate: float = 0.005
     online_rate: float = 0.3  # Nesterov .9
@@ -131,6 +132,7 @@ def partition(settings: Settings, seed: int) -> list[dict[str, Any]]:
             part=settings.part,
             rate=settings.distill_rate,
             steps=settings.distill_steps,
+            distance=settings.distance,
         )
         for rewind in (0.0, settings.rewind):
             for steps in (settings.few, settings.many):

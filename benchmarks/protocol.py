@@ -138,7 +138,14 @@ def real_response(
 
 
 def distil(
-    problem: Problem, items: int, *, part: float, rate: float, steps: int, start: str = "pursuit"
+    problem: Problem,
+    items: int,
+    *,
+    part: float,
+    rate: float,
+    steps: int,
+    distance: str = "squared",
+    start: str = "pursuit",
 ) -> tuple[ddm.Synset, float]:
     """Distil a synset; returns it and the offline seconds, compilation included."""
     begin = time.perf_counter()
@@ -148,6 +155,7 @@ def distil(
         part=part,
         distill_rate=rate,
         distill_steps=steps,
+        distance=distance,
         start=start,
     )
     state = estimator.fit(jax.random.key(0), problem.run, problem.data, problem.groups)

@@ -68,7 +68,7 @@ class DistillConfig:
 
     items: int = 5
     start: str = "pursuit"  # pursuit, random, central or noise
-    distance: str = "whitened"  # whitened, squared, layer_cosine or row_cosine
+    distance: str = "squared"  # squared, whitened, layer_cosine or row_cosine
     balance: float = 0.5
     learn: tuple[str, ...] = ("x", "y", "mass")
     part: float = 0.75
@@ -119,7 +119,9 @@ class Config:
 PRESETS: dict[str, tuple[str, Config]] = {
     "digits": (
         "1,000 digits of 8x8, MLP 64-64-10, 50 groups",
-        Config(distill=DistillConfig(part=0.8), online=OnlineConfig(rewind=0.75)),
+        Config(
+            distill=DistillConfig(distance="whitened", part=0.8), online=OnlineConfig(rewind=0.75)
+        ),
     ),
     "mnist": (
         "5,000 images of 28x28, MLP 784-128-64-10, 50 groups",

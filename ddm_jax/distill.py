@@ -51,7 +51,7 @@ def make_distiller(
     task: Task,
     *,
     optimizer: optax.GradientTransformation,
-    distance: str = "whitened",
+    distance: str = "squared",
     balance: float = 0.5,
     learn: Sequence[str] = LEARNABLE,
     points_per_step: int = 1,
@@ -69,9 +69,10 @@ def make_distiller(
 
     Args:
         optimizer: any optax optimiser; one learning rate serves inputs, label logits and masses.
-        distance: "whitened" (squared error, less along the directions that all groups share, see
-            `matching.leading_directions`), "squared", "layer_cosine" or "row_cosine". The cosines
-            are blind to the size of a group.
+        distance: "squared"; "whitened" (squared error, less along the directions that all groups
+            share, see `matching.leading_directions`: better where a synset is small for its
+            task, at several times the cost for large networks); "layer_cosine" or
+            "row_cosine", which are blind to the size of a group.
         balance: how the groups' squared errors are weighted, 0 (by size) to 1 (relative errors
             group by group); see `matching.balance_weights`. The cosines weigh groups alike.
         learn: which of "x", "y" and "mass" are optimised; the others stay frozen.

@@ -93,7 +93,7 @@ def test_settings_of_a_preset_and_of_a_run(finished):  # noqa: F811
         (
             ["svhn_cropped"],
             config.override(config.preset("images"), ["data.name=svhn_cropped"]),
-            "runs/images",
+            "runs/svhn_cropped",
         ),
         (["--preset", "mnist-convnet"], config.preset("mnist-convnet"), "runs/mnist-convnet"),
         (

@@ -37,7 +37,7 @@ def make_ddm(
     start: str = "pursuit",
     part: float = 0.75,
     offset: int = 0,
-    distance: str = "whitened",
+    distance: str = "squared",
     balance: float = 0.5,
     distill_steps: int = 3000,
     distill_rate: float = 0.005,
