@@ -26,6 +26,7 @@ from ddm_jax.matching import (
     group_batches,
     make_group_gradients,
     make_matching_error,
+    make_matching_loss,
     make_synset_gradient,
 )
 from ddm_jax.models import classification
@@ -61,6 +62,7 @@ __all__ = [
     "make_groups",
     "make_match_points",
     "make_matching_error",
+    "make_matching_loss",
     "make_retraining",
     "make_synset_gradient",
     "make_train",

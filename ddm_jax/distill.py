@@ -16,14 +16,12 @@ import optax
 from jax import lax
 
 from ddm_jax.matching import (
-    DISTANCES,
     GroupBatches,
     MatchPoints,
     balance_weights,
     leading_directions,
     make_group_gradients,
-    make_synset_gradient,
-    shared_part,
+    make_matching_loss,
 )
 from ddm_jax.parallel import chunked_vmap
 from ddm_jax.types import Array, Batch, Synset, Task, TrainRun, take
@@ -82,8 +80,6 @@ def make_distiller(
     Raises:
         ValueError: for a setting out of range.
     """
-    if distance not in DISTANCES:
-        raise ValueError(f"unknown distance {distance!r}; choose one of {', '.join(DISTANCES)}")
     if not 0 <= balance <= 1:
         raise ValueError(f"balance={balance}; it must be in [0, 1]")
     unknown = sorted(set(learn) - set(LEARNABLE))
@@ -91,8 +87,7 @@ def make_distiller(
         raise ValueError(f"learn={tuple(learn)}; name one or more of {', '.join(LEARNABLE)}")
     if points_per_step < 1:
         raise ValueError(f"points_per_step={points_per_step}; it must be at least 1")
-    synset_gradient = make_synset_gradient(task)
-    measure = DISTANCES[distance]
+    matching_loss = make_matching_loss(task, distance)
 
     def start(synset: Synset) -> DistillState:
         unit = {name: jnp.ones_like(getattr(synset, name)) for name in ("x", "y")}
@@ -108,15 +103,7 @@ def make_distiller(
             point = take(points, t)
 
             def one_group(item):
-                def loss(synset):
-                    h = synset_gradient(point.params, synset)
-                    cost = measure(item[1], h)
-                    if distance == "whitened":
-                        error = jax.tree.map(jnp.subtract, item[1], h)
-                        cost = cost - shared_part(error, point.directions, point.shrinkage)
-                    return item[2] * cost
-
-                return jax.value_and_grad(loss)(item[0])
+                return jax.value_and_grad(matching_loss)(*item, point)
 
             losses, slopes = chunked_vmap(one_group, chunk)((synset, point.gradients, weights[t]))
             return jnp.sum(losses), slopes

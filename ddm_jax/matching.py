@@ -151,8 +151,8 @@ def row_cosine_distance(g: Params, h: Params) -> Array:
 def leading_directions(gradients: Params) -> tuple[Params, Array]:
     """The directions that all groups share most, and how much an error along them is shrunk.
 
-    With `F = (1/K) sum_k g_k g_k^T` the covariance of the groups' gradients `[K, ...]`, an error
-    e costs `e^T (I + F / lambda)^-1 e` with `lambda = WHITENING * trace(F)`, written with the r
+    With `F = sum_k g_k g_k^T` over the groups' gradients `[K, ...]`, an error e costs
+    `e^T (I + F / lambda)^-1 e` with `lambda = WHITENING * mean_k |g_k|^2`, written with the r
     leading eigenvectors u_j of F as `|e|^2 - sum_j shrinkage_j <u_j, e>^2`. The reason: a
     counterfactual moves the parameters by about `H^-1 e`, so an error counts most where the
     curvature is small, while plain squares are spent on the few directions in which every
@@ -171,8 +171,8 @@ def leading_directions(gradients: Params) -> tuple[Params, Array]:
     values, vectors = jnp.linalg.eigh(spanned @ spanned.T)
     values = jnp.maximum(values, 1e-30)
     directions = (vectors / jnp.sqrt(values)).T @ spanned
-    damping = WHITENING * jnp.sum(flat**2)
-    return jax.vmap(unravel)(directions), values / (values + damping / flat.shape[0] + 1e-30)
+    damping = WHITENING * jnp.mean(jnp.sum(flat**2, 1))
+    return jax.vmap(unravel)(directions), values / (values + damping + 1e-30)
 
 
 def shared_part(error: Params, directions: Params, shrinkage: Array) -> Array:
@@ -205,6 +205,39 @@ DISTANCES: dict[str, Distance] = {
     "layer_cosine": layer_cosine_distance,
     "row_cosine": row_cosine_distance,
 }
+
+
+def make_matching_loss(task: Task, distance: str = "squared") -> Callable[..., Array]:
+    """Make `matching_loss(synset, gradient, weight, point)`: a scalar, for ONE group.
+
+    `weight * d(g, h(synset))` at one trajectory point. Differentiable in the synset (a gradient
+    of a gradient), and run under `jit`, `vmap` and `pmap` over groups:
+    `jax.vmap(matching_loss, (0, 0, 0, None))(synset, point.gradients, weights, point)`.
+
+    Args:
+        task: the learning problem.
+        distance: a name in `DISTANCES`.
+
+    The arguments of `matching_loss` are a synset without its K axis, the group's real gradient,
+    its weight (a row of `balance_weights`), and one point, `take(points, t)`.
+
+    Raises:
+        ValueError: for an unknown distance.
+    """
+    if distance not in DISTANCES:
+        raise ValueError(f"unknown distance {distance!r}; choose one of {', '.join(DISTANCES)}")
+    synset_gradient = make_synset_gradient(task)
+    measure = DISTANCES[distance]
+
+    def matching_loss(synset: Synset, gradient: Params, weight: Array, point: MatchPoints) -> Array:
+        h = synset_gradient(point.params, synset)
+        cost = measure(gradient, h)
+        if distance == "whitened":
+            error = jax.tree.map(jnp.subtract, gradient, h)
+            cost = cost - shared_part(error, point.directions, point.shrinkage)
+        return weight * cost
+
+    return matching_loss
 
 
 def squared_norms(gradients: Params) -> Array:

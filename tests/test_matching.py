@@ -130,15 +130,15 @@ def test_balance_weights_make_an_empty_synset_cost_one():
 
 
 def test_whitening_equals_the_closed_form(rng):
-    """e^T (I + F / lambda)^-1 e with F the covariance of fewer groups than directions."""
+    """e^T (I + F / lambda)^-1 e with F of fewer groups than directions."""
     flat = rng.normal(size=(5, 12)).astype(np.float32) * np.array([3, 1, 1, 0.3, 0.1])[:, None]
     gradients = {"a": jnp.asarray(flat[:, :4].reshape(5, 2, 2)), "b": jnp.asarray(flat[:, 4:])}
     directions, shrinkage = matching.leading_directions(gradients)
     u = np.concatenate([np.asarray(directions[n]).reshape(5, -1) for n in ("a", "b")], 1)
     assert u.shape == (5, 12)
     np.testing.assert_allclose(u @ u.T, np.eye(5), atol=1e-3)
-    covariance = flat.T @ flat / 5
-    damping = matching.WHITENING * np.trace(covariance)
+    covariance = flat.T @ flat
+    damping = matching.WHITENING * np.mean((flat**2).sum(1))
     error = rng.normal(size=12).astype(np.float32)
     want = error @ np.linalg.inv(np.eye(12) + covariance / damping) @ error
     tree = {"a": jnp.asarray(error[:4].reshape(2, 2)), "b": jnp.asarray(error[4:])}
@@ -161,6 +161,27 @@ def test_an_empty_synset_costs_one_when_whitened(ready):
         assert cost.shape == weights[t].shape == (10,)
         assert (cost > 0).all()
         np.testing.assert_allclose(weights[t] @ cost, 1.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("distance", sorted(matching.DISTANCES))
+def test_the_matching_loss_under_vmap_and_pmap_equals_a_loop(ready, synset, distance):
+    points = ddm.make_match_points(ready.task, 10)(
+        ready.run, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([9])
+    )
+    point, weights = take(points, 0), matching.balance_weights(points, distance, 0.5)[0]
+    slope = jax.value_and_grad(ddm.make_matching_loss(ready.task, distance))
+    items = take((synset, point.gradients, weights), slice(0, 4))
+    each = [jax.jit(slope)(*take(items, k), point) for k in range(4)]
+    want, want_slope = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    for mapped in (
+        jax.vmap(slope, (0, 0, 0, None)),
+        jax.pmap(slope, in_axes=(0, 0, 0, None)),
+    ):
+        got, got_slope = mapped(*items, point)
+        assert got.shape == want.shape == (4,)
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-6)
+        assert got_slope.x.shape == want_slope.x.shape
+        np.testing.assert_allclose(got_slope.x, want_slope.x, rtol=1e-2, atol=1e-4)
 
 
 def test_matching_error_is_zero_for_the_real_members_and_one_for_nothing(ready):
