@@ -46,7 +46,7 @@ class Settings:
 
 
 QUICK = Settings(
-    train_size=200, epochs=10, num_groups=10, halves=6, seeds=2, items=(1,), distill_steps=200
+    train_size=300, epochs=80, num_groups=20, halves=8, seeds=3, items=(2,), distill_steps=600
 )
 
 

@@ -50,14 +50,14 @@ QUICK = Settings(
     train_size=500,
     test_size=100,
     hidden=(32,),
-    epochs=5,
-    num_groups=10,
-    halves=6,
-    seeds=2,
-    items=(1,),
-    distill_steps=100,
-    steps=(20,),
-    real_steps=(20,),
+    epochs=40,
+    num_groups=20,
+    halves=10,
+    seeds=3,
+    items=(2,),
+    distill_steps=300,
+    steps=(100,),
+    real_steps=(100,),
 )
 
 

@@ -65,6 +65,11 @@ def make_finetune(
     decay = weight_decay if update == "retain" else 0.0
 
     def finetune(params: Params, synset: Synset, keep: Array) -> Params:
+        if keep.shape != synset.share.shape:
+            raise ValueError(
+                f"keep has shape {keep.shape}; a synset of {len(synset.share)} groups needs "
+                f"{synset.share.shape}"
+            )
         factor = keep / (keep @ synset.share) if update == "retain" else keep - 1.0
         mass = ((factor * synset.share)[:, None] * synset.mass).ravel()
         batch = synset_batch(
@@ -142,8 +147,18 @@ def subset_outputs(response: Response, **placement: Any) -> Callable[..., Array]
     """Make `outputs(masks [R, K], *args) -> [R, Q]`: the response to each subset, in one step.
 
     `placement` goes to `parallel.device_vmap`.
+
+    Raises:
+        ValueError: (when called) for masks that `check_masks` refuses, before anything compiles.
     """
-    return device_vmap(response, **placement)
+    mapped = device_vmap(response, **placement)
+
+    def outputs(masks: Any, *args: Any) -> Array:
+        if not isinstance(masks, jax.core.Tracer):
+            masks = check_masks(masks, np.shape(masks)[-1])
+        return mapped(masks, *args)
+
+    return outputs
 
 
 def leave_one_out(response: Response, num_groups: int, **placement: Any) -> Callable[..., Array]:

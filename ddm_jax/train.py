@@ -131,7 +131,13 @@ def make_trainer(
         return lax.scan(lambda carry, r: step(carry, r, data, weights), state, rows)
 
     def train(key: Array, data: Batch, weights: Array) -> TrainRun:
-        rows = batches(key, data.x.shape[0])
+        size = data.x.shape[0]
+        if data.y.shape[0] != size or weights.shape != (size,):
+            raise ValueError(
+                f"inputs {data.x.shape}, labels {data.y.shape} and weights {weights.shape} must "
+                "have one entry for each training point"
+            )
+        rows = batches(key, size)
         first = steps % every
         state, early = advance(start(key), rows[:first], data, weights)
 

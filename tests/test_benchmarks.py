@@ -39,8 +39,9 @@ def test_digits_protocol():
     check_told(result, "digits_protocol")
     rows = {(r["estimator"], r.get("update"), r.get("steps")): r for r in result["mean"]}
     ddm = rows["DDM", "retain", 50]
-    assert ddm["rho"] > rows["grad-dot", None, None]["rho"] > -1
-    assert ddm["group_lds"] > 0.3
+    assert ddm["rho"] > rows["grad-dot", None, None]["rho"] + 0.2
+    assert ddm["group_lds"] > rows["grad-dot", None, None]["group_lds"] + 0.1
+    assert ddm["rho"] > rows["undistilled, random start", "retain", 50]["rho"] + 0.1
     assert 0 < ddm["share_of_retraining"] < 1
     assert rows["one exact retraining", None, None]["rho"] <= 1
 

@@ -96,5 +96,9 @@ def test_a_mislabelled_group_is_the_most_harmful(fitted, ready):
 def test_wrong_settings_are_named(ready):
     with pytest.raises(ValueError, match="seeds=0"):
         ddm.make_retraining(ready.task, ready.train, seeds=0)
+    gap = np.where(ready.groups == 3, 11, ready.groups)
+    for make in MAKE.values():
+        with pytest.raises(ValueError, match="group 3 is empty"):
+            make(ready).fit(jax.random.key(0), ready.run, ready.data, gap)
     with pytest.raises(ValueError, match="unknown update"):
         ddm.make_ddm(ready.task, update="erase")

@@ -215,7 +215,7 @@ def test_trajectory_point_counts_back_from_the_end(ready):
             np.testing.assert_array_equal(leaf, kept[index])
 
 
-def test_wrong_arguments_are_named(ready):
+def test_wrong_arguments_are_named(ready, synset):
     good = {"steps": 1, "optimizer": optax.sgd(0.1)}
     with pytest.raises(ValueError, match="unknown update 'erase'"):
         ddm.make_finetune(ready.task, **good, update="erase")
@@ -229,6 +229,11 @@ def test_wrong_arguments_are_named(ready):
         ddm.check_masks(np.array([[1, 0], [0, 0]]), 2)
     with pytest.raises(ValueError, match="must be 1 where"):
         ddm.check_masks(np.array([[2, 0]]), 2)
+    outputs = ddm.subset_outputs(small(ready, "retain"))
+    with pytest.raises(ValueError, match="mask 0 keeps no group"):
+        outputs(np.zeros((1, 10)), ready.run.params, synset, ready.query)
+    with pytest.raises(ValueError, match="synset of 10 groups"):
+        outputs(np.ones((1, 9)), ready.run.params, synset, ready.query)
     with pytest.raises(ValueError, match="strength=0"):
         ddm.ridge_datamodel(np.eye(2), np.eye(2), strength=0)
     with pytest.raises(ValueError, match="rewind=1"):

@@ -164,6 +164,12 @@ def test_wrong_settings_are_named(wrong):
         ddm.make_train(linear_task(), **(good | wrong))
 
 
+def test_weights_of_another_length_are_refused(regression):
+    train = ddm.make_train(linear_task(), steps=1, batch_size=2, learning_rate=0.1)
+    with pytest.raises(ValueError, match=r"weights \(19,\)"):
+        train(jax.random.key(0), regression, jnp.ones(19))
+
+
 def test_a_batch_larger_than_the_data_is_refused(regression):
     train = ddm.make_train(linear_task(), steps=1, batch_size=21, learning_rate=0.1)
     with pytest.raises(ValueError, match="batch_size=21"):

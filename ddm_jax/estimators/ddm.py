@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from ddm_jax.cluster import check_groups
 from ddm_jax.distill import make_distiller, make_match_points, trajectory_indices
 from ddm_jax.loo import (
     Response,
@@ -87,7 +87,7 @@ def make_ddm(
     outputs = subset_outputs(response)
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> DDMState:
-        groups = np.asarray(groups)
+        groups = check_groups(groups, len(data.x))
         count = int(groups.max()) + 1
         checkpoints = jax.tree.leaves(run.checkpoints)[0].shape[0]
         indices, _ = trajectory_indices(checkpoints, part)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
+from ddm_jax.cluster import check_groups
 from ddm_jax.matching import group_batches, make_group_gradients
 from ddm_jax.objectives import Output
 from ddm_jax.parallel import chunked_vmap
@@ -29,7 +29,8 @@ def make_grad_dot(task: Task, output: Output | None = None) -> Estimator:
     explained = task.output if output is None else output
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> GradDotState:
-        count = int(np.max(groups)) + 1
+        groups = check_groups(groups, len(data.x))
+        count = int(groups.max()) + 1
         gradients = jax.jit(make_group_gradients(task, count))(
             run.params, data, group_batches(groups, count)
         )

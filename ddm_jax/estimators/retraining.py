@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from ddm_jax.cluster import check_groups
 from ddm_jax.loo import leave_one_out_masks, retraining_response, subset_outputs
 from ddm_jax.objectives import Output
 from ddm_jax.types import Array, Batch, Estimator, Task, TrainRun
@@ -42,7 +42,8 @@ def make_retraining(
     outputs = subset_outputs(retraining_response(train, task.output if output is None else output))
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> RetrainingState:
-        count = int(np.max(groups)) + 1
+        groups = check_groups(groups, len(data.x))
+        count = int(groups.max()) + 1
         return RetrainingState(jax.random.split(key, seeds), data, jnp.asarray(groups), count)
 
     def score(state: RetrainingState, query: Batch) -> Array:
