@@ -94,6 +94,19 @@ def device_vmap(
     return on_devices
 
 
+def in_batches(fn: Callable[..., Any], size: int = 500) -> Callable[..., Any]:
+    """Make `mapped(params, x)` equal to `fn(params, x [N, ...])`, compiled, in pieces of `size`.
+
+    For a forward pass over a whole data set, whose activations would not fit in memory.
+    """
+
+    @jax.jit
+    def mapped(params: Any, x: Any) -> Any:
+        return lax.map(lambda one: fn(params, one[None])[0], x, batch_size=min(size, len(x)))
+
+    return mapped
+
+
 def _leading_axis(items: Any) -> int:
     sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(items)}
     if len(sizes) != 1 or 0 in sizes:

@@ -46,6 +46,7 @@ from ddm_jax.loo import (
 from ddm_jax.matching import group_batches, make_matching_error
 from ddm_jax.models import classification, make_module
 from ddm_jax.objectives import Output
+from ddm_jax.parallel import in_batches
 from ddm_jax.synset import STARTS, initial_synset
 from ddm_jax.train import Trainer, cosine_schedule, make_trainer
 from ddm_jax.types import Synset, Task, TrainRun
@@ -397,7 +398,7 @@ def groups_stage(plan: Plan, workdir: Path, progress: Progress, target: TrainRun
         if config.features == "network":
             if plan.task.features is None:
                 raise ValueError("cluster.features=network; this task has no features: use pixels")
-            features = np.asarray(jax.jit(plan.task.features)(target.params, train.x))
+            features = np.asarray(in_batches(plan.task.features)(target.params, train.x))
         return cluster.make_groups(
             config.method,
             features=features,

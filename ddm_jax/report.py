@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from ddm_jax import metrics
 from ddm_jax.attribution import AXES, SIGN, Attribution
+from ddm_jax.parallel import in_batches
 
 if TYPE_CHECKING:
     from ddm_jax.pipeline import CheckResult, Plan, SynsetResult
@@ -36,7 +37,7 @@ def summarise(
 ) -> dict[str, Any]:
     """The numbers of a run, JSON values only."""
     split, config = plan.split, plan.config
-    apply = jax.jit(plan.task.apply)
+    apply = in_batches(plan.task.apply)
 
     def accuracy(batch) -> float:
         hits = np.asarray(apply(target.params, batch.x)).argmax(1) == batch.y.argmax(1)
@@ -249,7 +250,7 @@ def matrix_figure(attribution: Attribution, labels: np.ndarray, classes: tuple[s
 def mistakes_figure(plan: Plan, target: TrainRun, attribution: Attribution) -> Figure:
     """Misclassified queries beside members of the groups that hurt and helped them most."""
     split = plan.split
-    logits = np.asarray(jax.jit(plan.task.apply)(target.params, split.test.x))
+    logits = np.asarray(in_batches(plan.task.apply)(target.params, split.test.x))
     labels = split.test.y.argmax(1)
     wrong = np.flatnonzero(logits.argmax(1) != labels)
     per_query = attribution.scores.shape[1] == len(labels)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddm_jax.parallel import chunked_vmap, device_vmap
+from ddm_jax.parallel import chunked_vmap, device_vmap, in_batches
 from ddm_jax.types import take
 
 
@@ -67,6 +67,14 @@ def test_a_second_call_compiles_nothing():
         before = len(traces)
         mapped(jnp.arange(8.0) + 1, 2.0)
         assert len(traces) == before > 0
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 100])
+def test_batches_equal_the_whole(size):
+    x = jax.random.normal(jax.random.key(0), (7, 3))
+    got = in_batches(lambda matrix, x: x @ matrix, size)(SHARED[0].T, x)
+    assert got.shape == (7, 4)
+    np.testing.assert_allclose(got, x @ SHARED[0].T, atol=1e-6)
 
 
 def test_wrong_arguments_are_named():
