@@ -126,7 +126,9 @@ def _score(value: float | None) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.3g} %"
+    if value is None:
+        return ""
+    return f"{100 * value:,.0f} %" if value >= 1 else f"{100 * value:.3g} %"
 
 
 def _seconds(value: float | None) -> str:
