@@ -24,8 +24,8 @@ from jax import lax
 
 import ddm_jax as ddm
 from ddm_jax.loo import Response
-from ddm_jax.pipeline import versions
 from ddm_jax.train import Trainer
+from ddm_jax.workdir import versions
 
 RESULTS = Path(__file__).parent / "results"
 

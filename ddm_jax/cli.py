@@ -80,13 +80,14 @@ def _stage_command(name: str, stage: str, about: str) -> None:
         with _errors():
             from ddm_jax import config as settings
             from ddm_jax import pipeline
+            from ddm_jax.workdir import check_stage_change
 
             path = workdir / "config.json"
             if not path.exists():
                 raise ValueError(f"{workdir} holds no run; start one with `ddm run`")
             old = settings.load(path)
             new = settings.override(old, set_ or [])
-            pipeline.check_stage_change(stage, old, new)
+            check_stage_change(stage, old, new)
             with _progress() as progress:
                 pipeline.run_stage(stage, workdir, new, progress)
             if stage != "report":

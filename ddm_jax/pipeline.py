@@ -1,91 +1,49 @@
-"""The stages of a run in a work directory: load, jit, loop, log, save, resume.
+"""The stages of a run: load, jit, loop, log, save, resume.
 
     data -> target -> groups -> synset -> attribution -> check -> report
 
-Each stage keeps its result under its own name in the work directory, with a fingerprint of the
-settings it depends on, and is not redone while that fits. Long stages keep a partial result
-beside it (`<stage>.partial`) and go on from there; every step draws its randomness from its own
-index and every dispatch has the same shape, so a resumed run ends with the same bits.
+Every step draws its randomness from its own index and every dispatch has the same shape, so a
+resumed run ends with the same bits. `plan.py` builds what the settings determine, `workdir.py`
+keeps the results.
 """
 
-from __future__ import annotations
-
-import dataclasses
-import hashlib
-import json
-import platform
-import time
-from collections.abc import Callable
-from importlib import metadata as packages
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-import ddm_jax
-from ddm_jax import checkpoint, cluster, data, objectives
+from ddm_jax import checkpoint, cluster
 from ddm_jax import config as settings
 from ddm_jax.attribution import Attribution, make_attribution
 from ddm_jax.config import Config
-from ddm_jax.distill import Distiller, make_distiller, make_match_points, trajectory_indices
+from ddm_jax.distill import make_match_points, trajectory_indices
 from ddm_jax.estimators import make_grad_dot
 from ddm_jax.loo import (
-    Response,
-    ddm_response,
     leave_one_out_masks,
-    make_finetune,
     random_masks,
-    retraining_response,
     ridge_datamodel,
     subset_outputs,
     trajectory_point,
 )
 from ddm_jax.matching import group_batches, make_matching_error
-from ddm_jax.models import classification, make_module
-from ddm_jax.objectives import Output
 from ddm_jax.parallel import in_batches
-from ddm_jax.synset import STARTS, initial_synset
-from ddm_jax.train import Trainer, cosine_schedule, make_trainer
-from ddm_jax.types import Synset, Task, TrainRun
+from ddm_jax.plan import Plan, make_plan, read_groups
+from ddm_jax.synset import initial_synset
+from ddm_jax.types import Synset, TrainRun
+from ddm_jax.workdir import (
+    DEPENDS,
+    SILENT,
+    Progress,
+    Resume,
+    keep_stage,
+    open_workdir,
+    stage_seconds,
+    versions,
+)
 
-# What each stage's result depends on, besides the seed: the sections of the settings.
-DEPENDS = {
-    "target": ("data", "model", "train"),
-    "groups": ("data", "model", "train", "cluster"),
-    "synset": ("data", "model", "train", "cluster", "distill"),
-    "attribution": ("data", "model", "train", "cluster", "distill", "online"),
-    "check": ("data", "model", "train", "cluster", "distill", "online", "check"),
-}
-STAGES = (*DEPENDS, "report")
-OPTIMIZERS = ("adam", "sgd")
-SAVE_SECONDS = 20.0  # how often a long stage keeps a partial result
 DISTILL_CHUNK = 50  # distillation steps a dispatch
-
-
-class Progress(NamedTuple):
-    """Where messages and progress go; the command line passes its own."""
-
-    say: Callable[[str], None]
-    track: Callable[[str, int], Callable[[int, str], None]]  # (what, total) -> (done, note)
-
-
-SILENT = Progress(lambda text: None, lambda what, total: lambda done, note: None)
-
-
-class Plan(NamedTuple):
-    """Everything that the settings determine, built and checked before any work."""
-
-    config: Config
-    split: data.Split
-    task: Task
-    trainer: Trainer
-    distiller: Distiller
-    output: Output
-    response: Response  # of the distilled datamodel
-    retraining: Response
 
 
 class SynsetResult(NamedTuple):
@@ -102,205 +60,6 @@ class CheckResult(NamedTuple):
     retrained: Any  # [seeds, R, Q]
     predicted: Any  # [R, Q] DDM
     grad_dot: Any  # [K, Q] scores of the baseline
-
-
-def make_plan(config: Config) -> Plan:
-    """Load the data and build every stage, so that a wrong setting fails before any work.
-
-    Raises:
-        ValueError: for a setting that is out of range or does not fit the data.
-    """
-    check_settings(config)
-    split = data.load(**dataclasses.asdict(config.data), seed=config.seed)
-    shape, size = split.train.x.shape[1:], len(split.train.x)
-    model, train, distill, online = config.model, config.train, config.distill, config.online
-    options: dict[str, dict[str, Any]] = {
-        "logistic": {},
-        "mlp": {"hidden": model.hidden},
-        "convnet": {"width": model.width, "depth": model.depth, "norm": model.norm},
-        "resnet": {"width": model.width, "blocks": model.blocks, "norm": model.norm},
-    }
-    module = make_module(model.kind, len(split.classes), **options.get(model.kind, {}))
-    task = classification(module, shape)
-    if train.batch_size > size:
-        raise ValueError(
-            f"train.batch_size={train.batch_size} exceeds the {size} training points; lower it"
-        )
-    if config.cluster.method == "file":
-        cluster.check_groups(_read_groups(config.cluster.file), size)
-    else:
-        cluster.check_num_groups(
-            config.cluster.method, split.train.y.argmax(1), config.cluster.num_groups
-        )
-    epoch = size // train.batch_size
-    steps = train.epochs * epoch
-    trainer = make_trainer(
-        task,
-        steps=steps,
-        batch_size=train.batch_size,
-        learning_rate=cosine_schedule(
-            train.learning_rate, steps, train.final_learning_rate, train.warmup_epochs * epoch
-        ),
-        momentum=train.momentum,
-        weight_decay=train.weight_decay,
-        checkpoint_every=train.checkpoint_every * epoch,
-    )
-    output = objectives.make_objective(online.objective, task.apply)
-    jax.eval_shape(output, jax.eval_shape(task.init, jax.random.key(0)), split.test)
-    finetune = make_finetune(
-        task,
-        update=online.update,
-        steps=online.steps,
-        optimizer=optax.sgd(online.learning_rate, momentum=online.momentum or None, nesterov=True),
-        weight_decay=train.weight_decay,
-    )
-    distiller = make_distiller(
-        task,
-        optimizer=_optimizer(distill.optimizer, distill.learning_rate, distill.steps),
-        distance=distill.distance,
-        balance=distill.balance,
-        learn=distill.learn,
-        points_per_step=distill.points_per_step,
-    )
-    return Plan(
-        config=config,
-        split=split,
-        task=task,
-        trainer=trainer,
-        distiller=distiller,
-        output=output,
-        response=ddm_response(finetune, output),
-        retraining=retraining_response(trainer.train, output),
-    )
-
-
-def check_settings(config: Config) -> None:
-    """Check what can be checked without the data.
-
-    Raises:
-        ValueError: naming the setting, what is allowed, and how to mend it.
-    """
-    train, distill, online, check = config.train, config.distill, config.online, config.check
-    one_of = {
-        "model.kind": (config.model.kind, ("logistic", "mlp", "convnet", "resnet")),
-        "model.norm": (config.model.norm, ("instance", "group")),
-        "cluster.method": (config.cluster.method, (*cluster.METHODS, "file")),
-        "cluster.features": (config.cluster.features, ("pixels", "network")),
-        "distill.start": (distill.start, STARTS),
-        "distill.optimizer": (distill.optimizer, OPTIMIZERS),
-        "online.design": (online.design, ("difference", "masks")),
-    }
-    for name, (value, allowed) in one_of.items():
-        if value not in allowed:
-            raise ValueError(f"{name}={value!r}; choose one of {', '.join(allowed)}")
-    for name, number, least in (
-        ("model.width", config.model.width, 1),
-        ("model.depth", config.model.depth, 0),
-        *(("model.hidden", units, 1) for units in config.model.hidden),
-        *(("model.blocks", blocks, 1) for blocks in config.model.blocks),
-        ("train.epochs", train.epochs, 1),
-        ("train.batch_size", train.batch_size, 1),
-        ("train.checkpoint_every", train.checkpoint_every, 1),
-        ("train.warmup_epochs", train.warmup_epochs, 0),
-        ("cluster.num_groups", config.cluster.num_groups, 2),
-        ("distill.items", distill.items, 1),
-        ("distill.steps", distill.steps, 0),
-        ("distill.offset", distill.offset, 0),
-        ("online.steps", online.steps, 1),
-        ("online.masks", online.masks, 2),
-        ("check.groups", check.groups, 2),
-        ("check.subsets", check.subsets, 0),
-        ("check.seeds", check.seeds, 2),
-    ):
-        if number < least:
-            raise ValueError(f"{name}={number}; it must be at least {least}")
-    for name, rate in (
-        ("train.learning_rate", train.learning_rate),
-        ("distill.learning_rate", distill.learning_rate),
-        ("online.learning_rate", online.learning_rate),
-    ):
-        if not 0 < rate < float("inf"):
-            raise ValueError(f"{name}={rate}; it must be positive and finite")
-    if not train.final_learning_rate >= 0:
-        raise ValueError(
-            f"train.final_learning_rate={train.final_learning_rate}; it must be at least 0"
-        )
-    if train.warmup_epochs >= train.epochs:
-        raise ValueError(
-            f"train.warmup_epochs={train.warmup_epochs}; it must be below train.epochs, "
-            f"{train.epochs}"
-        )
-    if not 0 <= config.seed < 2**32:
-        raise ValueError(f"seed={config.seed}; it must be in 0..2**32 - 1")
-    for name, part in (
-        ("train.momentum", train.momentum),
-        ("online.momentum", online.momentum),
-        ("online.rewind", online.rewind),
-    ):
-        if not 0 <= part < 1:
-            raise ValueError(f"{name}={part}; it must be in [0, 1)")
-    if not 0 < distill.part <= 1:
-        raise ValueError(f"distill.part={distill.part}; it must be in (0, 1]")
-    if train.checkpoint_every * 2 > train.epochs:
-        raise ValueError(
-            f"train.checkpoint_every={train.checkpoint_every} keeps fewer than two checkpoints of "
-            f"{train.epochs} epochs; the trajectory needs at least two"
-        )
-    if config.cluster.method == "file" and config.cluster.file is None:
-        raise ValueError("cluster.method=file needs cluster.file, a .npy of N integers")
-
-
-def _optimizer(name: str, rate: float, steps: int) -> optax.GradientTransformation:
-    schedule = optax.cosine_decay_schedule(rate, max(steps, 1))
-    if name == "adam":
-        return optax.adam(schedule)
-    return optax.sgd(schedule)
-
-
-def open_workdir(workdir: Path, config: Config) -> None:
-    """Make the work directory, or check that it was made with the same settings.
-
-    Raises:
-        ValueError: when it holds a run with other settings, naming them.
-    """
-    path = workdir / "config.json"
-    if path.exists():
-        changed = settings.differences(settings.load(path), config)
-        # Data may be moved; what they are is part of every stage's fingerprint.
-        changed = [change for change in changed if not change.startswith("data.data_dir ")]
-        if changed:
-            raise ValueError(
-                f"{workdir} was made with other settings ({'; '.join(changed)}); use another "
-                "--workdir, or change them with the command of their stage, for example "
-                f"`ddm distill --workdir {workdir} --set distill.items=2`"
-            )
-        return
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"{workdir} is a file; use another --workdir")
-    if workdir.exists() and any(workdir.iterdir()):
-        raise ValueError(f"{workdir} is not empty and holds no run; use another --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    settings.save(config, path)
-
-
-def check_stage_change(stage: str, old: Config, new: Config) -> None:
-    """Check that a stage's command changes the settings of that stage or of later ones only.
-
-    Raises:
-        ValueError: naming the settings that belong to an earlier stage.
-    """
-    names = list(STAGES)
-    earlier = DEPENDS[names[names.index(stage) - 1]] if names.index(stage) else ("data",)
-    wrong = [
-        change
-        for change in settings.differences(old, new)
-        if change.split(" ")[0].split(".")[0] in (*earlier, "seed")
-    ]
-    if wrong:
-        raise ValueError(
-            f"{'; '.join(wrong)}: that belongs to a stage before this one; use the command of "
-            "that stage, or a new --workdir"
-        )
 
 
 def run(config: Config, workdir: Path, progress: Progress = SILENT) -> dict[str, Any]:
@@ -383,7 +142,9 @@ def target_stage(plan: Plan, workdir: Path, progress: Progress) -> TrainRun:
         rates = jax.vmap(trainer.schedule)(jnp.arange(steps)) * jnp.ones(steps)
         return TrainRun(key, state.params, checkpoints, rates, rows, losses)
 
-    return _stage(plan, workdir, "target", "training the target network", shapes, compute, progress)
+    return keep_stage(
+        plan, workdir, "target", "training the target network", shapes, compute, progress
+    )
 
 
 def groups_stage(plan: Plan, workdir: Path, progress: Progress, target: TrainRun) -> np.ndarray:
@@ -393,7 +154,7 @@ def groups_stage(plan: Plan, workdir: Path, progress: Progress, target: TrainRun
 
     def compute(resume: Resume) -> np.ndarray:
         if config.method == "file":
-            return cluster.check_groups(_read_groups(config.file), size)
+            return cluster.check_groups(read_groups(config.file), size)
         features = train.x
         if config.features == "network":
             if plan.task.features is None:
@@ -408,7 +169,7 @@ def groups_stage(plan: Plan, workdir: Path, progress: Progress, target: TrainRun
         )
 
     like = jax.ShapeDtypeStruct((size,), np.int32)
-    groups = _stage(plan, workdir, "groups", "clustering", like, compute, progress)
+    groups = keep_stage(plan, workdir, "groups", "clustering", like, compute, progress)
     return np.asarray(groups)
 
 
@@ -464,7 +225,7 @@ def synset_stage(
             error_start=np.asarray(error(start, held)).mean(0),
         )
 
-    return _stage(plan, workdir, "synset", "distilling the synset", shapes, compute, progress)
+    return keep_stage(plan, workdir, "synset", "distilling the synset", shapes, compute, progress)
 
 
 def attribution_stage(
@@ -493,7 +254,7 @@ def attribution_stage(
         return make_attribution(scores, groups).scores  # not kept where it is not finite
 
     like = jax.ShapeDtypeStruct((num_groups, width), np.float32)
-    scores = _stage(
+    scores = keep_stage(
         plan, workdir, "attribution", f"leaving out {num_groups} groups", like, compute, progress
     )
     attribution = make_attribution(
@@ -572,7 +333,7 @@ def check_stage(
         )
 
     what = f"retraining {config.seeds * len(masks)} networks to check"
-    return _stage(plan, workdir, "check", what, shapes, compute, progress)
+    return keep_stage(plan, workdir, "check", what, shapes, compute, progress)
 
 
 def report_stage(
@@ -594,110 +355,6 @@ def report_stage(
     )
 
 
-Resume = Callable[[Any, int, Callable[[Any, int], tuple[Any, int, str]]], Any]
-
-
-def _stage(
-    plan: Plan,
-    workdir: Path,
-    name: str,
-    what: str,
-    like: Any,
-    compute: Callable[[Resume], Any],
-    progress: Progress,
-) -> Any:
-    """Load a stage's result, or compute and save it; `like` has its structure and shapes.
-
-    `compute(resume)` may run its loop as `resume(carry, total, step)`, where
-    `step(carry, position) -> (carry, position, note)`; the carry is kept on disk every
-    SAVE_SECONDS and when the loop is interrupted.
-    """
-    path, partial = workdir / name, workdir / f"{name}.partial"
-    fingerprint = _fingerprint(plan, name)
-    if checkpoint.exists(path) and checkpoint.metadata(path)["fingerprint"] == fingerprint:
-        progress.say(f"{what}: done before")
-        return checkpoint.load(path, like)
-    progress.say(what)
-    begin = time.perf_counter()
-    before = 0.0
-
-    def resume(carry: Any, total: int, step: Callable) -> Any:
-        nonlocal before
-        position = 0
-        if checkpoint.exists(partial):
-            kept = checkpoint.metadata(partial)
-            if kept["fingerprint"] == fingerprint:
-                carry = jax.tree.map(
-                    lambda old, new: np.array(new) if isinstance(old, np.ndarray) else new,
-                    carry,
-                    checkpoint.load(partial, carry),
-                )
-                position, before = kept["position"], kept["seconds"]
-                progress.say(f"  picking up at {position} of {total}")
-        show = progress.track(what, total)
-
-        def keep() -> None:
-            seconds = before + time.perf_counter() - begin
-            checkpoint.save(
-                partial,
-                carry,
-                {"fingerprint": fingerprint, "position": position, "seconds": seconds},
-            )
-
-        saved = time.perf_counter()
-        try:
-            while position < total:
-                carry, position, note = step(carry, position)
-                show(position, note)
-                if time.perf_counter() - saved > SAVE_SECONDS and position < total:
-                    keep()
-                    saved = time.perf_counter()
-        except KeyboardInterrupt:
-            if position:
-                keep()
-            raise
-        return carry
-
-    result = jax.block_until_ready(compute(resume))
-    seconds = before + time.perf_counter() - begin
-    checkpoint.save(
-        path, result, {"fingerprint": fingerprint, "seconds": seconds, "versions": versions()}
-    )
-    checkpoint.remove(partial)
-    progress.say(f"  {seconds:.1f} s")
-    return result
-
-
-def _fingerprint(plan: Plan, name: str) -> str:
-    """What a stage's result depends on: its settings and the data themselves."""
-    sections = {s: dataclasses.asdict(getattr(plan.config, s)) for s in DEPENDS[name]}
-    # Where the data lies does not matter, what they are does.
-    sections["data"].pop("data_dir")
-    digest = hashlib.sha256(json.dumps([plan.config.seed, sections]).encode())
-    if "cluster" in sections and plan.config.cluster.method == "file":
-        digest.update(_read_groups(plan.config.cluster.file).tobytes())
-    for array in (*plan.split.train, *plan.split.test):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def stage_seconds(workdir: Path) -> dict[str, float]:
-    """Seconds of each finished stage, compilation included."""
-    done = {name: workdir / name for name in DEPENDS if checkpoint.exists(workdir / name)}
-    return {name: checkpoint.metadata(path)["seconds"] for name, path in done.items()}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes, and the device."""
-    names = ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
-    return {
-        "ddm_jax": ddm_jax.__version__,
-        "python": platform.python_version(),
-        **{name: packages.version(name) for name in names},
-        "device": jax.devices()[0].device_kind,
-    }
-
-
 def _key(plan: Plan, stage: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(plan.config.seed), list(DEPENDS).index(stage))
 
@@ -709,10 +366,3 @@ def _check_finite(losses: np.ndarray, first: int, what: str, section: str, rate:
             f"{what} diverged at step {bad[0]} of {len(losses)}: its loss is {losses[bad[0]]}; "
             f"lower {section}.learning_rate (now {rate})"
         )
-
-
-def _read_groups(file: str | None) -> np.ndarray:
-    try:
-        return np.load(str(file), allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cluster.file={file} cannot be read as .npy: {error}") from error

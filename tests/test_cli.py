@@ -249,7 +249,7 @@ def _wait_for(condition, process, seconds: float = 120) -> None:
 def test_sigterm_leaves_a_run_that_goes_on(tmp_path, compile_once):  # noqa: F811
     workdir, partial = tmp_path / "run", tmp_path / "run" / "synset.partial"
     # A partial result every three seconds shows from outside that the loop is running.
-    code = "from ddm_jax import cli, pipeline; pipeline.SAVE_SECONDS = 3; cli.main()"
+    code = "from ddm_jax import cli, workdir; workdir.SAVE_SECONDS = 3; cli.main()"
     settings = [*SET_TINY, "--set", "distill.steps=1000000"]
     command = [sys.executable, "-c", code, "run", "--workdir", workdir, *settings]
     environment = {

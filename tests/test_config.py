@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from ddm_jax import config, pipeline
+from ddm_jax import config
+from ddm_jax.plan import check_settings
 
 
 @pytest.mark.parametrize("name", config.PRESETS)
@@ -15,12 +16,12 @@ def test_presets_are_valid(name):
     about, preset = config.PRESETS[name]
     assert about
     assert config.preset(name) == preset
-    pipeline.check_settings(preset)
+    check_settings(preset)
 
 
 def test_the_bare_defaults_are_valid_settings_for_digits():
     assert config.Config().data.name == "digits"
-    pipeline.check_settings(config.Config())
+    check_settings(config.Config())
 
 
 def test_an_unknown_preset_is_named():

@@ -16,6 +16,8 @@ from tiny_run import CHUNK, compile_once, finished, read_stages, tiny_config  # 
 from ddm_jax import checkpoint, config, pipeline, report
 from ddm_jax.attribution import Attribution
 from ddm_jax.pipeline import DEPENDS, SILENT, Progress
+from ddm_jax.plan import make_plan
+from ddm_jax.workdir import check_stage_change, fingerprint_of
 
 TRAINING = "training the target network"
 DISTILLING = "distilling the synset"
@@ -118,7 +120,7 @@ def test_the_stages_have_the_shapes_of_the_settings(finished):  # noqa: F811
 def test_training_in_pieces_is_training_at_once(tmp_path):
     """Two epochs a piece, of five: the first piece is one epoch, with no checkpoint."""
     chosen = tiny_config("train.epochs=5", "train.checkpoint_every=2", "train.momentum=0.5")
-    plan = pipeline.make_plan(chosen)
+    plan = make_plan(chosen)
     target = pipeline.target_stage(plan, tmp_path, SILENT)
     whole = jax.jit(plan.trainer.train)(target.key, plan.split.train, jnp.ones(120))
     assert target.losses.shape == (15,)
@@ -243,12 +245,12 @@ def test_interrupted_runs_end_with_the_same_bits(tmp_path, finished, without_rep
 
 def test_a_killed_run_goes_on_from_what_was_kept(tmp_path, finished, monkeypatch):  # noqa: F811
     """Killed without a chance to save, two positions after the last partial result."""
-    monkeypatch.setattr(pipeline, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("ddm_jax.workdir.SAVE_SECONDS", 0.0)
 
     class Killed(BaseException):
         pass
 
-    plan = pipeline.make_plan(tiny_config())
+    plan = make_plan(tiny_config())
     with pytest.raises(Killed):
         pipeline.target_stage(plan, tmp_path, Recorder(TRAINING, 9, Killed).progress)
     assert checkpoint.metadata(tmp_path / "target.partial")["position"] == 6
@@ -259,11 +261,11 @@ def test_a_killed_run_goes_on_from_what_was_kept(tmp_path, finished, monkeypatch
 
 
 def test_a_partial_result_of_other_settings_is_not_used(tmp_path):
-    other = pipeline.make_plan(tiny_config("train.learning_rate=0.2"))
+    other = make_plan(tiny_config("train.learning_rate=0.2"))
     with pytest.raises(KeyboardInterrupt):
         pipeline.target_stage(other, tmp_path, Recorder(TRAINING, 6).progress)
     recorder = Recorder()
-    plan = pipeline.make_plan(tiny_config())
+    plan = make_plan(tiny_config())
     pipeline.target_stage(plan, tmp_path, recorder.progress)
     assert not [text for text in recorder.said if "picking up" in text]
     assert not (tmp_path / "target.partial").exists()
@@ -296,10 +298,10 @@ def test_a_partial_result_of_other_settings_is_not_used(tmp_path):
 def test_a_stage_changes_its_own_settings_and_later_ones_only(stage, change, allowed):
     old, new = tiny_config(), tiny_config(change)
     if allowed:
-        pipeline.check_stage_change(stage, old, new)
+        check_stage_change(stage, old, new)
         return
     with pytest.raises(ValueError, match=re.escape(change.split("=")[0])):
-        pipeline.check_stage_change(stage, old, new)
+        check_stage_change(stage, old, new)
 
 
 def test_one_stage_again_leaves_earlier_ones_and_outdates_later_ones(copy, without_report):
@@ -504,20 +506,17 @@ def test_a_diverging_online_stage_names_the_groups(copy):
 
 
 def test_the_fingerprint_follows_settings_and_data_but_not_where_they_lie():
-    base = pipeline.make_plan(tiny_config())
+    base = make_plan(tiny_config())
 
     def prints(plan):
-        return [pipeline._fingerprint(plan, name) for name in DEPENDS]
+        return [fingerprint_of(plan, name) for name in DEPENDS]
 
-    assert prints(base) == prints(pipeline.make_plan(tiny_config("data.data_dir=elsewhere")))
-    changed = prints(pipeline.make_plan(tiny_config("online.steps=6")))
+    assert prints(base) == prints(make_plan(tiny_config("data.data_dir=elsewhere")))
+    changed = prints(make_plan(tiny_config("online.steps=6")))
     assert [a != b for a, b in zip(prints(base), changed, strict=True)] == [False] * 3 + [True] * 2
     train = base.split.train._replace(x=base.split.train.x + np.float32(1e-6))
     moved = base._replace(split=base.split._replace(train=train))
     assert all(a != b for a, b in zip(prints(base), prints(moved), strict=True))
     assert all(
-        a != b
-        for a, b in zip(
-            prints(base), prints(pipeline.make_plan(tiny_config("seed=1"))), strict=True
-        )
+        a != b for a, b in zip(prints(base), prints(make_plan(tiny_config("seed=1"))), strict=True)
     )

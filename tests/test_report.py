@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from tiny_run import compile_once, finished, read_stages  # noqa: F401
 
-from ddm_jax import metrics, pipeline, report
+from ddm_jax import figures, metrics, report
 from ddm_jax.attribution import Attribution, make_attribution
+from ddm_jax.workdir import stage_seconds
 
 SECONDS = {"target": 1.0, "groups": 0.1, "synset": 4.0, "attribution": 0.5, "check": 20.0}
 
@@ -42,7 +43,7 @@ def test_metrics_json_is_json_with_the_same_numbers(finished, stages):  # noqa: 
 
     text = (finished / "metrics.json").read_text()
     read = json.loads(text, parse_constant=no_constant)
-    summary = report.summarise(*stages, pipeline.stage_seconds(finished))
+    summary = report.summarise(*stages, stage_seconds(finished))
     assert {k: read[k] for k in summary} == json.loads(json.dumps(report._without_nan(summary)))
     assert set(read["versions"]) >= {"ddm_jax", "jax", "python", "device"}
 
@@ -163,11 +164,11 @@ def test_mistakes_show_the_most_confident_ones(stages, attribution):
     logits = np.asarray(stages.plan.task.apply(stages.target.params, split.test.x))
     labels = split.test.y.argmax(1)
     wrong = np.flatnonzero(logits.argmax(1) != labels)
-    assert len(wrong) >= report.SHOWN_QUERIES
+    assert len(wrong) >= figures.SHOWN_QUERIES
     certainty = logits.max(1) - logits[np.arange(40), labels]
     worst = wrong[certainty[wrong].argmax()]
-    text = _texts(report.mistakes_figure(stages.plan, stages.target, attribution))
-    assert text.count("taken for") == report.SHOWN_QUERIES
+    text = _texts(figures.mistakes_figure(stages.plan, stages.target, attribution))
+    assert text.count("taken for") == figures.SHOWN_QUERIES
     assert f"{labels[worst]},\ntaken for\n{logits[worst].argmax()}" in text
     hurt, helped = (attribution.scores[:, worst].argmin(), attribution.scores[:, worst].argmax())
     titles = [f"group {g}: {attribution.scores[g, worst]:+.2f}" for g in (hurt, helped)]
@@ -179,36 +180,36 @@ def test_no_mistakes_say_so(stages, attribution):
     logits = plan.task.apply(stages.target.params, plan.split.test.x)
     right = plan.split.test._replace(y=np.asarray(jax.nn.one_hot(logits.argmax(1), 10)))
     plan = plan._replace(split=plan.split._replace(test=right))
-    figure = report.mistakes_figure(plan, stages.target, attribution)
+    figure = figures.mistakes_figure(plan, stages.target, attribution)
     assert _texts(figure) == "No query is misclassified."
     assert report._png(figure).startswith(b"\x89PNG")
 
 
 def test_an_objective_that_is_not_per_query_says_so(stages, attribution):
     one = make_attribution(attribution.scores[:, :1], attribution.groups)
-    figure = report.mistakes_figure(stages.plan, stages.target, one)
+    figure = figures.mistakes_figure(stages.plan, stages.target, one)
     assert _texts(figure) == "The objective is not per query."
 
 
 def test_the_matrix_is_sorted_by_class(attribution, stages):
     labels = stages.plan.split.test.y.argmax(1)
-    figure = report.matrix_figure(attribution, labels, stages.plan.split.classes)
+    figure = figures.matrix_figure(attribution, labels, stages.plan.split.classes)
     drawn = np.asarray(figure.axes[0].images[0].get_array())
     assert drawn.shape == (10, 40)
     np.testing.assert_array_equal(drawn, attribution.scores[:, np.argsort(labels, kind="stable")])
     one = make_attribution(attribution.scores[:, :1], attribution.groups)
-    figure = report.matrix_figure(one, labels, stages.plan.split.classes)
+    figure = figures.matrix_figure(one, labels, stages.plan.split.classes)
     assert figure.axes[0].images[0].get_array().shape == (10, 1)
 
 
 def test_a_matrix_of_zeros_can_be_drawn(stages):
     zeros = make_attribution(np.zeros((2, 3)), [0, 1])
-    figure = report.matrix_figure(zeros, np.array([0, 1, 1]), ("a", "b"))
+    figure = figures.matrix_figure(zeros, np.array([0, 1, 1]), ("a", "b"))
     assert report._png(figure).startswith(b"\x89PNG")
 
 
 def test_groups_of_one_point_can_be_drawn(stages):
-    figure = report.groups_figure(stages.plan, np.arange(120))
+    figure = figures.groups_figure(stages.plan, np.arange(120))
     assert len(figure.axes[0].patches) == 120
     assert "group 119\n1 points" in _texts(figure)
 
@@ -219,12 +220,12 @@ def test_agreement_without_halves_leaves_the_right_side_empty(stages):
         masks=check.masks[:3], retrained=check.retrained[:, :3], predicted=check.predicted[:3]
     )
     for given, panels in ((check, 2), (short, 1)):
-        figure = report.agreement_figure(given)
+        figure = figures.agreement_figure(given)
         assert sum(axes.axison for axes in figure.axes) == panels
 
 
 def test_training_figure_means_between_checkpoints():
-    figure = report.training_figure(np.array([9.0, 1.0, 3.0, 5.0, 7.0]), 2)
+    figure = figures.training_figure(np.array([9.0, 1.0, 3.0, 5.0, 7.0]), 2)
     batch, mean = figure.axes[0].lines
     np.testing.assert_array_equal(batch.get_ydata(), [9, 1, 3, 5, 7])
     np.testing.assert_array_equal(mean.get_ydata(), [2, 6])

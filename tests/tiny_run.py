@@ -14,7 +14,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from ddm_jax import config, pipeline
 from ddm_jax.config import Config
 from ddm_jax.pipeline import CheckResult, Plan, SynsetResult
+from ddm_jax.plan import make_plan
 from ddm_jax.types import TrainRun
+from ddm_jax.workdir import SILENT, Progress
 
 TINY = (
     "data.train_size=120",
@@ -88,8 +90,8 @@ def read_stages(workdir: Path) -> Stages:
         if "done before" not in text:
             raise AssertionError(text)
 
-    progress = pipeline.Progress(say, pipeline.SILENT.track)
-    plan = pipeline.make_plan(config.load(workdir / "config.json"))
+    progress = Progress(say, SILENT.track)
+    plan = make_plan(config.load(workdir / "config.json"))
     target = pipeline.target_stage(plan, workdir, progress)
     groups = pipeline.groups_stage(plan, workdir, progress, target)
     synset = pipeline.synset_stage(plan, workdir, progress, target, groups)

@@ -1,0 +1,203 @@
+"""Everything that the settings determine, built and checked before any work."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from ddm_jax import cluster, data, objectives
+from ddm_jax.config import Config
+from ddm_jax.distill import Distiller, make_distiller
+from ddm_jax.loo import (
+    Response,
+    ddm_response,
+    make_finetune,
+    retraining_response,
+)
+from ddm_jax.models import classification, make_module
+from ddm_jax.objectives import Output
+from ddm_jax.synset import STARTS
+from ddm_jax.train import Trainer, cosine_schedule, make_trainer
+from ddm_jax.types import Task
+
+OPTIMIZERS = ("adam", "sgd")
+
+
+class Plan(NamedTuple):
+    """Everything that the settings determine, built and checked before any work."""
+
+    config: Config
+    split: data.Split
+    task: Task
+    trainer: Trainer
+    distiller: Distiller
+    output: Output
+    response: Response  # of the distilled datamodel
+    retraining: Response
+
+
+def make_plan(config: Config) -> Plan:
+    """Load the data and build every stage, so that a wrong setting fails before any work.
+
+    Raises:
+        ValueError: for a setting that is out of range or does not fit the data.
+    """
+    check_settings(config)
+    split = data.load(**dataclasses.asdict(config.data), seed=config.seed)
+    shape, size = split.train.x.shape[1:], len(split.train.x)
+    model, train, distill, online = config.model, config.train, config.distill, config.online
+    options: dict[str, dict[str, Any]] = {
+        "logistic": {},
+        "mlp": {"hidden": model.hidden},
+        "convnet": {"width": model.width, "depth": model.depth, "norm": model.norm},
+        "resnet": {"width": model.width, "blocks": model.blocks, "norm": model.norm},
+    }
+    module = make_module(model.kind, len(split.classes), **options.get(model.kind, {}))
+    task = classification(module, shape)
+    if train.batch_size > size:
+        raise ValueError(
+            f"train.batch_size={train.batch_size} exceeds the {size} training points; lower it"
+        )
+    if config.cluster.method == "file":
+        cluster.check_groups(read_groups(config.cluster.file), size)
+    else:
+        cluster.check_num_groups(
+            config.cluster.method, split.train.y.argmax(1), config.cluster.num_groups
+        )
+    epoch = size // train.batch_size
+    steps = train.epochs * epoch
+    trainer = make_trainer(
+        task,
+        steps=steps,
+        batch_size=train.batch_size,
+        learning_rate=cosine_schedule(
+            train.learning_rate, steps, train.final_learning_rate, train.warmup_epochs * epoch
+        ),
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+        checkpoint_every=train.checkpoint_every * epoch,
+    )
+    output = objectives.make_objective(online.objective, task.apply)
+    jax.eval_shape(output, jax.eval_shape(task.init, jax.random.key(0)), split.test)
+    finetune = make_finetune(
+        task,
+        update=online.update,
+        steps=online.steps,
+        optimizer=optax.sgd(online.learning_rate, momentum=online.momentum or None, nesterov=True),
+        weight_decay=train.weight_decay,
+    )
+    distiller = make_distiller(
+        task,
+        optimizer=_optimizer(distill.optimizer, distill.learning_rate, distill.steps),
+        distance=distill.distance,
+        balance=distill.balance,
+        learn=distill.learn,
+        points_per_step=distill.points_per_step,
+    )
+    return Plan(
+        config=config,
+        split=split,
+        task=task,
+        trainer=trainer,
+        distiller=distiller,
+        output=output,
+        response=ddm_response(finetune, output),
+        retraining=retraining_response(trainer.train, output),
+    )
+
+
+def check_settings(config: Config) -> None:
+    """Check what can be checked without the data.
+
+    Raises:
+        ValueError: naming the setting, what is allowed, and how to mend it.
+    """
+    train, distill, online, check = config.train, config.distill, config.online, config.check
+    one_of = {
+        "model.kind": (config.model.kind, ("logistic", "mlp", "convnet", "resnet")),
+        "model.norm": (config.model.norm, ("instance", "group")),
+        "cluster.method": (config.cluster.method, (*cluster.METHODS, "file")),
+        "cluster.features": (config.cluster.features, ("pixels", "network")),
+        "distill.start": (distill.start, STARTS),
+        "distill.optimizer": (distill.optimizer, OPTIMIZERS),
+        "online.design": (online.design, ("difference", "masks")),
+    }
+    for name, (value, allowed) in one_of.items():
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r}; choose one of {', '.join(allowed)}")
+    for name, number, least in (
+        ("model.width", config.model.width, 1),
+        ("model.depth", config.model.depth, 0),
+        *(("model.hidden", units, 1) for units in config.model.hidden),
+        *(("model.blocks", blocks, 1) for blocks in config.model.blocks),
+        ("train.epochs", train.epochs, 1),
+        ("train.batch_size", train.batch_size, 1),
+        ("train.checkpoint_every", train.checkpoint_every, 1),
+        ("train.warmup_epochs", train.warmup_epochs, 0),
+        ("cluster.num_groups", config.cluster.num_groups, 2),
+        ("distill.items", distill.items, 1),
+        ("distill.steps", distill.steps, 0),
+        ("distill.offset", distill.offset, 0),
+        ("online.steps", online.steps, 1),
+        ("online.masks", online.masks, 2),
+        ("check.groups", check.groups, 2),
+        ("check.subsets", check.subsets, 0),
+        ("check.seeds", check.seeds, 2),
+    ):
+        if number < least:
+            raise ValueError(f"{name}={number}; it must be at least {least}")
+    for name, rate in (
+        ("train.learning_rate", train.learning_rate),
+        ("distill.learning_rate", distill.learning_rate),
+        ("online.learning_rate", online.learning_rate),
+    ):
+        if not 0 < rate < float("inf"):
+            raise ValueError(f"{name}={rate}; it must be positive and finite")
+    if not train.final_learning_rate >= 0:
+        raise ValueError(
+            f"train.final_learning_rate={train.final_learning_rate}; it must be at least 0"
+        )
+    if train.warmup_epochs >= train.epochs:
+        raise ValueError(
+            f"train.warmup_epochs={train.warmup_epochs}; it must be below train.epochs, "
+            f"{train.epochs}"
+        )
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"seed={config.seed}; it must be in 0..2**32 - 1")
+    for name, part in (
+        ("train.momentum", train.momentum),
+        ("online.momentum", online.momentum),
+        ("online.rewind", online.rewind),
+    ):
+        if not 0 <= part < 1:
+            raise ValueError(f"{name}={part}; it must be in [0, 1)")
+    if not 0 < distill.part <= 1:
+        raise ValueError(f"distill.part={distill.part}; it must be in (0, 1]")
+    if train.checkpoint_every * 2 > train.epochs:
+        raise ValueError(
+            f"train.checkpoint_every={train.checkpoint_every} keeps fewer than two checkpoints of "
+            f"{train.epochs} epochs; the trajectory needs at least two"
+        )
+    if config.cluster.method == "file" and config.cluster.file is None:
+        raise ValueError("cluster.method=file needs cluster.file, a .npy of N integers")
+
+
+def _optimizer(name: str, rate: float, steps: int) -> optax.GradientTransformation:
+    schedule = optax.cosine_decay_schedule(rate, max(steps, 1))
+    if name == "adam":
+        return optax.adam(schedule)
+    return optax.sgd(schedule)
+
+
+def read_groups(file: str | None) -> np.ndarray:
+    """Read a user's groups, a .npy of integers.
+
+    Raises:
+        ValueError: when the file cannot be read.
+    """
+    try:
+        return np.load(str(file), allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cluster.file={file} cannot be read as .npy: {error}") from error
