@@ -7,6 +7,8 @@ resumed run ends with the same bits. `plan.py` builds what the settings determin
 keeps the results.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """Everything that the settings determine, built and checked before any work."""
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Any, NamedTuple
 

@@ -5,6 +5,8 @@ depends on, and is not redone while that fits. A long stage keeps a partial resu
 (`<stage>.partial`).
 """
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import json
