@@ -133,7 +133,10 @@ def _print_summary(metrics: dict) -> None:
     for row in metrics["agreement"]:
         table.add_row(
             row["what"],
-            *(f"{row[c]:.3f}" for c in ("ddm", "grad_dot", "one_retraining", "perfect")),
+            *(
+                f"{row[c]:.3f}" if row[c] == row[c] else "undefined"
+                for c in ("ddm", "grad_dot", "one_retraining", "perfect")
+            ),
         )
     console = Console()
     console.print(table)
