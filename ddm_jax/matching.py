@@ -25,7 +25,7 @@ from jax.flatten_util import ravel_pytree
 from ddm_jax.parallel import chunked_vmap
 from ddm_jax.types import Array, Batch, Params, Synset, Task, take
 
-Distance = Callable[[Params, Params], Array]  # g, h with leaves [K, ...] -> per group [K]
+Distance = Callable[[Params, Params], Array]  # g_k, h_k of one group -> scalar
 
 
 class MatchPoints(NamedTuple):

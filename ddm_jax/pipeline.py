@@ -131,7 +131,7 @@ def target_stage(plan: Plan, workdir: Path, progress: Progress) -> TrainRun:
             size = first if first and position == 0 else every
             state, new = advance(state, rows[position : position + size], on_device, weights)
             losses[position : position + size] = new
-            _check_finite(losses, position, "training", "train", plan.config.train.learning_rate)
+            _check_finite(losses, "training", "train", plan.config.train.learning_rate)
             index = (position + size - first) // every - 1
             if index >= 0:
                 for kept, leaf in zip(
@@ -212,7 +212,7 @@ def synset_stage(
             size = min(DISTILL_CHUNK, config.steps - position)
             state, new = advance(draw_key, state, points, size)
             losses[position : position + size] = new
-            _check_finite(losses, position, "distillation", "distill", config.learning_rate)
+            _check_finite(losses, "distillation", "distill", config.learning_rate)
             return (state, losses), position + size, f"matching loss {np.mean(new):.4f}"
 
         carry = (plan.distiller.start(start), np.zeros(kept_losses, np.float32))
@@ -361,7 +361,7 @@ def _key(plan: Plan, stage: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(plan.config.seed), list(DEPENDS).index(stage))
 
 
-def _check_finite(losses: np.ndarray, first: int, what: str, section: str, rate: float) -> None:
+def _check_finite(losses: np.ndarray, what: str, section: str, rate: float) -> None:
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         raise ValueError(
