@@ -3,13 +3,13 @@
 The public names, in the order of the stages.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from ddm_jax import data, metrics, models, objectives
 from ddm_jax.attribution import Attribution, make_attribution
 from ddm_jax.cluster import check_groups, make_groups
 from ddm_jax.distill import make_distiller, make_match_points, trajectory_indices
-from ddm_jax.estimators import make_ddm, make_grad_dot, make_retraining
+from ddm_jax.estimators import make_ddm, make_grad_dot, make_retraining, retraining_response
 from ddm_jax.loo import (
     check_masks,
     ddm_response,
@@ -17,7 +17,6 @@ from ddm_jax.loo import (
     leave_one_out_masks,
     make_finetune,
     random_masks,
-    retraining_response,
     ridge_datamodel,
     subset_outputs,
     trajectory_point,

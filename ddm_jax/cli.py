@@ -7,9 +7,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ddm_jax.config import Config
+    from ddm_jax.store import Store
 
 app = typer.Typer(
     name="ddm",
@@ -35,6 +41,10 @@ Override = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting, for example distill.items=2. Repeatable."),
 ]
+Chunk = Annotated[
+    int | None,
+    typer.Option(help="Networks trained at once. Default: enough to fill two seconds."),
+]
 DataDir = Annotated[
     str | None, typer.Option(help="Where TFDS keeps prepared data. Default: TFDS's own.")
 ]
@@ -53,18 +63,9 @@ def run(
     A run is known by its work directory: `ddm run --workdir W` goes on with what W holds.
     """
     with _errors():
-        from ddm_jax import config as settings
         from ddm_jax import pipeline
 
-        chosen = preset or settings.default_preset(dataset or "digits")
-        if workdir is not None and (workdir / "config.json").exists() and not (dataset or preset):
-            config = settings.load(workdir / "config.json")
-        else:
-            config = settings.preset(chosen)
-        named = {"data.name": dataset, "data.data_dir": data_dir}
-        assignments = [f"{name}={value}" for name, value in named.items() if value is not None]
-        config = settings.override(config, [*assignments, *(set_ or [])])
-        workdir = workdir or Path("runs") / (preset or dataset or chosen)
+        config, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
         begin = time.perf_counter()
         with _progress() as progress:
             metrics = pipeline.run(config, workdir, progress)
@@ -105,6 +106,70 @@ _stage_command("check", "check", "Compare with exact retraining again.")
 _stage_command("report", "report", "Write metrics.json, the figures and report.html again.")
 
 
+@app.command()
+def truth(
+    dataset: Dataset = None,
+    workdir: Workdir = None,
+    preset: Preset = None,
+    set_: Override = None,
+    data_dir: DataDir = None,
+    chunk: Chunk = None,
+    inspect: Annotated[
+        bool, typer.Option("--inspect", help="Say what the store holds, and compute nothing.")
+    ] = False,
+) -> None:
+    """Retrain exactly: fill the truth store of a work directory, and say how noisy it is.
+
+    Run it as often and in as many processes at once as you like: no network is trained twice,
+    and a killed process loses none that was done.
+    """
+    with _errors():
+        from ddm_jax import evaluate, store
+
+        if inspect:
+            workdir = workdir or _default_workdir(dataset, preset)
+            _print_status(store.inspect_store(workdir / evaluate.TRUTH))
+            return
+        config, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
+        with _progress() as progress:
+            summary = evaluate.fill_truth(config, workdir, progress, chunk)
+        _print_ceilings(summary)
+        typer.echo(f"\ntruth: {workdir / evaluate.TRUTH}")
+
+
+@app.command()
+def compare(
+    dataset: Dataset = None,
+    estimators: Annotated[
+        str, typer.Option(help="Which, with commas between: ddm, grad_dot, retraining.")
+    ] = "ddm,grad_dot",
+    workdir: Workdir = None,
+    preset: Preset = None,
+    set_: Override = None,
+    data_dir: DataDir = None,
+    chunk: Chunk = None,
+) -> None:
+    """Judge estimators on exact retraining: one table with intervals, ceilings and seconds.
+
+    Settings are chosen on one part of the truth and scores reported on the other. The truth is
+    filled first, where it is not. An estimator that fails stands in the table with its error, and
+    the command fails.
+    """
+    with _errors():
+        from ddm_jax import evaluate
+
+        config, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
+        names = [name.strip() for name in estimators.split(",") if name.strip()]
+        try:
+            with _progress() as progress:
+                result = evaluate.compare_estimators(config, workdir, names, progress, chunk)
+        except evaluate.ComparisonError:
+            _print_comparison(evaluate.read_comparison(workdir))
+            raise
+        _print_comparison(result)
+        typer.echo(f"\nscores: {workdir / 'compare.md'}, figure: {workdir / 'compare.png'}")
+
+
 @app.command("settings")
 def show_settings(preset: Preset = None, workdir: Workdir = None) -> None:
     """List the presets, and all settings of one preset or of a run."""
@@ -123,9 +188,125 @@ def show_settings(preset: Preset = None, workdir: Workdir = None) -> None:
             typer.echo(f"{name}={'none' if shown is None else shown}")
 
 
+def _default_workdir(dataset: str | None, preset: str | None) -> Path:
+    from ddm_jax import config as settings
+
+    return Path("runs") / (preset or dataset or settings.default_preset("digits"))
+
+
+def _chosen(
+    dataset: str | None,
+    workdir: Path | None,
+    preset: str | None,
+    assignments: list[str] | None,
+    data_dir: str | None,
+) -> tuple[Config, Path]:
+    """The settings and the work directory that a command's options mean."""
+    from ddm_jax import config as settings
+
+    if workdir is not None and (workdir / "config.json").exists() and not (dataset or preset):
+        config = settings.load(workdir / "config.json")
+    else:
+        config = settings.preset(preset or settings.default_preset(dataset or "digits"))
+    named = {"data.name": dataset, "data.data_dir": data_dir}
+    named_too = [f"{name}={value}" for name, value in named.items() if value is not None]
+    config = settings.override(config, [*named_too, *(assignments or [])])
+    return config, workdir or _default_workdir(dataset, preset)
+
+
+def _print_status(opened: Store) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ddm_jax import store
+
+    found = store.status(opened)
+    left = found.declared - found.done
+    table = Table(title=str(opened.folder))
+    for column in ("", "networks"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("declared", str(found.declared))
+    table.add_row("done", str(found.done))
+    table.add_row("being trained by some process", str(found.claimed))
+    console = Console()
+    console.print(table)
+    if found.done:
+        console.print(
+            f"{found.seconds_per_row:.2g} s a network (median)"
+            + (f", {left * found.seconds_per_row:.0f} s left on one process" if left else "")
+        )
+    for name, value in sorted(opened.identity.items()):
+        console.print(f"  {name}: {value}", highlight=False)
+
+
+def _print_ceilings(summary: dict) -> None:
+    from rich.table import Table
+
+    from ddm_jax.report import number
+
+    table = Table(title="How well this truth can be predicted at all (Spearman)", box=None)
+    for column in ("", "runs", "two runs", "one retraining", "ceiling", "95 %", "runs for .8"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for name, row in summary["ceilings"].items():
+        low, high = row["ceiling_interval"]
+        needed = row["runs_for_ceiling_0.8"]
+        table.add_row(
+            name,
+            str(row["runs"]),
+            number(row["reliability"]),
+            number(row["one_retraining"]),
+            number(row["ceiling"]),
+            f"{number(low)} to {number(high)}",
+            "no number" if needed is None else str(needed),
+        )
+    console = _wide()
+    console.print(table)
+    console.print(
+        "two runs: one against another; one retraining: against the mean of the others; ceiling: "
+        "a perfect predictor against the mean of all; the last column: runs for a ceiling of .8"
+    )
+    console.print(
+        f"{summary['networks']} networks of {summary['seconds_per_network']:.2g} s; checksum of "
+        f"the outputs, rounded to 3 decimals: {summary['checksum']}",
+        highlight=False,
+    )
+
+
+def _print_comparison(result: dict) -> None:
+    from rich.table import Table
+
+    from ddm_jax import evaluate
+
+    head, lines = evaluate.table(result)
+    table = Table(title="Spearman correlation with exact retraining", box=None, padding=(0, 1))
+    for number, column in enumerate(head[:-1]):
+        table.add_column(column, justify="left" if number < 2 else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line[:-1])
+    console = _wide()
+    console.print(table)
+    console.print(
+        "95 % intervals over queries | over what was removed; ceiling: what a perfect predictor "
+        "would score against a truth this noisy; seconds online are for all removals"
+    )
+    for line in lines:
+        if line[-1] != "-":
+            console.print(f"{line[0]}, {line[1]}: {line[-1]}", highlight=False)
+
+
+def _wide() -> Console:
+    """A console that does not cut tables where nobody looks at a terminal."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
 def _print_summary(metrics: dict) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from ddm_jax.report import number
 
     table = Table(title="Agreement with exact retraining (rows removed x queries)")
     for column in ("", "DDM", "grad-dot", "one retraining", "perfect predictor"):
@@ -133,10 +314,7 @@ def _print_summary(metrics: dict) -> None:
     for row in metrics["agreement"]:
         table.add_row(
             row["what"],
-            *(
-                f"{row[c]:.3f}" if row[c] == row[c] else "undefined"
-                for c in ("ddm", "grad_dot", "one_retraining", "perfect")
-            ),
+            *(number(row[c]) for c in ("ddm", "grad_dot", "one_retraining", "perfect")),
         )
     console = Console()
     console.print(table)

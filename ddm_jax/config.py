@@ -20,8 +20,10 @@ class DataConfig:
     name: str = "digits"
     train_size: int | None = None
     test_size: int | None = None
+    order: str = "random"  # random or original
     label_noise: float = 0.0
-    normalise: str = "unit"
+    noise_kind: str = "uniform"  # uniform or nearest
+    normalise: str = "unit"  # unit, standard or <mean>/<deviation>
     image_size: int | None = None
     data_dir: str | None = None
 
@@ -32,6 +34,8 @@ class ModelConfig:
 
     kind: str = "mlp"  # logistic, mlp, convnet or resnet
     hidden: tuple[int, ...] = (64,)  # mlp
+    dropout: float = 0.0  # mlp
+    initial: str = "lecun"  # mlp, logistic: lecun or uniform
     width: int = 32  # convnet, resnet
     depth: int = 3  # convnet
     blocks: tuple[int, ...] = (1, 1, 1)  # resnet
@@ -49,6 +53,7 @@ class TrainConfig:
     warmup_epochs: int = 0
     momentum: float = 0.0
     weight_decay: float = 1e-3
+    last_batch: str = "drop"  # drop, or keep it though it is smaller
     checkpoint_every: int = 1  # epochs
 
 
@@ -103,6 +108,24 @@ class CheckConfig:
 
 
 @dataclass(frozen=True)
+class TruthConfig:
+    """Ground truth for `ddm truth` and `ddm compare`, by exact retraining; see `truth`.
+
+    `seeds * (1 + groups)` networks where single groups are left out, and `subset_seeds * subsets`
+    for each keep fraction.
+    """
+
+    objective: str = "loss"  # as online.objective
+    leave_one_out: bool = True  # retrain without each group
+    seeds: int = 8  # of everything kept and of each group left out
+    subsets: int = 40  # random subsets of the groups, for each keep fraction
+    keep: tuple[float, ...] = (0.5,)
+    subset_seeds: int = 8
+    paired: bool = True  # networks of one seed share initialisation and batch order
+    removal: str = "weights"  # weights: same steps, weight 0; subset: train on what is kept alone
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of a run."""
 
@@ -114,7 +137,15 @@ class Config:
     distill: DistillConfig = field(default_factory=DistillConfig)
     online: OnlineConfig = field(default_factory=OnlineConfig)
     check: CheckConfig = field(default_factory=CheckConfig)
+    truth: TruthConfig = field(default_factory=TruthConfig)
 
+
+# dattri (arXiv 2410.04555): the first images in the original order, halves of the training points,
+# each a training set of its own.
+DATTRI_DATA = DataConfig("mnist", 5000, 500, order="original", normalise="0.1307/0.3081")
+DATTRI_TRUTH = TruthConfig(
+    leave_one_out=False, subsets=50, subset_seeds=4, paired=False, removal="subset"
+)
 
 PRESETS: dict[str, tuple[str, Config]] = {
     "digits": (
@@ -130,6 +161,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
             model=ModelConfig(hidden=(128, 64)),
             train=TrainConfig(20, 100, 0.1, 0.005, momentum=0.9),
             online=OnlineConfig(steps=100, learning_rate=0.1),
+            truth=TruthConfig(subset_seeds=4),
         ),
     ),
     "mnist-convnet": (
@@ -142,6 +174,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
             distill=DistillConfig(steps=300),
             online=OnlineConfig(steps=50, learning_rate=0.05),
             check=CheckConfig(groups=4, subsets=4, seeds=2),
+            truth=TruthConfig(seeds=8, subsets=20, subset_seeds=4),
         ),
     ),
     "images": (
@@ -154,6 +187,41 @@ PRESETS: dict[str, tuple[str, Config]] = {
             distill=DistillConfig(steps=300),
             online=OnlineConfig(steps=50, learning_rate=0.05),
             check=CheckConfig(groups=4, subsets=4, seeds=2),
+        ),
+    ),
+    "cifar10-convnet": (
+        "10,000 images of 32x32x3, ConvNet of width 16, 20 groups",
+        Config(
+            data=DataConfig("cifar10", 10_000, 2000, normalise="standard"),
+            model=ModelConfig("convnet", width=16),
+            train=TrainConfig(5, 100, 0.05, 0.001, momentum=0.9),
+            cluster=ClusterConfig(num_groups=20),
+            distill=DistillConfig(steps=300),
+            online=OnlineConfig(steps=50, learning_rate=0.05),
+            check=CheckConfig(groups=4, subsets=4, seeds=2),
+            truth=TruthConfig(seeds=6, subsets=20, subset_seeds=4),
+        ),
+    ),
+    "dattri-lr": (
+        "dattri's MNIST protocol, logistic regression; for `ddm truth` and `ddm compare`",
+        Config(
+            data=DATTRI_DATA,
+            model=ModelConfig("logistic", initial="uniform"),
+            train=TrainConfig(20, 32, 0.01, 0.01, weight_decay=0.0, last_batch="keep"),
+            cluster=ClusterConfig("point"),
+            truth=DATTRI_TRUTH,
+        ),
+    ),
+    "dattri-mlp": (
+        "the same, MLP 784-128-64-10 with dropout",
+        Config(
+            data=DATTRI_DATA,
+            model=ModelConfig("mlp", (128, 64), dropout=0.1, initial="uniform"),
+            train=TrainConfig(
+                50, 64, 0.01, 0.01, momentum=0.9, weight_decay=0.0, last_batch="keep"
+            ),
+            cluster=ClusterConfig("point"),
+            truth=DATTRI_TRUTH,
         ),
     ),
 }
@@ -257,10 +325,12 @@ def _parse(owner: type, name: str, text: str) -> Any:
         return None
     kind = next(option for option in options if option is not type(None))
     try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
         if typing.get_origin(kind) is tuple:
             inner = typing.get_args(kind)[0]
             return tuple(inner(part) for part in text.split(",") if part)
         return kind(text)
-    except ValueError as error:
-        shown = getattr(hint, "__name__", None) or str(hint)
+    except (ValueError, KeyError) as error:
+        shown = "bool (true or false)" if kind is bool else getattr(hint, "__name__", str(hint))
         raise ValueError(f"{name}={text!r}; it must be of type {shown}") from error

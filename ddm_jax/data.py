@@ -15,6 +15,7 @@ import numpy as np
 from ddm_jax.types import Batch
 
 DIGITS_TRAIN = 1000  # of 1,797; the rest is the test set
+NUMBERED = ("mnist", "cifar10")  # TFDS sets whose original order can be told
 
 
 class Split(NamedTuple):
@@ -44,7 +45,9 @@ def load(
     train_size: int | None = None,
     test_size: int | None = None,
     seed: int = 0,
+    order: str = "random",
     label_noise: float = 0.0,
+    noise_kind: str = "uniform",
     normalise: str = "unit",
     image_size: int | None = None,
     data_dir: str | None = None,
@@ -58,13 +61,18 @@ def load(
 
     Args:
         name: "digits" or a TFDS name such as "mnist" or "cifar10:3.0.2".
-        train_size: training points N, drawn at random; default all.
-        test_size: test points Q, drawn at random; default all.
+        train_size: training points N; default all.
+        test_size: test points Q; default all.
         seed: fixes the split, the draws and the flipped labels.
-        label_noise: the part of the training labels to flip, in [0, 1), each to another class
-            chosen uniformly; `Split.flipped` says which.
+        order: "random" draws the points at random; "original" takes the first ones in the order
+            of the original files (digits, mnist and cifar10).
+        label_noise: the part of the training labels to flip, in [0, 1); `Split.flipped` says
+            which.
+        noise_kind: "uniform" flips a label to any other class; "nearest" to the class whose mean
+            image is nearest to that of its own, which is harder to find (class-dependent).
         normalise: "unit" keeps pixels in [0, 1]; "standard" subtracts the training mean and
-            divides by the training deviation per channel.
+            divides by the training deviation per channel; "<mean>/<deviation>", for example
+            "0.1307/0.3081", uses these.
         image_size: resize all images to this height and width; needed where they differ.
         data_dir: where TFDS keeps prepared data; default TFDS's own.
 
@@ -73,17 +81,21 @@ def load(
     """
     if not 0 <= label_noise < 1:
         raise ValueError(f"label_noise={label_noise}; it must be in [0, 1)")
-    if normalise not in ("unit", "standard"):
-        raise ValueError(f"normalise={normalise!r}; choose 'unit' or 'standard'")
+    given = _given_normalisation(normalise)
+    if order not in ("random", "original"):
+        raise ValueError(f"order={order!r}; choose 'random' or 'original'")
+    if noise_kind not in ("uniform", "nearest"):
+        raise ValueError(f"noise_kind={noise_kind!r}; choose 'uniform' or 'nearest'")
     for part, size in (("train_size", train_size), ("test_size", test_size)):
         if size is not None and size < 1:
             raise ValueError(f"{part}={size}; it must be at least 1, or left out for all")
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size={image_size}; it must be at least 1 pixel")
     draw = np.random.default_rng(seed)
-    source = _digits(draw) if name == "digits" else _tfds(name, data_dir, draw)
-    train_ids = _choose(draw, source.train_rows, train_size, "train_size", name)
-    test_ids = _choose(draw, source.test_rows, test_size, "test_size", name)
+    original = order == "original"
+    source = _digits(draw, original) if name == "digits" else _tfds(name, data_dir, draw, original)
+    train_ids = _choose(draw, source.train_rows, train_size, "train_size", name, original)
+    test_ids = _choose(draw, source.test_rows, test_size, "test_size", name, original)
     train_pixels, train_labels = source.read(source.train_split, train_ids, image_size)
     test_pixels, test_labels = source.read(source.test_split, test_ids, image_size)
 
@@ -93,12 +105,18 @@ def load(
         flipped[chosen] = True
         count = len(source.classes)
         shift = draw.integers(1, count, len(chosen))
+        before = train_labels[chosen]
         train_labels = train_labels.copy()
-        train_labels[chosen] = (train_labels[chosen] + shift) % count
+        if noise_kind == "uniform":
+            train_labels[chosen] = (before + shift) % count
+        else:
+            train_labels[chosen] = _nearest_class(train_pixels, train_labels, count)[before]
 
     depth = train_pixels.shape[-1]
     offset, scale = np.zeros(depth, np.float32), np.ones(depth, np.float32)
-    if normalise == "standard":
+    if given is not None:
+        offset, scale = offset + np.float32(given[0]), scale * np.float32(given[1])
+    elif normalise == "standard":
         offset = train_pixels.mean((0, 1, 2), dtype=np.float64).astype(np.float32)
         scale = np.maximum(train_pixels.std((0, 1, 2), dtype=np.float64), 1e-6).astype(np.float32)
     classes = len(source.classes)
@@ -156,19 +174,48 @@ class _Source(NamedTuple):
     read: Callable[[str, np.ndarray, int | None], tuple[np.ndarray, np.ndarray]]
 
 
-def _choose(draw, rows: np.ndarray, size: int | None, setting: str, name: str) -> np.ndarray:
+def _given_normalisation(text: str) -> tuple[float, float] | None:
+    if text in ("unit", "standard"):
+        return None
+    try:
+        mean, deviation = (float(part) for part in text.split("/"))
+    except ValueError:
+        mean, deviation = 0.0, 0.0
+    if not deviation > 0:
+        raise ValueError(
+            f"normalise={text!r}; choose 'unit', 'standard' or '<mean>/<deviation>', for example "
+            "0.1307/0.3081"
+        )
+    return mean, deviation
+
+
+def _nearest_class(pixels: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """For each class another one: that of the nearest mean image. `[C]`."""
+    flat = pixels.reshape(len(pixels), -1)
+    present = np.bincount(labels, minlength=count) > 0
+    means = np.stack([flat[labels == c].mean(0) if present[c] else flat[0] for c in range(count)])
+    distance = ((means[:, None] - means[None]) ** 2).sum(-1)
+    distance[:, ~present] = np.inf
+    np.fill_diagonal(distance, np.inf)
+    return distance.argmin(1)
+
+
+def _choose(
+    draw, rows: np.ndarray, size: int | None, setting: str, name: str, original: bool
+) -> np.ndarray:
     if size is None:
         return rows
     if size > len(rows):
         raise ValueError(f"{setting}={size}; {name} has only {len(rows)} such examples")
-    return draw.permutation(rows)[:size]
+    return (rows if original else draw.permutation(rows))[:size]
 
 
-def _digits(draw) -> _Source:
+def _digits(draw, original: bool) -> _Source:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    order = draw.permutation(len(digits.target))
+    count = len(digits.target)
+    order = np.arange(count) if original else draw.permutation(count)
 
     def read(split: str, rows: np.ndarray, image_size: int | None):
         pixels = (digits.images[rows, :, :, None] / 16.0).astype(np.float32)
@@ -186,9 +233,28 @@ def _digits(draw) -> _Source:
     )
 
 
-def _tfds(name: str, data_dir: str | None, draw) -> _Source:
+def _original_rows(split: str, count: int) -> np.ndarray:
+    """The rows of a TFDS split in the order of the original files.
+
+    Row i holds the example whose number in the original file has the i-th smallest hash: true of
+    builders that number their examples.
+    """
+    from tensorflow_datasets.core import hashing
+
+    hasher = hashing.Hasher(split)
+    keys = [hasher.hash_key(i) for i in range(count)]
+    number_of_row = np.asarray(sorted(range(count), key=keys.__getitem__))
+    return np.argsort(number_of_row)
+
+
+def _tfds(name: str, data_dir: str | None, draw, original: bool) -> _Source:
     import tensorflow_datasets as tfds
 
+    if original and name.split(":")[0] not in NUMBERED:
+        raise ValueError(
+            f"order='original' is known for {', '.join(NUMBERED)} and digits, not for {name!r}; "
+            "use order='random'"
+        )
     builder = _prepared_builder(name, data_dir)
     info = builder.info
     images = [k for k, f in info.features.items() if isinstance(f, tfds.features.Image)]
@@ -217,6 +283,9 @@ def _tfds(name: str, data_dir: str | None, draw) -> _Source:
         train_rows, test_rows, held_out = rows[cut:], rows[:cut], train
     else:
         train_rows, test_rows = rows, np.arange(info.splits[held_out].num_examples)
+    if original:
+        train_rows = _original_rows(train, len(train_rows))
+        test_rows = _original_rows(held_out, len(test_rows))
     names = tuple(info.features[label].names or map(str, range(info.features[label].num_classes)))
     return _Source(names, train, held_out, train_rows, test_rows, read)
 

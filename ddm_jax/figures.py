@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ddm_jax.types import TrainRun
 
 INK, BLUE, RED, GREY = "#222222", "#2f6db3", "#c8452f", "#9aa0a6"
+PALETTE = (BLUE, RED, "#3a7d44", "#7b52ab", "#b8860b", "#008080", "#b0307c", "#555555")
 SHOWN_GROUPS = 12
 SHOWN_QUERIES = 4
 
@@ -240,6 +241,47 @@ def training_figure(losses: np.ndarray, every: int) -> Figure:
     axes.set_xlabel("step")
     axes.set_ylabel("training loss")
     axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def comparison_figure(result: dict[str, Any]) -> Figure:
+    """Score against cost, a panel for each score; hollow: online alone, full: with offline."""
+    rows = [row for row in result["rows"] if "error" not in row]
+    scores = list(dict.fromkeys(row["score"] for row in rows))
+    names = list(dict.fromkeys(row["estimator"] for row in rows))
+    figure = Figure(figsize=(4.6 * len(scores), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(scores), squeeze=False)[0]
+    for axes, score in zip(panels, scores, strict=True):
+        shown = [row for row in rows if row["score"] == score]
+        low = 0.0
+        for row in shown:
+            online, value = row["online_seconds"], row["value"]
+            total = row["offline_seconds"] + online
+            reach = np.abs(np.asarray(row["over_rows"], float) - value)[:, None]
+            colour = PALETTE[names.index(row["estimator"]) % len(PALETTE)]
+            axes.plot([online, total], [value, value], color=colour, linewidth=0.8)
+            axes.plot(online, value, "o", markerfacecolor="white", color=colour)
+            axes.errorbar(
+                total,
+                value,
+                np.nan_to_num(reach),
+                fmt="o",
+                color=colour,
+                capsize=3,
+                label=row["estimator"],
+            )
+            low = min(low, value)
+        axes.axhline(
+            shown[0]["ceiling"], color=INK, linewidth=0.8, linestyle="--", label="perfect predictor"
+        )
+        axes.set_xscale("log")
+        axes.set_ylim(low - 0.05, 1.05)
+        axes.set_title(f"{score}: {shown[0]['counterfactuals']} removals", fontsize=10)
+        axes.set_xlabel("seconds: online (hollow), with offline (full)")
+        axes.grid(alpha=0.2)
+    panels[0].set_ylabel("Spearman correlation with retraining")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 

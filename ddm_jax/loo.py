@@ -23,7 +23,7 @@ from jax import lax
 from ddm_jax.matching import synset_batch
 from ddm_jax.objectives import Output
 from ddm_jax.parallel import device_vmap
-from ddm_jax.types import Array, Batch, Params, Synset, Task, TrainRun, take
+from ddm_jax.types import Array, Batch, Params, Synset, Task, take
 
 Finetune = Callable[[Params, Synset, Array], Params]
 Response = Callable[..., Array]
@@ -101,25 +101,19 @@ def ddm_response(finetune: Finetune, output: Output) -> Response:
     return response
 
 
-def retraining_response(
-    train: Callable[[Array, Batch, Array], TrainRun], output: Output
-) -> Response:
-    """Make `response(keep [K], key, data, groups [N], query) -> [Q]` of exact retraining."""
-
-    def response(keep: Array, key: Array, data: Batch, groups: Array, query: Batch) -> Array:
-        return output(train(key, data, keep[groups]).params, query)
-
-    return response
-
-
 def leave_one_out_masks(num_groups: int) -> Array:
     """The K + 1 masks of leave-one-out: everything kept, then each group left out in turn."""
     return jnp.concatenate([jnp.ones((1, num_groups)), 1.0 - jnp.eye(num_groups)])
 
 
+def subset_size(num_groups: int, keep: float) -> int:
+    """Groups that a random subset keeps: `round(keep * K)`, at least 1 and at most K - 1."""
+    return min(max(round(keep * num_groups), 1), max(num_groups - 1, 1))
+
+
 def random_masks(key: Array, num_masks: int, num_groups: int, keep: float = 0.5) -> Array:
     """R masks that each keep `round(keep * K)` random groups, at least 1 and at most K - 1."""
-    size = min(max(round(keep * num_groups), 1), max(num_groups - 1, 1))
+    size = subset_size(num_groups, keep)
     order = jax.vmap(lambda k: jax.random.permutation(k, num_groups))(
         jax.random.split(key, num_masks)
     )
@@ -203,14 +197,20 @@ def ridge_datamodel(masks: Any, outputs: Any, strength: float = 1.0) -> np.ndarr
     return Ridge(alpha=strength).fit(np.asarray(masks), np.asarray(outputs)).coef_.T
 
 
-def trajectory_point(run: TrainRun, rewind: float) -> Params:
+def trajectory_point(checkpoints: Params, rewind: float) -> Params:
     """The checkpoint a part `rewind` of the training before its end: 0 is the trained network.
 
     Starting the online stage a little before the end gives the fine-tune room to go where a
-    retraining would have gone; the reference run starts there too. `rewind` in [0, 1).
+    retraining would have gone; the reference run starts there too. `checkpoints` are a
+    `TrainRun`'s, leaves `[T, ...]`; `rewind` is in [0, 1).
     """
+    check_rewind(rewind)
+    count = jax.tree.leaves(checkpoints)[0].shape[0]
+    index = max(count - 1 - round(rewind * count), 0)
+    return take(checkpoints, index)
+
+
+def check_rewind(rewind: float) -> None:
+    """Raise a ValueError for a `rewind` outside [0, 1)."""
     if not 0 <= rewind < 1:
         raise ValueError(f"rewind={rewind}; it must be in [0, 1)")
-    count = jax.tree.leaves(run.checkpoints)[0].shape[0]
-    index = max(count - 1 - round(rewind * count), 0)
-    return take(run.checkpoints, index)

@@ -70,29 +70,51 @@ def normalisation(name: str, width: int) -> nn.Module:
     raise ValueError(f"norm={name!r}; choose 'instance' or 'group'")
 
 
+def dense(width: int, initial: str, fan_in: int) -> nn.Dense:
+    """Fully connected layer, by how it starts.
+
+    "lecun" is flax's own: weights of variance 1/fan_in, biases zero. "uniform" is PyTorch's:
+    both uniform in `+-1/sqrt(fan_in)`.
+    """
+    if initial == "lecun":
+        return nn.Dense(width)
+    if initial != "uniform":
+        raise ValueError(f"initial={initial!r}; choose 'lecun' or 'uniform'")
+    bound = fan_in**-0.5
+
+    def draw(key, shape, dtype=jnp.float32, **kwargs):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nn.Dense(width, kernel_init=draw, bias_init=draw)
+
+
 class Logistic(nn.Module):
     """Multinomial logistic regression."""
 
     num_classes: int
+    initial: str = "lecun"  # see `dense`
 
     @nn.compact
     def __call__(self, x: Array, return_features: bool = False) -> Array:
         x = x.reshape(x.shape[0], -1)
-        return x if return_features else nn.Dense(self.num_classes)(x)
+        return x if return_features else dense(self.num_classes, self.initial, x.shape[-1])(x)
 
 
 class MLP(nn.Module):
-    """Fully connected ReLU network."""
+    """Fully connected ReLU network; `dropout` after each hidden layer, in training only."""
 
     num_classes: int
     hidden: Sequence[int] = (64,)
+    dropout: float = 0.0  # in [0, 1)
+    initial: str = "lecun"  # see `dense`
 
     @nn.compact
-    def __call__(self, x: Array, return_features: bool = False) -> Array:
+    def __call__(self, x: Array, return_features: bool = False, train: bool = False) -> Array:
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
-            x = nn.relu(nn.Dense(width)(x))
-        return x if return_features else nn.Dense(self.num_classes)(x)
+            x = nn.relu(dense(width, self.initial, x.shape[-1])(x))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return x if return_features else dense(self.num_classes, self.initial, x.shape[-1])(x)
 
 
 class ConvNet(nn.Module):
@@ -162,7 +184,8 @@ def classification(module: nn.Module, input_shape: Sequence[int]) -> Task:
     Args:
         module: maps `[B, *input_shape]` to logits `[B, C]`; its parameters may hold no state
             beside "params" (no BatchNorm). With a `return_features` argument, as the networks of
-            this file have, the task gets penultimate features too.
+            this file have, the task gets penultimate features too. With a `train` argument it is
+            trained with `train=True` and a key for "dropout".
         input_shape: the shape of one example, for example `(28, 28, 1)`.
 
     Raises:
@@ -182,6 +205,10 @@ def classification(module: nn.Module, input_shape: Sequence[int]) -> Task:
     def features(params: Params, x: Array) -> Array:
         return module.apply({"params": params}, x, return_features=True)  # type: ignore
 
+    def training_loss(params: Params, batch: Batch, key: Array) -> Array:
+        logits = module.apply({"params": params}, batch.x, train=True, rngs={"dropout": key})
+        return optax.softmax_cross_entropy(logits, batch.y)
+
     variables = jax.eval_shape(lambda key: module.init(key, sample), jax.random.key(0))
     if set(variables) != {"params"}:
         raise ValueError(
@@ -191,8 +218,17 @@ def classification(module: nn.Module, input_shape: Sequence[int]) -> Task:
     logits = jax.eval_shape(apply, variables["params"], sample)
     if len(logits.shape) != 2 or logits.shape[0] != 1:
         raise ValueError(f"the module returns {logits.shape} for one example; it must be (1, C)")
-    has_features = "return_features" in inspect.signature(type(module).__call__).parameters
-    return Task(init, apply, loss, objectives.margin(apply), features if has_features else None)
+    arguments = inspect.signature(type(module).__call__).parameters
+    # Our own MLP without dropout is not random.
+    is_random = "train" in arguments and getattr(module, "dropout", None) != 0
+    return Task(
+        init=init,
+        apply=apply,
+        loss=loss,
+        output=objectives.margin(apply),
+        features=features if "return_features" in arguments else None,
+        training_loss=training_loss if is_random else None,
+    )
 
 
 def make_module(name: str, num_classes: int, **settings) -> nn.Module:

@@ -149,8 +149,10 @@ def target_stage(plan: Plan, workdir: Path, progress: Progress) -> TrainRun:
     )
 
 
-def groups_stage(plan: Plan, workdir: Path, progress: Progress, target: TrainRun) -> np.ndarray:
-    """Cut the training set into groups."""
+def groups_stage(
+    plan: Plan, workdir: Path, progress: Progress, target: TrainRun | None
+) -> np.ndarray:
+    """Cut the training set into groups; by the network's features it needs the target."""
     config, train = plan.config.cluster, plan.split.train
     size = len(train.x)
 
@@ -159,6 +161,8 @@ def groups_stage(plan: Plan, workdir: Path, progress: Progress, target: TrainRun
             return cluster.check_groups(read_groups(config.file), size)
         features = train.x
         if config.features == "network":
+            if target is None:
+                raise ValueError("cluster.features=network needs the trained target network")
             if plan.task.features is None:
                 raise ValueError("cluster.features=network; this task has no features: use pixels")
             features = np.asarray(in_batches(plan.task.features)(target.params, train.x))
@@ -242,7 +246,7 @@ def attribution_stage(
     config, query = plan.config.online, plan.split.test
     num_groups = len(synset.error)
     outputs = subset_outputs(plan.response)
-    start = trajectory_point(target, config.rewind)
+    start = trajectory_point(target.checkpoints, config.rewind)
     width = jax.eval_shape(plan.output, target.params, query).shape[0]
 
     def compute(resume: Resume) -> np.ndarray:
@@ -321,7 +325,7 @@ def check_stage(
 
         empty = np.zeros(shapes.retrained.shape, np.float32)
         retrained = resume(empty, len(jobs), step)
-        start = trajectory_point(target, plan.config.online.rewind)
+        start = trajectory_point(target.checkpoints, plan.config.online.rewind)
         predicted = subset_outputs(plan.response)(masks, start, synset.synset, query)
         baseline = make_grad_dot(plan.task, plan.output)
         return CheckResult(

@@ -12,16 +12,12 @@ import optax
 from ddm_jax import cluster, data, objectives
 from ddm_jax.config import Config
 from ddm_jax.distill import Distiller, make_distiller
-from ddm_jax.loo import (
-    Response,
-    ddm_response,
-    make_finetune,
-    retraining_response,
-)
+from ddm_jax.estimators.retraining import retraining_response, subset_retraining_response
+from ddm_jax.loo import Response, ddm_response, make_finetune, subset_size
 from ddm_jax.models import classification, make_module
 from ddm_jax.objectives import Output
 from ddm_jax.synset import STARTS
-from ddm_jax.train import Trainer, cosine_schedule, make_trainer
+from ddm_jax.train import Trainer, cosine_schedule, make_trainer, steps_an_epoch
 from ddm_jax.types import Task
 
 OPTIMIZERS = ("adam", "sgd")
@@ -38,6 +34,8 @@ class Plan(NamedTuple):
     output: Output
     response: Response  # of the distilled datamodel
     retraining: Response
+    truth_output: Output
+    truth_retraining: Response  # of the ground truth's own objective and way of removing
 
 
 def make_plan(config: Config) -> Plan:
@@ -51,8 +49,8 @@ def make_plan(config: Config) -> Plan:
     shape, size = split.train.x.shape[1:], len(split.train.x)
     model, train, distill, online = config.model, config.train, config.distill, config.online
     options: dict[str, dict[str, Any]] = {
-        "logistic": {},
-        "mlp": {"hidden": model.hidden},
+        "logistic": {"initial": model.initial},
+        "mlp": {"hidden": model.hidden, "dropout": model.dropout, "initial": model.initial},
         "convnet": {"width": model.width, "depth": model.depth, "norm": model.norm},
         "resnet": {"width": model.width, "blocks": model.blocks, "norm": model.norm},
     }
@@ -68,21 +66,23 @@ def make_plan(config: Config) -> Plan:
         cluster.check_num_groups(
             config.cluster.method, split.train.y.argmax(1), config.cluster.num_groups
         )
-    epoch = size // train.batch_size
-    steps = train.epochs * epoch
-    trainer = make_trainer(
-        task,
-        steps=steps,
-        batch_size=train.batch_size,
-        learning_rate=cosine_schedule(
-            train.learning_rate, steps, train.final_learning_rate, train.warmup_epochs * epoch
-        ),
-        momentum=train.momentum,
-        weight_decay=train.weight_decay,
-        checkpoint_every=train.checkpoint_every * epoch,
-    )
+    trainer = _trainer(task, config, size)
+    params = jax.eval_shape(task.init, jax.random.key(0))
     output = objectives.make_objective(online.objective, task.apply)
-    jax.eval_shape(output, jax.eval_shape(task.init, jax.random.key(0)), split.test)
+    truth_output = objectives.make_objective(config.truth.objective, task.apply)
+    for explained in (output, truth_output):
+        jax.eval_shape(explained, params, split.test)
+    if config.truth.removal == "subset":
+        kept = subset_size(size, config.truth.keep[0])
+        if train.batch_size > kept:
+            raise ValueError(
+                f"train.batch_size={train.batch_size} exceeds the {kept} points of a subset; "
+                "lower it"
+            )
+        trained = _trainer(task, config, kept).train
+        truth_retraining = subset_retraining_response(trained, truth_output, kept)
+    else:
+        truth_retraining = retraining_response(trainer.train, truth_output)
     finetune = make_finetune(
         task,
         update=online.update,
@@ -107,6 +107,26 @@ def make_plan(config: Config) -> Plan:
         output=output,
         response=ddm_response(finetune, output),
         retraining=retraining_response(trainer.train, output),
+        truth_output=truth_output,
+        truth_retraining=truth_retraining,
+    )
+
+
+def _trainer(task: Task, config: Config, num_points: int) -> Trainer:
+    train = config.train
+    epoch = steps_an_epoch(num_points, train.batch_size, train.last_batch)
+    steps = train.epochs * epoch
+    return make_trainer(
+        task,
+        steps=steps,
+        batch_size=train.batch_size,
+        learning_rate=cosine_schedule(
+            train.learning_rate, steps, train.final_learning_rate, train.warmup_epochs * epoch
+        ),
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+        checkpoint_every=train.checkpoint_every * epoch,
+        last_batch=train.last_batch,
     )
 
 
@@ -117,9 +137,13 @@ def check_settings(config: Config) -> None:
         ValueError: naming the setting, what is allowed, and how to mend it.
     """
     train, distill, online, check = config.train, config.distill, config.online, config.check
+    truth = config.truth
     one_of = {
         "model.kind": (config.model.kind, ("logistic", "mlp", "convnet", "resnet")),
         "model.norm": (config.model.norm, ("instance", "group")),
+        "model.initial": (config.model.initial, ("lecun", "uniform")),
+        "train.last_batch": (train.last_batch, ("drop", "keep")),
+        "truth.removal": (truth.removal, ("weights", "subset")),
         "cluster.method": (config.cluster.method, (*cluster.METHODS, "file")),
         "cluster.features": (config.cluster.features, ("pixels", "network")),
         "distill.start": (distill.start, STARTS),
@@ -147,6 +171,9 @@ def check_settings(config: Config) -> None:
         ("check.groups", check.groups, 2),
         ("check.subsets", check.subsets, 0),
         ("check.seeds", check.seeds, 2),
+        ("truth.seeds", truth.seeds, 2),
+        ("truth.subset_seeds", truth.subset_seeds, 2),
+        ("truth.subsets", truth.subsets, 0 if truth.leave_one_out else 4),
     ):
         if number < least:
             raise ValueError(f"{name}={number}; it must be at least {least}")
@@ -170,11 +197,26 @@ def check_settings(config: Config) -> None:
         raise ValueError(f"seed={config.seed}; it must be in 0..2**32 - 1")
     for name, part in (
         ("train.momentum", train.momentum),
+        ("model.dropout", config.model.dropout),
         ("online.momentum", online.momentum),
         ("online.rewind", online.rewind),
     ):
         if not 0 <= part < 1:
             raise ValueError(f"{name}={part}; it must be in [0, 1)")
+    for fraction in truth.keep:
+        if not 0 < fraction < 1:
+            raise ValueError(f"truth.keep={fraction}; a subset keeps a part in (0, 1)")
+    if truth.subsets and not truth.keep:
+        raise ValueError("truth.keep is empty; name at least one part to keep, for example 0.5")
+    if truth.leave_one_out and not truth.paired:
+        raise ValueError("truth.leave_one_out=true needs truth.paired=true: effects are pairs")
+    if truth.removal == "subset" and (
+        truth.leave_one_out or len(truth.keep) != 1 or config.cluster.method != "point"
+    ):
+        raise ValueError(
+            "truth.removal=subset trains on subsets of one size: it needs cluster.method=point, "
+            "truth.leave_one_out=false and a single truth.keep"
+        )
     if not 0 < distill.part <= 1:
         raise ValueError(f"distill.part={distill.part}; it must be in (0, 1]")
     if train.checkpoint_every * 2 > train.epochs:

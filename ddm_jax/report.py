@@ -59,14 +59,14 @@ def summarise(
     agreement = [
         _agreement(
             f"one group left out ({count} groups), all pairs, Pearson",
-            metrics.pooled_correlation,
+            "pooled",
             single,
             grad_dot[check.groups],
             effects,
         ),
         _agreement(
             f"one group left out ({count} groups), per query, Spearman",
-            metrics.leave_one_out_correlation,
+            "per query",
             single,
             grad_dot[check.groups],
             effects,
@@ -77,7 +77,7 @@ def summarise(
         agreement.append(
             _agreement(
                 f"half of the groups left out ({len(check.masks) - 1 - count} halves), LDS",
-                metrics.linear_datamodeling_score,
+                "per query",
                 predicted[halves],
                 np.asarray(check.masks)[halves] @ grad_dot,
                 retrained[:, halves],
@@ -131,13 +131,21 @@ def summarise(
     return result
 
 
-def _agreement(what, score, ddm, grad_dot, truth) -> dict[str, Any]:
-    ceiling = metrics.noise_ceiling(truth, score)
+def _agreement(what, over, ddm, grad_dot, truth) -> dict[str, Any]:
     mean = truth.mean(0)
+    if over == "pooled":
+        ceiling = metrics.noise_ceiling(truth, "pearson", pooled=True)
+        scores = [metrics.pooled_correlation(each, mean) for each in (ddm, grad_dot)]
+        interval = (float("nan"), float("nan"))
+    else:
+        ceiling = metrics.noise_ceiling(truth)
+        judged = [metrics.agreement(each, mean) for each in (ddm, grad_dot)]
+        scores, interval = [each.mean for each in judged], judged[0].over_rows
     return {
         "what": what,
-        "ddm": score(ddm, mean),
-        "grad_dot": score(grad_dot, mean),
+        "ddm": scores[0],
+        "ddm_interval": list(interval),
+        "grad_dot": scores[1],
         "one_retraining": ceiling.one_run,
         "perfect": ceiling.perfect,
     }
@@ -153,12 +161,12 @@ def write(
     check: CheckResult,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """Write metrics.json, figures/*.png and report.html; returns the metrics."""
+    """Write metrics.json, figures/*.png and report.html; returns the metrics as written."""
     from ddm_jax.pipeline import versions
 
-    result = summarise(plan, target, groups, synset, check, seconds)
+    result = without_nan(summarise(plan, target, groups, synset, check, seconds))
     result["versions"] = versions()
-    (workdir / "metrics.json").write_text(json.dumps(_without_nan(result), indent=2) + "\n")
+    (workdir / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
     every = plan.config.train.checkpoint_every * len(target.losses) // plan.config.train.epochs
     figures = {
         "agreement": agreement_figure(check),
@@ -178,11 +186,12 @@ def write(
     return result
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Replace what JSON has no word for by null."""
     if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
+        return {k: without_nan(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_without_nan(v) for v in value]
+        return [without_nan(v) for v in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
@@ -193,7 +202,7 @@ def page(plan: Plan, result: dict[str, Any], pictures: dict[str, bytes]) -> str:
         "<tr><td>{}</td>{}</tr>".format(
             html.escape(row["what"]),
             "".join(
-                f"<td>{_number(row[c])}</td>"
+                f"<td>{number(row[c])}{_interval(row) if c == 'ddm' else ''}</td>"
                 for c in ("ddm", "grad_dot", "one_retraining", "perfect")
             ),
         )
@@ -212,7 +221,8 @@ def page(plan: Plan, result: dict[str, Any], pictures: dict[str, bytes]) -> str:
             "Can it be trusted?",
             f"""<table><tr><th>what was removed</th><th>DDM</th><th>grad-dot</th>
 <th>one retraining</th><th>perfect predictor</th></tr>{rows}</table>
-<p>Each number is a correlation with exact retraining, the mean of {config.check.seeds} seeds.
+<p>Each number is a correlation with exact retraining, the mean of {config.check.seeds} seeds;
+in brackets 95 % intervals over what was removed.
 <i>One retraining</i> is a single exact retraining against the mean of the others;
 <i>perfect predictor</i> is the most that anything could score against a truth this noisy
 (Spearman-Brown). Above the diagonal of the figure, retraining finds a larger effect than DDM
@@ -273,8 +283,19 @@ td:first-child, th:first-child {{ text-align: left }} pre {{ font-size: 13px }}
 """
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}" if np.isfinite(value) else "undefined"
+def _interval(row: dict[str, Any]) -> str:
+    low, high = row["ddm_interval"]
+    return f" ({low:.2f} to {high:.2f})" if is_defined(low) and is_defined(high) else ""
+
+
+def is_defined(value: float | None) -> bool:
+    """Whether a number is there: neither NaN nor the null that stands for it in JSON."""
+    return value is not None and bool(np.isfinite(value))
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or that there is no number."""
+    return f"{value:.3f}" if value is not None and is_defined(value) else "undefined"
 
 
 def _png(figure: Figure) -> bytes:

@@ -26,6 +26,7 @@ class TrainState(NamedTuple):
     params: Params
     optimizer: Any
     step: Array  # int32
+    key: Array  # of the random training loss, folded with the step
 
 
 class Trainer(NamedTuple):
@@ -54,13 +55,15 @@ def make_trainer(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     checkpoint_every: int | None = None,
+    last_batch: str = "drop",
 ) -> Trainer:
     """Make the functions that train a network by SGD on a weighted training set.
 
     They minimise `L(theta; w) = sum_i w_i loss_i / sum_i w_i + weight_decay/2 |theta|^2` by SGD
     on batches: each batch contributes the weighted mean over its own rows, and a batch whose rows
     all have weight zero contributes the weight decay alone. Weights scale the loss, so 0 removes a
-    point exactly and all compared runs keep the same number of steps.
+    point exactly and all compared runs keep the same number of steps. A task with a
+    `training_loss` descends on that, with a key of its own at every step.
 
     `train(key, data, weights [N]) -> TrainRun` runs the whole of it and traces whole.
     `start`, `batches` and `advance` are its parts, for a caller that wants to stop in between:
@@ -68,13 +71,15 @@ def make_trainer(
 
     Args:
         steps: SGD steps S, at least 1.
-        batch_size: rows a batch B, at least 1 and at most N; an epoch is `N // B` batches of a
-            fresh permutation.
+        batch_size: rows a batch B, at least 1 and at most N; an epoch is one pass over a fresh
+            permutation.
         learning_rate: a number or an optax schedule of the step.
         momentum: heavy-ball momentum in [0, 1).
         weight_decay: the factor of `|theta|^2 / 2`, at least 0.
         checkpoint_every: the spacing e of the kept trajectory, in steps, 1 to S; default S, which
             keeps the trained parameters alone.
+        last_batch: "drop" makes an epoch `N // B` full batches; "keep" adds the rest of the
+            permutation as a smaller one, whose rows are filled up with -1.
 
     Raises:
         ValueError: for a setting out of range, or (in `batches`) a batch larger than N.
@@ -89,6 +94,8 @@ def make_trainer(
     ):
         if not good:
             raise ValueError(f"{name}={value} is out of range; see make_trainer")
+    if last_batch not in ("drop", "keep"):
+        raise ValueError(f"last_batch={last_batch!r}; choose 'drop' or 'keep'")
     if callable(learning_rate):
         schedule = learning_rate
     elif learning_rate > 0:
@@ -102,30 +109,38 @@ def make_trainer(
 
     def start(key: Array) -> TrainState:
         params = task.init(jax.random.fold_in(key, 0))
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+        noise = jax.random.fold_in(key, 2)
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), noise)
 
     def batches(key: Array, num_examples: int) -> Array:
         if batch_size > num_examples:
             raise ValueError(
                 f"batch_size={batch_size} exceeds the {num_examples} training points; lower it"
             )
-        per_epoch = num_examples // batch_size
+        per_epoch = steps_an_epoch(num_examples, batch_size, last_batch)
         epochs = -(-steps // per_epoch)
         keys = jax.random.split(jax.random.fold_in(key, 1), epochs)
         order = jax.vmap(lambda k: jax.random.permutation(k, num_examples))(keys)
+        fill = max(per_epoch * batch_size - num_examples, 0)
+        order = jnp.pad(order, ((0, 0), (0, fill)), constant_values=-1)
         rows = order[:, : per_epoch * batch_size].reshape(-1, batch_size)
         return rows[:steps].astype(jnp.int32)
 
-    def batch_loss(params: Params, batch: Batch, weights: Array) -> Array:
-        return weights @ task.loss(params, batch) / jnp.maximum(jnp.sum(weights), 1e-12)
+    def batch_loss(params: Params, batch: Batch, weights: Array, key: Array) -> Array:
+        if task.training_loss is None:
+            losses = task.loss(params, batch)
+        else:
+            losses = task.training_loss(params, batch, key)
+        return weights @ losses / jnp.maximum(jnp.sum(weights), 1e-12)
 
     def step(state: TrainState, rows: Array, data: Batch, weights: Array):
+        weight = jnp.where(rows >= 0, weights[rows], 0.0)
         loss, gradient = jax.value_and_grad(batch_loss)(
-            state.params, take(data, rows), weights[rows]
+            state.params, take(data, rows), weight, jax.random.fold_in(state.key, state.step)
         )
         updates, moved = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, moved, state.step + 1), loss
+        return TrainState(params, moved, state.step + 1, state.key), loss
 
     def advance(state: TrainState, rows: Array, data: Batch, weights: Array):
         return lax.scan(lambda carry, r: step(carry, r, data, weights), state, rows)
@@ -157,6 +172,12 @@ def make_trainer(
         )
 
     return Trainer(train, start, batches, advance, schedule)
+
+
+def steps_an_epoch(num_examples: int, batch_size: int, last_batch: str = "drop") -> int:
+    """Batches in one pass over the data; at least 1."""
+    size = num_examples + (batch_size - 1 if last_batch == "keep" else 0)
+    return max(size // batch_size, 1)
 
 
 def make_train(task: Task, **settings: Any) -> Callable[[Array, Batch, Array], TrainRun]:

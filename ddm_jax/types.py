@@ -37,6 +37,9 @@ class Task(NamedTuple):
     loss: Callable[[Params, Batch], Array]  # params, batch -> [B]
     output: Callable[[Params, Batch], Array]  # params, batch -> [B]: what is explained
     features: Callable[[Params, Array], Array] | None = None  # params, x -> [B, F]
+    # params, batch, key -> [B]: the loss that training descends on where it is random (dropout,
+    # augmentation). Everything else uses `loss`.
+    training_loss: Callable[[Params, Batch, Array], Array] | None = None
 
 
 class TrainRun(NamedTuple):
@@ -50,7 +53,7 @@ class TrainRun(NamedTuple):
     params: Params
     checkpoints: Params  # leaves [T, ...]
     learning_rates: Array  # [S]
-    rows: Array  # [S, B] int32, the training rows of each batch
+    rows: Array  # [S, B] int32, the training rows of each batch; -1 where it is not full
     losses: Array  # [S] weighted mean loss of each batch, before its update
 
 
@@ -77,7 +80,12 @@ class Estimator(NamedTuple):
 
     `fit(key, run, data, groups) -> state` is offline; `score(state, query) -> [K, Q]` is online,
     positive where having the group raises the query's output.
+
+    A method that predicts what happens when many groups are gone *together* has a third one,
+    `outputs(state, masks [R, K], query) -> [R, Q]`, up to a constant a query. The others are
+    additive: `masks @ scores` (`metrics.additive_outputs`).
     """
 
     fit: Callable[[Array, TrainRun, Batch, Any], State]
     score: Callable[[State, Batch], Array]
+    outputs: Callable[[State, Array, Batch], Array] | None = None

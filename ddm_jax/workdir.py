@@ -7,12 +7,14 @@ depends on, and is not redone while that fits. A long stage keeps a partial resu
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +38,7 @@ DEPENDS = {
 }
 
 STAGES = (*DEPENDS, "report")
+LOCK = "lock"
 SAVE_SECONDS = 20.0  # how often a long stage keeps a partial result
 
 
@@ -58,8 +61,9 @@ def open_workdir(workdir: Path, config: Config) -> None:
     path = workdir / "config.json"
     if path.exists():
         changed = settings.differences(settings.load(path), config)
-        # Data may be moved; what they are is part of every stage's fingerprint.
-        changed = [change for change in changed if not change.startswith("data.data_dir ")]
+        # Data may be moved; what they are is part of every stage's fingerprint. The truth store
+        # knows itself what it was made with.
+        changed = [c for c in changed if not c.startswith(("data.data_dir ", "truth."))]
         if changed:
             raise ValueError(
                 f"{workdir} was made with other settings ({'; '.join(changed)}); use another "
@@ -69,10 +73,21 @@ def open_workdir(workdir: Path, config: Config) -> None:
         return
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"{workdir} is a file; use another --workdir")
-    if workdir.exists() and any(workdir.iterdir()):
+    if workdir.exists() and any(path.name != LOCK for path in workdir.iterdir()):
         raise ValueError(f"{workdir} is not empty and holds no run; use another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     settings.save(config, path)
+
+
+@contextlib.contextmanager
+def alone(workdir: Path) -> Iterator[None]:
+    """Wait until no other process prepares this work directory, and keep it for this one."""
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"{workdir} is a file; use another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def check_stage_change(stage: str, old: Config, new: Config) -> None:

@@ -11,14 +11,17 @@ import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_run import TINY, compile_once, finished, tiny_config  # noqa: F401
 from typer.testing import CliRunner
 
-from ddm_jax import checkpoint, config, pipeline, report
+from ddm_jax import checkpoint, config, evaluate, pipeline, report, store
 from ddm_jax.attribution import Attribution
 from ddm_jax.cli import app
+from ddm_jax.compare import CANDIDATES, Candidates
+from ddm_jax.types import Estimator
 
 COMMANDS = (
     "run",
@@ -28,9 +31,13 @@ COMMANDS = (
     "attribute",
     "check",
     "report",
+    "truth",
+    "compare",
     "settings",
 )
 SET_TINY = [part for setting in TINY for part in ("--set", setting)]
+TRUTH = ("truth.seeds=2", "truth.subsets=8", "truth.subset_seeds=2")
+SET_TRUTH = [part for setting in TRUTH for part in ("--set", setting)]
 
 
 def ddm(*arguments):
@@ -120,6 +127,30 @@ def test_run_chooses_preset_overrides_and_place(
     assert f"report: {workdir}/report.html" in result.output
 
 
+@pytest.mark.parametrize("command", ["truth", "compare"])
+def test_truth_and_compare_choose_like_run(tmp_path, monkeypatch, command):
+    calls = []
+
+    def stop(*arguments):
+        calls.append(arguments)
+        raise ValueError("enough")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "fill_truth", stop)
+    monkeypatch.setattr(evaluate, "compare_estimators", stop)
+    names = [] if command == "truth" else ["--estimators", " retraining,ddm, "]
+    assert ddm(command, "mnist", *names, "--set", "truth.seeds=3").exit_code == 1
+    assert ddm(command, *names, "--workdir", "w", "--chunk", "5").exit_code == 1
+    chosen = [config.override(config.preset("mnist"), ["truth.seeds=3"]), config.preset("digits")]
+    assert [call[:2] for call in calls] == [
+        (chosen[0], Path("runs/mnist")),
+        (chosen[1], Path("w")),
+    ]
+    assert [call[-1] for call in calls] == [None, 5]
+    if command == "compare":
+        assert [call[2] for call in calls] == [["retraining", "ddm"]] * 2
+
+
 def test_run_with_a_workdir_alone_goes_on_with_what_it_holds(planned, finished):  # noqa: F811
     assert ddm("run", "--workdir", finished).exit_code == 0
     assert planned == [(tiny_config(), finished)]
@@ -162,6 +193,154 @@ def test_a_stage_again_with_another_setting_and_the_run_after_it(finished, tmp_p
     assert checkpoint.metadata(workdir / "check")["fingerprint"] != old
 
 
+# truth and compare: what they do
+
+
+@pytest.fixture(scope="module")
+def filled(finished, tmp_path_factory):  # noqa: F811
+    """A finished run with a full truth store, read only, and what the command said."""
+    workdir = Path(shutil.copytree(finished, tmp_path_factory.mktemp("filled") / "run"))
+    return workdir, ddm("truth", "--workdir", workdir, "--chunk", 4, *SET_TRUTH)
+
+
+@pytest.fixture
+def copy(filled, tmp_path) -> Path:
+    return Path(shutil.copytree(filled[0], tmp_path / "copy"))
+
+
+def _lose_rows(workdir: Path, count: int) -> None:
+    for mark in sorted((workdir / "truth" / "rows").glob("*.json"))[:count]:
+        mark.unlink()
+
+
+def _assert_fits(text: str) -> None:
+    assert max(map(len, text.splitlines())) <= 120
+    assert "…" not in text, "a table is cut"
+
+
+def test_truth_twice_says_the_same_and_trains_once(filled, monkeypatch):
+    workdir, first = filled
+    assert first.exit_code == 0, first.output
+    assert "retraining 38 of 38 networks" in first.stderr
+    monkeypatch.setattr(store, "write_row", lambda *_: pytest.fail("a network was trained"))
+    # The work directory holds the settings; they need not be said again.
+    second = ddm("truth", "--workdir", workdir)
+    assert second.exit_code == 0, second.output
+    assert second.stdout == first.stdout
+    assert "38 retrained networks: done before" in second.stderr
+    _assert_fits(first.stdout)
+    for text in ("leave-one-out", "LDS, keep 0.5", "38 networks of", "checksum", f"{workdir}"):
+        assert text in first.stdout.replace("\n", "")
+
+
+def test_inspect_says_what_a_store_holds_and_leaves_it(filled, copy, monkeypatch):
+    monkeypatch.setattr(evaluate, "fill_truth", lambda *_: pytest.fail("computes"))
+    full = ddm("truth", "--workdir", filled[0], "--inspect")
+    _lose_rows(copy, 5)
+    (copy / "config.json").unlink()  # it needs nothing but the store
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    part = ddm("truth", "--workdir", copy, "--inspect")
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
+    for result, done in ((full, 38), (part, 33)):
+        assert result.exit_code == 0, result.output
+        for name, count in (("declared", 38), ("done", done), ("being trained", 0)):
+            assert re.search(rf"{name}\D* {count} ", result.stdout), name
+        assert ("left on one process" in result.stdout) == (done < 38)
+        assert "  truth.objective: loss" in result.stdout.splitlines()
+        assert "  model.hidden: [8]" in result.stdout.splitlines()
+
+
+def test_inspect_of_a_claimed_row_says_so(copy):
+    """The lock of another process, as a process that trains holds it."""
+    _lose_rows(copy, 2)
+    code = (
+        "import sys; from pathlib import Path; from ddm_jax import store\n"
+        "opened = store.inspect_store(Path(sys.argv[1]))\n"
+        "with store._lock_file(opened) as lock:\n"
+        "    missing = [r for r in store.declared(opened) if not store.is_done(opened, r)]\n"
+        "    print(store._lock(lock, missing[0]), flush=True); sys.stdin.readline()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(copy / "truth")],
+        cwd=Path(pipeline.__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout.readline() == "True\n"
+            result = ddm("truth", "--workdir", copy, "--inspect")
+        finally:
+            process.kill()
+    assert re.search(r"done\D* 36 ", result.stdout)
+    assert re.search(r"being trained by some process\D* 1 ", result.stdout)
+
+
+def _enter(monkeypatch, name, score) -> None:
+    """Add an estimator without settings."""
+    estimator = Estimator(lambda *_: jnp.zeros(()), lambda state, query: score(len(query.x)))
+    monkeypatch.setitem(CANDIDATES, name, Candidates(lambda *_: estimator, {}, {}))
+
+
+def _random_scores(queries):
+    return np.random.default_rng(0).normal(size=(10, queries))
+
+
+def test_compare_prints_one_table(copy, monkeypatch):
+    _enter(monkeypatch, "sound", _random_scores)
+    result = ddm("compare", "--workdir", copy, "--estimators", "sound")
+    assert result.exit_code == 0, result.output
+    _assert_fits(result.stdout.split("\nscores:")[0])
+    assert re.search(r"sound +leave-one-out +-?0\.\d{3} ", result.stdout)
+    assert re.search(r"sound +LDS, keep 0\.5 +-?0\.\d{3} ", result.stdout)
+    assert f"scores: {copy / 'compare.md'}, figure: {copy / 'compare.png'}" in result.stdout
+
+
+def test_compare_with_an_estimator_that_fails_prints_the_others_and_ends_with_1(copy, monkeypatch):
+    def fail(queries):
+        raise RuntimeError("out of memory\nand more of it")
+
+    _enter(monkeypatch, "broken", fail)
+    _enter(monkeypatch, "sound", _random_scores)
+    result = ddm("compare", "--workdir", copy, "--estimators", "broken,sound")
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert re.search(r"broken +FAILED", result.stdout)
+    assert re.search(r"sound +leave-one-out +-?0\.\d{3} ", result.stdout)
+    assert "broken, FAILED: RuntimeError: out of memory" in result.stdout.splitlines()
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: 1 of 2 estimators failed: broken (RuntimeError: out of memory)")
+    assert "Traceback" not in result.output
+
+
+def test_the_widest_table_fits_in_120_columns(tmp_path, monkeypatch):
+    """The longest name and score, negative intervals, and queries without a correlation."""
+    row = {
+        "estimator": "retraining",
+        "score": "leave-one-out",
+        "value": -0.123,
+        "over_queries": [-0.567, -0.123],
+        "over_rows": [-0.567, -0.123],
+        "undefined": 1234,
+        "ceiling": float("nan"),
+        "offline_seconds": 123456.7,
+        "online_seconds": 0.0001234,
+        "settings": {"steps": 200, "rewind": 0.75},
+        "candidates": 6,
+    }
+    rows = [row, row | {"score": "LDS, keep 0.25", "value": float("nan")}]
+    monkeypatch.setattr(evaluate, "compare_estimators", lambda *_: {"rows": rows})
+    result = ddm("compare", "--workdir", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    table = result.stdout.split("\nscores:")[0]
+    _assert_fits(table)
+    for text in ("undefined (1234 undefined)", "-.567–-.123", "123457 s", "0.00012 s"):
+        assert text in table
+    # What does not fit stands below it.
+    chosen = "steps 200, rewind 0.75 (best of 6 on the tuning part)"
+    assert f"retraining, leave-one-out: {chosen}" in table.splitlines()
+
+
 # mistakes
 
 
@@ -192,6 +371,13 @@ def _assert_one_line(result, message: str) -> None:
         (["run", "--workdir", "full"], "full is not empty and holds no run"),
         (["train", "--workdir", "full"], "full holds no run; start one with `ddm run`"),
         (["distill", "--workdir", "gone"], "gone holds no run"),
+        (["truth", "--set", "truth.seeds=1"], "truth.seeds=1; it must be at least 2"),
+        (["truth", "--workdir", "file"], "file is a file"),
+        (["truth", "--workdir", "gone", "--inspect"], "truth holds no truth store; `ddm truth`"),
+        (["compare", "--estimators", "nope"], "unknown estimator 'nope'; choose from ddm,"),
+        (["compare", "--estimators", ","], "no estimators are named; choose from ddm,"),
+        (["compare", "--estimators", "ddm,ddm"], "estimator 'ddm' is named twice"),
+        (["compare", "--set", "truth.objective=accuracy"], "truth.objective=accuracy has no"),
         (["settings", "--preset", "digit"], "unknown preset 'digit'"),
         (["settings", "--workdir", "gone"], "config.json cannot be read"),
     ],
@@ -213,6 +399,23 @@ def test_a_stage_refuses_settings_of_an_earlier_one(finished):  # noqa: F811
 def test_run_refuses_other_settings_in_the_same_place(finished):  # noqa: F811
     result = ddm("run", "--workdir", finished, *SET_TINY, "--set", "distill.items=2")
     _assert_one_line(result, "distill.items 1 -> 2")
+
+
+def test_a_chunk_below_1_is_refused_and_what_is_done_stays(copy):
+    _lose_rows(copy, 2)
+    before = {path: path.stat().st_mtime_ns for path in (copy / "truth" / "rows").iterdir()}
+    for command in ("truth", "compare"):
+        result = ddm(command, "--workdir", copy, "--chunk", 0)
+        assert result.exit_code == 1, result.output
+        assert result.stderr.splitlines()[-1] == "error: chunk=0; it must be at least 1"
+        assert result.stdout == ""
+    after = {path: path.stat().st_mtime_ns for path in (copy / "truth" / "rows").iterdir()}
+    assert after == before
+
+
+def test_truth_refuses_other_data_in_the_same_place(copy):
+    result = ddm("truth", "--workdir", copy, "--set", "data.train_size=100")
+    _assert_one_line(result, "data.train_size 120 -> 100")
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):

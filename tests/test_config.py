@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -52,6 +53,13 @@ def test_a_data_set_without_its_own_preset_gets_images():
         ("model.blocks= 2,2 ", "model.blocks", (2, 2)),
         ("distill.learn=x,y,mass", "distill.learn", ("x", "y", "mass")),
         (" distill.items = 3 ", "distill.items", 3),
+        ("truth.paired=false", "truth.paired", False),
+        ("truth.leave_one_out= True ", "truth.leave_one_out", True),
+        ("truth.keep=0.3,0.5", "truth.keep", (0.3, 0.5)),
+        ("truth.keep=0.75", "truth.keep", (0.75,)),
+        ("model.dropout=0.1", "model.dropout", 0.1),
+        ("train.last_batch=keep", "train.last_batch", "keep"),
+        ("data.normalise=0.1307/0.3081", "data.normalise", "0.1307/0.3081"),
     ],
 )
 def test_overrides_are_parsed_by_type(assignment, name, value):
@@ -82,10 +90,16 @@ def test_overrides_follow_one_another():
         ("train.momentum=much", "momentum='much'; it must be of type float"),
         ("model.hidden=64,x", r"hidden='64,x'; it must be of type tuple"),
         ("seed=one", "seed='one'; it must be of type int"),
+        ("truth.paired=yes", "paired='yes'; it must be of type bool (true or false)"),
+        ("truth.paired=1", "paired='1'; it must be of type bool (true or false)"),
+        ("truth.paired=", "paired=''; it must be of type bool (true or false)"),
+        ("truth.keep=half", "keep='half'; it must be of type tuple"),
+        ("truth.keep=0.3;0.5", "keep='0.3;0.5'; it must be of type tuple"),
+        ("truth.seed=3", "unknown setting 'truth.seed'; did you mean truth.seeds?"),
     ],
 )
 def test_wrong_overrides_are_named(assignment, message):
-    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         config.override(config.Config(), [assignment])
 
 
@@ -97,6 +111,20 @@ def test_save_and_load_round_trip(tmp_path, name):
     assert loaded == chosen
     assert config.differences(loaded, chosen) == []
     json.loads((tmp_path / "config.json").read_text())
+
+
+def test_a_file_from_before_the_truth_is_read_with_its_defaults(tmp_path):
+    config.save(config.preset("mnist"), tmp_path / "config.json")
+    raw = json.loads((tmp_path / "config.json").read_text())
+    del raw["truth"]
+    newer = {"data": ("order", "noise_kind"), "model": ("dropout", "initial")}
+    for stage, names in (newer | {"train": ("last_batch",)}).items():
+        for name in names:
+            del raw[stage][name]
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    want = dataclasses.replace(config.preset("mnist"), truth=config.TruthConfig())
+    assert config.load(tmp_path / "config.json") == want
+    assert want != config.preset("mnist"), "the preset has a truth of its own"
 
 
 @pytest.mark.parametrize(

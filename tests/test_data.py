@@ -102,6 +102,84 @@ def test_flipped_labels_are_uniform_over_the_other_classes():
     assert np.abs(counts[1:] - 100).max() < 40
 
 
+def test_nearest_classes_by_hand():
+    # Mean images 0, 1, 3 and 10 everywhere; class 1 has two images, class 4 none.
+    pixels = np.array([0.0, 0.5, 1.5, 3.0, 10.0]).repeat(4).reshape(5, 2, 2, 1)
+    labels = np.array([0, 1, 1, 2, 3])
+    nearest = data._nearest_class(pixels, labels, 5)
+    assert nearest.shape == (5,)
+    np.testing.assert_array_equal(nearest[:4], [1, 0, 1, 2])
+    turned = data._nearest_class(pixels[::-1], labels[::-1], 5)
+    np.testing.assert_array_equal(turned[:4], nearest[:4])
+
+
+def test_a_class_without_images_is_nobodys_nearest():
+    # The images of classes 0 and 3 are closest to black, where an absent class might be put.
+    pixels = np.array([0.0, 5.0, 9.0]).reshape(3, 1, 1, 1)
+    nearest = data._nearest_class(pixels, np.array([0, 2, 3]), 4)
+    assert nearest.shape == (4,)
+    np.testing.assert_array_equal(nearest[[0, 2, 3]], [2, 3, 2])
+
+
+@pytest.mark.parametrize(("noise", "count"), [(0.1, 20), (0.5, 100)])
+def test_nearest_noise_flips_so_many_labels_to_the_class_that_looks_alike(noise, count):
+    settings = {"train_size": 200, "test_size": 10, "seed": 2}
+    clean = data.load(**settings)
+    noisy = data.load(**settings, label_noise=noise, noise_kind="nearest")
+    np.testing.assert_array_equal(noisy.train_ids, clean.train_ids)
+    np.testing.assert_array_equal(noisy.test.y, clean.test.y)
+    before, after = clean.train.y.argmax(1), noisy.train.y.argmax(1)
+    assert before.shape == after.shape == noisy.flipped.shape == (200,)
+    assert noisy.flipped.sum() == count
+    np.testing.assert_array_equal(before != after, noisy.flipped)
+    means = {c: clean.train.x[before == c].mean(0) for c in range(10)}
+    for c in range(10):
+        away = {d: np.linalg.norm(means[c] - means[d]) for d in range(10) if d != c}
+        assert set(after[noisy.flipped & (before == c)]) <= {min(away, key=away.get)}
+
+
+def test_both_kinds_of_noise_flip_the_same_points_of_a_seed():
+    settings = {"train_size": 200, "test_size": 10, "label_noise": 0.3}
+    near, again, other = (
+        data.load(**settings, seed=seed, noise_kind="nearest") for seed in (2, 2, 3)
+    )
+    uniform = data.load(**settings, seed=2)
+    assert near.train.y.shape == uniform.train.y.shape == (200, 10)
+    np.testing.assert_array_equal(near.train.y, again.train.y)
+    np.testing.assert_array_equal(near.flipped, uniform.flipped)
+    assert not np.array_equal(near.train.y, uniform.train.y)
+    assert not np.array_equal(near.flipped, other.flipped)
+
+
+def test_digits_in_the_original_order_are_scikit_learns_whatever_the_seed():
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    for seed in (0, 7):
+        split = data.load(train_size=30, test_size=20, seed=seed, order="original")
+        assert split.train.x.shape == (30, 8, 8, 1)
+        assert split.test.x.shape == (20, 8, 8, 1)
+        np.testing.assert_array_equal(split.train_ids, np.arange(30))
+        np.testing.assert_array_equal(split.test_ids, np.arange(1000, 1020))
+        np.testing.assert_array_equal(
+            split.train.x[..., 0], source.images[:30].astype(np.float32) / 16
+        )
+        np.testing.assert_array_equal(split.train.y.argmax(1), source.target[:30])
+        np.testing.assert_array_equal(split.test.y.argmax(1), source.target[1000:1020])
+
+
+def test_a_given_normalisation_is_used_and_undone_by_pixels():
+    plain = data.load(train_size=30, test_size=20)
+    split = data.load(train_size=30, test_size=20, normalise="0.1307/0.3081")
+    assert split.offset.shape == split.scale.shape == (1,)
+    np.testing.assert_allclose([split.offset[0], split.scale[0]], [0.1307, 0.3081], rtol=1e-6)
+    for batch, same in ((split.train, plain.train), (split.test, plain.test)):
+        assert batch.x.shape == same.x.shape
+        assert batch.x.dtype == np.float32
+        np.testing.assert_allclose(batch.x, (same.x - 0.1307) / 0.3081, atol=1e-5)
+        np.testing.assert_allclose(split.pixels(batch.x), same.x, atol=1e-6)
+
+
 def test_standard_normalisation_has_mean_0_and_deviation_1_and_is_undone_by_pixels():
     plain = data.load(train_size=300, test_size=50)
     split = data.load(train_size=300, test_size=50, normalise="standard")
@@ -134,7 +212,15 @@ def test_image_size_resizes():
         ({"label_noise": 1.0}, r"label_noise=1.0; it must be in \[0, 1\)"),
         ({"label_noise": -0.1}, "label_noise=-0.1"),
         ({"label_noise": float("nan")}, "label_noise=nan"),
-        ({"normalise": "minmax"}, "normalise='minmax'; choose 'unit' or 'standard'"),
+        ({"normalise": "minmax"}, "normalise='minmax'; choose 'unit', 'standard' or '<mean>/"),
+        ({"normalise": "0.1/0"}, "normalise='0.1/0'; choose"),
+        ({"normalise": "0.1/-1"}, "normalise='0.1/-1'; choose"),
+        ({"normalise": "0.1/nan"}, "normalise='0.1/nan'; choose"),
+        ({"normalise": "abc"}, "normalise='abc'; choose"),
+        ({"normalise": "0.1"}, "normalise='0.1'; choose"),
+        ({"normalise": "1/2/3"}, "normalise='1/2/3'; choose"),
+        ({"order": "sorted"}, "order='sorted'; choose 'random' or 'original'"),
+        ({"noise_kind": "far"}, "noise_kind='far'; choose 'uniform' or 'nearest'"),
         ({"image_size": 0}, "image_size=0; it must be at least 1"),
     ],
 )
@@ -260,6 +346,23 @@ def test_rows_of_a_draw_are_the_rows_it_names(tmp_path):
     np.testing.assert_array_equal(part.train.x, whole.train.x[part.train_ids])
     np.testing.assert_array_equal(part.train.y, whole.train.y[part.train_ids])
     np.testing.assert_array_equal(part.test.x, whole.test.x[part.test_ids])
+
+
+def test_the_original_order_is_refused_where_it_is_not_known(tmp_path):
+    _prepare(tmp_path, "shapes", (4, 4, 1), {"train": _rows(_pictures(3, (4, 4, 1), 0))})
+    with pytest.raises(ValueError, match=r"order='original' is known for .*not for 'shapes'"):
+        data.load("shapes", data_dir=str(tmp_path), order="original")
+
+
+def test_a_given_normalisation_is_the_same_for_every_channel(tmp_path):
+    train, test = _pictures(5, (4, 4, 3), 0), _pictures(3, (4, 4, 3), 1)
+    _prepare(tmp_path, "shapes", (4, 4, 3), {"train": _rows(train), "test": _rows(test)})
+    plain = data.load("shapes", data_dir=str(tmp_path))
+    split = data.load("shapes", data_dir=str(tmp_path), normalise="0.49/0.25")
+    assert split.offset.shape == split.scale.shape == (3,)
+    assert split.train.x.shape == plain.train.x.shape == (5, 4, 4, 3)
+    np.testing.assert_allclose(split.train.x, (plain.train.x - 0.49) / 0.25, atol=1e-5)
+    np.testing.assert_allclose(split.pixels(split.train.x), plain.train.x, atol=1e-6)
 
 
 def test_without_a_test_split_a_fifth_is_held_out(tmp_path):
@@ -405,3 +508,38 @@ def test_cifar10_is_read_in_rgb_order():
     # Aeroplanes are seen against the sky: their pictures are blue at the top.
     sky = split.train.x[split.train.y.argmax(1) == 0, :8].mean((0, 1, 2))
     assert sky[2] > sky[0]
+
+
+@needs_shared_data
+@pytest.mark.parametrize("seed", [0, 3])
+def test_mnist_in_the_original_order(seed):
+    split = data.load(
+        "mnist", data_dir=str(SHARED), train_size=10, test_size=10, seed=seed, order="original"
+    )
+    assert split.train.x.shape == split.test.x.shape == (10, 28, 28, 1)
+    # The first labels of the published files.
+    np.testing.assert_array_equal(split.train.y.argmax(1), [5, 0, 4, 1, 9, 2, 1, 3, 1, 4])
+    np.testing.assert_array_equal(split.test.y.argmax(1), [7, 2, 1, 0, 4, 1, 4, 9, 5, 9])
+
+
+@needs_shared_data
+def test_cifar10_in_the_original_order():
+    """Its examples are stored with their number in the original files."""
+    import tensorflow_datasets as tfds
+
+    split = data.load(
+        "cifar10", data_dir=str(SHARED), train_size=40, test_size=30, order="original"
+    )
+    builder = tfds.builder("cifar10", data_dir=str(SHARED))
+    for part, batch, rows in (
+        ("train", split.train, split.train_ids),
+        ("test", split.test, split.test_ids),
+    ):
+        stored = builder.as_data_source(part).__getitems__(rows.tolist())
+        assert len(stored) == len(batch.x) > 0
+        numbers = [example["id"] for example in stored]
+        assert numbers == [f"{part}_{i:05d}".encode() for i in range(len(rows))]
+        pixels = np.stack([example["image"] for example in stored])
+        assert pixels.shape == batch.x.shape
+        np.testing.assert_allclose(batch.x, pixels / np.float32(255), atol=1e-6)
+        np.testing.assert_array_equal(batch.y.argmax(1), [e["label"] for e in stored])

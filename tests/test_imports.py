@@ -15,6 +15,7 @@ PACKAGE = Path(ddm_jax.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {str(f.relative_to(PACKAGE)): ast.parse(f.read_text(), str(f)) for f in FILES}
 OUTER = {"config", "checkpoint", "plan", "workdir", "pipeline", "figures", "report", "cli"}
+OUTER |= {"store", "truth", "compare", "evaluate"}
 STAGES = sorted(set(TREES) - {f"{name}.py" for name in OUTER})
 
 # Who is below whom; a file imports files of lower levels only. The stages follow the data.
@@ -51,7 +52,7 @@ def siblings(tree: ast.AST) -> set[str]:
 
 
 def test_there_is_something_to_check():
-    assert {"types.py", "parallel.py", "loo.py", "estimators/ddm.py"} <= set(STAGES)
+    assert {"types.py", "loo.py", "estimators/ddm.py", "metrics/ceiling.py"} <= set(STAGES)
     assert all(f"{name}.py" in TREES for name in OUTER)
     assert "ddm_jax.types" in imported(TREES["data.py"])
 

@@ -71,6 +71,50 @@ def test_retraining_is_exact_leave_one_out_too(ridge):
     np.testing.assert_allclose(got, distilled, atol=1e-5)
 
 
+def without_by_hat_matrix(x, y, query, out):
+    """Ridge predictions without the points `out`, from the fit on all of them.
+
+    The objective is a mean over what is kept, so the penalty of the sum shrinks with it. With
+    `A = x'x + (N - |out|) decay I`, hat matrix `H = x A^-1 x'` and the residuals r of that fit:
+    `theta_without = theta_A - A^-1 x_out' (I - H_out)^-1 r_out`.
+    """
+    inverse = np.linalg.inv(x.T @ x + (len(x) - len(out)) * DECAY * np.eye(x.shape[1]))
+    theta = inverse @ x.T @ y
+    hat = x[out] @ inverse @ x[out].T
+    correction = np.linalg.solve(np.eye(len(out)) - hat, y[out] - x[out] @ theta)
+    return (query @ (theta - inverse @ x[out].T @ correction))[:, 0]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_retrained_scores_are_the_hat_matrix_formula(size):
+    """Groups of one and of three points; random starts, as converged runs forget theirs."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(5)
+        x, y, query = (rng.normal(size=shape) for shape in ((9, 3), (9, 2), (4, 3)))
+        groups = np.arange(9) % (9 // size)
+        task = ridge_task()._replace(init=lambda key: jax.random.normal(key, (3, 2)))
+        train = ddm.make_train(
+            task, steps=1500, batch_size=9, learning_rate=0.1, momentum=0.9, weight_decay=DECAY
+        )
+        data = ddm.Batch(jnp.asarray(x), jnp.asarray(y))
+        run = jax.jit(train)(jax.random.key(0), data, jnp.ones(9))
+        assert run.params.dtype == jnp.float64
+        estimator = ddm.make_retraining(task, train, seeds=2)
+        state = estimator.fit(jax.random.key(1), run, data, groups)
+        explained = ddm.Batch(jnp.asarray(query), jnp.zeros((4, 2)))
+        scores = np.asarray(estimator.score(state, explained))
+    full = (query @ np.linalg.solve(x.T @ x + 9 * DECAY * np.eye(3), x.T @ y))[:, 0]
+    want = np.stack(
+        [
+            full - without_by_hat_matrix(x, y, query, np.flatnonzero(groups == k))
+            for k in range(9 // size)
+        ]
+    )
+    assert scores.shape == want.shape == (9 // size, 4)
+    assert np.abs(want).max() > 0.1
+    np.testing.assert_allclose(scores, want, atol=1e-9)
+
+
 def test_any_subset_at_once_is_exact(ridge):
     data, synset, query = ridge
     masks = ddm.random_masks(jax.random.key(1), 6, 9)
@@ -208,7 +252,7 @@ def test_ridge_datamodel_recovers_a_linear_response(rng):
 
 def test_trajectory_point_counts_back_from_the_end(ready):
     for rewind, index in ((0.0, 9), (0.2, 7), (0.75, 1), (0.99, 0)):
-        point = ddm.trajectory_point(ready.run, rewind)
+        point = ddm.trajectory_point(ready.run.checkpoints, rewind)
         for leaf, kept in zip(
             jax.tree.leaves(point), jax.tree.leaves(ready.run.checkpoints), strict=True
         ):
@@ -237,4 +281,4 @@ def test_wrong_arguments_are_named(ready, synset):
     with pytest.raises(ValueError, match="strength=0"):
         ddm.ridge_datamodel(np.eye(2), np.eye(2), strength=0)
     with pytest.raises(ValueError, match="rewind=1"):
-        ddm.trajectory_point(ready.run, 1)
+        ddm.trajectory_point(ready.run.checkpoints, 1)

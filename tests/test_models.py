@@ -79,6 +79,117 @@ def test_loss_is_cross_entropy_by_hand():
     np.testing.assert_allclose(real.output(params, batch), [0.0], atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def pictures():
+    x = jax.random.normal(jax.random.key(1), (20, 8, 8, 1))
+    return ddm.Batch(x, jax.nn.one_hot(jnp.arange(20) % 10, 10))
+
+
+def test_dropout_is_random_in_training_alone(pictures):
+    task = ddm.classification(models.MLP(10, (32,), dropout=0.5), (8, 8, 1))
+    plain = ddm.classification(models.MLP(10, (32,)), (8, 8, 1))
+    params = task.init(jax.random.key(0))
+    one, again, other = (task.training_loss(params, pictures, jax.random.key(k)) for k in (0, 0, 1))
+    assert one.shape == again.shape == other.shape == (20,)
+    np.testing.assert_array_equal(one, again)
+    assert jnp.abs(one - other).min() > 0, "every example has a mask of its own draw"
+    for deterministic in (task.loss, plain.loss):
+        assert deterministic(params, pictures).shape == (20,)
+    np.testing.assert_array_equal(task.loss(params, pictures), plain.loss(params, pictures))
+    np.testing.assert_array_equal(task.output(params, pictures), plain.output(params, pictures))
+    np.testing.assert_array_equal(
+        task.features(params, pictures.x), plain.features(params, pictures.x)
+    )
+    assert jnp.abs(one - task.loss(params, pictures)).max() > 0.01
+
+
+def test_dropout_leaves_logits_right_on_average():
+    module = models.MLP(2, (200,), dropout=0.5)
+    x = jnp.ones((1, 3))
+    params = module.init(jax.random.key(0), x)
+
+    def dropped(key):
+        return module.apply(params, x, train=True, rngs={"dropout": key})
+
+    mean = jax.vmap(dropped)(jax.random.split(jax.random.key(1), 4000)).mean(0)
+    want = module.apply(params, x)
+    assert mean.shape == want.shape == (1, 2)
+    np.testing.assert_allclose(mean, want, atol=0.05)
+
+
+@pytest.mark.parametrize(("name", "settings"), NETWORKS)
+def test_without_dropout_training_is_not_random(name, settings):
+    task = ddm.classification(models.make_module(name, 6, **settings), (9, 9, 2))
+    assert task.training_loss is None
+
+
+class Louder(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return (3.0 if train else 1.0) * nn.Dense(10)(x.reshape(len(x), -1))
+
+
+class Noisy(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        if train:
+            x = x + jax.random.normal(self.make_rng("dropout"), x.shape)
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+def test_ones_own_module_is_told_that_it_is_trained(pictures):
+    task = ddm.classification(Louder(), (8, 8, 1))
+    params = task.init(jax.random.key(0))
+    got = task.training_loss(params, pictures, jax.random.key(1))
+    want = task.loss(jax.tree.map(lambda leaf: 3 * leaf, params), pictures)
+    assert got.shape == want.shape == (20,)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    assert jnp.abs(got - task.loss(params, pictures)).max() > 0.1
+
+
+def test_ones_own_module_gets_a_key_in_training(pictures):
+    task = ddm.classification(Noisy(), (8, 8, 1))
+    params = task.init(jax.random.key(0))
+    one, other = (task.training_loss(params, pictures, jax.random.key(k)) for k in (0, 1))
+    assert one.shape == other.shape == (20,)
+    assert jnp.abs(one - other).min() > 0
+    assert task.loss(params, pictures).shape == (20,)
+
+
+@pytest.mark.parametrize(
+    ("module", "fan_in"),
+    [
+        (models.Logistic(10, initial="uniform"), {"Dense_0": 64}),
+        (
+            models.MLP(10, (20, 16), initial="uniform"),
+            {"Dense_0": 64, "Dense_1": 20, "Dense_2": 16},
+        ),
+    ],
+)
+def test_uniform_starts_fill_pytorchs_range(module, fan_in):
+    task = ddm.classification(module, (8, 8, 1))
+    params = jax.jit(jax.vmap(task.init))(jax.random.split(jax.random.key(0), 100))
+    assert set(params) == set(fan_in)
+    for layer, size in fan_in.items():
+        bound = size**-0.5
+        assert params[layer]["kernel"].shape[:2] == (100, size)
+        for leaf in params[layer].values():
+            # At least 1,000 draws a leaf.
+            assert bound >= jnp.abs(leaf).max() > 0.99 * bound
+            np.testing.assert_allclose(leaf.mean(), 0.0, atol=0.08 * bound)
+            np.testing.assert_allclose(leaf.std(), bound / 3**0.5, rtol=0.05)
+        # Each leaf has a draw of its own.
+        assert params[layer]["bias"].shape == params[layer]["kernel"][:, 0].shape
+        assert jnp.abs(params[layer]["bias"] - params[layer]["kernel"][:, 0]).max() > 0.1 * bound
+
+
+@pytest.mark.parametrize("make", [models.Logistic, models.MLP])
+def test_biases_start_at_zero_by_default(make):
+    params = ddm.classification(make(10), (8, 8, 1)).init(jax.random.key(0))
+    for layer in params.values():
+        np.testing.assert_array_equal(layer["bias"], 0.0)
+
+
 class WithBatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -100,5 +211,8 @@ def test_bad_networks_are_refused_by_name():
         models.make_module("vgg", 10)
     with pytest.raises(ValueError, match="depth <= 3"):
         ddm.classification(models.ConvNet(10, depth=4), (8, 8, 1))
+    for make in (models.Logistic, models.MLP):
+        with pytest.raises(ValueError, match="initial='he'; choose 'lecun' or 'uniform'"):
+            ddm.classification(make(10, initial="he"), (4,))
     with pytest.raises(ValueError, match="norm='batch'"):
         ddm.classification(models.ConvNet(10, norm="batch"), (8, 8, 1))

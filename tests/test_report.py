@@ -44,14 +44,14 @@ def test_metrics_json_is_json_with_the_same_numbers(finished, stages):  # noqa: 
     text = (finished / "metrics.json").read_text()
     read = json.loads(text, parse_constant=no_constant)
     summary = report.summarise(*stages, stage_seconds(finished))
-    assert {k: read[k] for k in summary} == json.loads(json.dumps(report._without_nan(summary)))
+    assert {k: read[k] for k in summary} == json.loads(json.dumps(report.without_nan(summary)))
     assert set(read["versions"]) >= {"ddm_jax", "jax", "python", "device"}
 
 
 def test_nan_becomes_null():
     value = {"a": [float("nan"), 1.0, {"b": float("inf")}], "c": "nan", "d": 3}
     expected = {"a": [None, 1.0, {"b": None}], "c": "nan", "d": 3}
-    assert report._without_nan(value) == expected
+    assert report.without_nan(value) == expected
 
 
 def test_undefined_numbers_are_written_as_null(tmp_path, monkeypatch, stages, summary, attribution):
@@ -61,7 +61,8 @@ def test_undefined_numbers_are_written_as_null(tmp_path, monkeypatch, stages, su
     plan, target, groups, synset, check = stages
     report.write(plan, tmp_path, target, groups, synset, attribution, check, SECONDS)
     read = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
-    assert read["agreement"] == [{**row, "ddm": None}]
+    assert np.isnan(row["ddm_interval"]).all()
+    assert read["agreement"] == [{**row, "ddm": None, "ddm_interval": [None, None]}]
 
 
 def test_sizes(summary):
@@ -95,27 +96,27 @@ def test_agreement_is_that_of_the_metrics(summary, stages):
     pooled, ranks, halves = summary["agreement"]
 
     assert pooled["ddm"] == pytest.approx(metrics.pooled_correlation(single, effects.mean(0)))
+    assert np.isnan(pooled["ddm_interval"]).all()
     assert pooled["grad_dot"] == pytest.approx(
         metrics.pooled_correlation(grad_dot[check.groups], effects.mean(0))
     )
-    assert pooled["perfect"] == pytest.approx(
-        metrics.noise_ceiling(effects, metrics.pooled_correlation).perfect
-    )
-    assert ranks["ddm"] == pytest.approx(metrics.leave_one_out_correlation(single, effects.mean(0)))
-    assert ranks["grad_dot"] == pytest.approx(
-        metrics.leave_one_out_correlation(grad_dot[check.groups], effects.mean(0))
-    )
-    assert ranks["one_retraining"] == pytest.approx(metrics.noise_ceiling(effects).one_run)
+    ceiling = metrics.noise_ceiling(effects, "pearson", pooled=True)
+    assert pooled["one_retraining"] == pytest.approx(ceiling.one_run)
+    assert pooled["perfect"] == pytest.approx(ceiling.perfect)
 
     truth = retrained[:, 3:]
-    assert halves["ddm"] == pytest.approx(
-        metrics.linear_datamodeling_score(predicted[3:], truth.mean(0))
-    )
     added = np.stack([grad_dot[check.masks[r] == 1].sum(0) for r in (3, 4)])
-    assert halves["grad_dot"] == pytest.approx(
-        metrics.linear_datamodeling_score(added, truth.mean(0))
-    )
-    assert halves["one_retraining"] == pytest.approx(metrics.noise_ceiling(truth).one_run)
+    for row, ddm, other, runs in (
+        (ranks, single, grad_dot[check.groups], effects),
+        (halves, predicted[3:], added, truth),
+    ):
+        told = metrics.agreement(ddm, runs.mean(0))
+        assert row["ddm"] == pytest.approx(told.mean)
+        assert row["ddm_interval"] == pytest.approx(list(told.over_rows), nan_ok=True)
+        assert row["grad_dot"] == pytest.approx(metrics.agreement(other, runs.mean(0)).mean)
+        ceiling = metrics.noise_ceiling(runs)
+        assert row["one_retraining"] == pytest.approx(ceiling.one_run)
+        assert row["perfect"] == pytest.approx(ceiling.perfect)
 
 
 def test_matching_error_and_cost(summary, stages):
@@ -277,6 +278,10 @@ def test_the_page_shows_the_numbers_and_names_what_is_undefined(summary, stages)
     names = ("agreement", "matrix", "mistakes", "synset", "matching", "groups", "training")
     text = report.page(stages.plan, result, dict.fromkeys(names, b""))
     assert f"<td>undefined</td><td>{summary['agreement'][0]['grad_dot']:.3f}</td>" in text
+    # An interval stands beside its number.
+    result["agreement"] = [{**summary["agreement"][0], "ddm": 0.5, "ddm_interval": [-0.1, 0.9]}]
+    text = report.page(stages.plan, result, dict.fromkeys(names, b""))
+    assert "<td>0.500 (-0.10 to 0.90)</td>" in text
 
 
 def test_names_are_escaped(summary, stages):

@@ -5,6 +5,7 @@ import optax
 import pytest
 
 import ddm_jax as ddm
+from ddm_jax.train import steps_an_epoch
 
 
 def linear_task():
@@ -133,6 +134,168 @@ def test_advance_in_pieces_equals_advance_at_once(ready):
     assert int(state.step) == int(whole.step) == 6
 
 
+@pytest.mark.parametrize(
+    ("size", "batch", "drop", "keep"),
+    [(7, 3, 2, 3), (6, 3, 2, 2), (8, 3, 2, 3), (3, 3, 1, 1), (1, 1, 1, 1), (5000, 32, 156, 157)],
+)
+def test_steps_an_epoch(size, batch, drop, keep):
+    assert steps_an_epoch(size, batch) == drop
+    assert steps_an_epoch(size, batch, "keep") == keep
+
+
+def test_a_kept_last_batch_completes_the_epoch():
+    settings = {"steps": 6, "batch_size": 3, "learning_rate": 0.1}
+    rows = np.asarray(
+        ddm.make_trainer(linear_task(), **settings, last_batch="keep").batches(jax.random.key(0), 7)
+    )
+    assert rows.shape == (6, 3)
+    for epoch in (rows[:3], rows[3:]):
+        np.testing.assert_array_equal(np.sort(epoch.ravel()), [-1, -1, *range(7)])
+        np.testing.assert_array_equal(epoch[2, 1:], [-1, -1])
+    assert not np.array_equal(rows[:3], rows[3:]), "every epoch has an order of its own"
+    dropped = ddm.make_trainer(linear_task(), **settings).batches(jax.random.key(0), 7)
+    assert dropped.shape == (6, 3)
+    assert dropped.min() >= 0
+
+
+def test_where_the_batches_divide_the_data_keep_and_drop_are_the_same():
+    settings = {"steps": 5, "batch_size": 3, "learning_rate": 0.1}
+    drop, keep = (
+        ddm.make_trainer(linear_task(), **settings, last_batch=last).batches(jax.random.key(0), 6)
+        for last in ("drop", "keep")
+    )
+    assert drop.shape == keep.shape == (5, 3)
+    np.testing.assert_array_equal(drop, keep)
+
+
+@pytest.mark.parametrize("kept", [(4,), (4, 9)])
+def test_a_step_on_a_part_filled_batch_by_hand(regression, kept):
+    task = linear_task()._replace(init=lambda key: jnp.ones((4, 1)))
+    trainer = ddm.make_trainer(
+        task, steps=1, batch_size=3, learning_rate=0.5, weight_decay=0.1, last_batch="keep"
+    )
+    # Row -1 is the last point in JAX's indexing: what it holds must not matter.
+    data = regression._replace(x=regression.x.at[-1].set(99.0))
+    weights = jnp.arange(1.0, 21.0)
+    rows = jnp.array([[*kept, -1, -1][:3]])
+    state, losses = trainer.advance(trainer.start(jax.random.key(0)), rows, data, weights)
+    x, y, w = (np.asarray(a)[list(kept)] for a in (data.x, data.y, weights))
+    residual = x @ np.ones((4, 1)) - y
+    part = (w / w.sum())[:, None]
+    want = 1 - 0.5 * (x.T @ (part * residual) + 0.1)
+    assert state.params.shape == want.shape == (4, 1)
+    np.testing.assert_allclose(state.params, want, rtol=1e-5)
+    assert losses.shape == (1,)
+    np.testing.assert_allclose(losses, [0.5 * (part * residual**2).sum()], rtol=1e-5)
+
+
+def test_full_batches_with_fill_reach_the_ridge_solution_too(regression):
+    # All 20 points and 12 rows of fill, as batches given by hand.
+    trainer = ddm.make_trainer(
+        linear_task(), steps=400, batch_size=1, learning_rate=0.3, weight_decay=0.1
+    )
+    rows = jnp.tile(jnp.concatenate([jnp.arange(20), jnp.full(12, -1)]), (400, 1))
+    weights = jnp.array([0.0, 2.0, 1.0, 0.0] * 5)
+    state, _ = jax.jit(trainer.advance)(trainer.start(jax.random.key(0)), rows, regression, weights)
+    want = ridge(regression, weights, 0.1)
+    assert state.params.shape == want.shape == (4, 1)
+    np.testing.assert_allclose(state.params, want, atol=1e-5)
+
+
+def noisy_task():
+    """Inputs get Gaussian noise, in training only."""
+    task = linear_task()
+
+    def training_loss(params, batch, key):
+        noise = 0.5 * jax.random.normal(key, batch.x.shape)
+        return task.loss(params, batch._replace(x=batch.x + noise))
+
+    return task._replace(training_loss=training_loss)
+
+
+def draws_task():
+    """The training loss is a bare draw of its key, so a run's losses are its draws."""
+
+    def training_loss(params, batch, key):
+        return jnp.full(len(batch.x), jax.random.uniform(key)) + 0.0 * jnp.sum(params)
+
+    return linear_task()._replace(training_loss=training_loss)
+
+
+def test_the_training_loss_gets_a_fresh_key_each_step_that_the_runs_key_fixes(regression):
+    train = jax.jit(ddm.make_train(draws_task(), steps=30, batch_size=5, learning_rate=0.1))
+    first, again, other = (
+        np.asarray(train(jax.random.key(seed), regression, jnp.ones(20)).losses)
+        for seed in (0, 0, 1)
+    )
+    assert first.shape == again.shape == other.shape == (30,)
+    assert len(np.unique(first.round(6))) == 30
+    np.testing.assert_array_equal(first, again)
+    assert not np.intersect1d(first.round(6), other.round(6)).size
+
+
+def test_runs_of_one_key_share_the_noise_whatever_the_weights(regression):
+    # Otherwise the paired effect of a point would be mostly noise.
+    train = jax.jit(ddm.make_train(draws_task(), steps=8, batch_size=5, learning_rate=0.1))
+    full, without = (
+        train(jax.random.key(0), regression, weights).losses
+        for weights in (jnp.ones(20), jnp.ones(20).at[3].set(0))
+    )
+    assert full.shape == without.shape == (8,)
+    np.testing.assert_allclose(full, without, rtol=1e-6)
+
+
+def test_training_descends_on_the_training_loss(regression):
+    task = linear_task()._replace(init=lambda key: jnp.ones((4, 1)))
+    shifted = task._replace(
+        training_loss=lambda params, batch, key: task.loss(params, batch._replace(y=batch.y + 1))
+    )
+    settings = {"steps": 3, "batch_size": 20, "learning_rate": 0.1}
+    arguments = (jax.random.key(0), regression, jnp.ones(20))
+    got = ddm.make_train(shifted, **settings)(*arguments).params
+    moved = regression._replace(y=regression.y + 1)
+    want = ddm.make_train(task, **settings)(arguments[0], moved, arguments[2]).params
+    assert got.shape == want.shape == (4, 1)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_a_training_loss_without_noise_changes_nothing(regression):
+    task = linear_task()
+    same = task._replace(training_loss=lambda params, batch, key: task.loss(params, batch))
+    settings = {"steps": 9, "batch_size": 6, "learning_rate": 0.1, "last_batch": "keep"}
+    runs = [
+        jax.jit(ddm.make_train(each, **settings))(jax.random.key(0), regression, jnp.ones(20))
+        for each in (task, same)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, [run._replace(key=0) for run in runs]), strict=True):
+        assert jnp.shape(a) == jnp.shape(b)
+        np.testing.assert_array_equal(a, b)
+
+
+def test_noise_and_part_filled_batches_go_on_where_they_stopped(regression):
+    trainer = ddm.make_trainer(
+        noisy_task(),
+        steps=9,
+        batch_size=6,
+        learning_rate=0.05,
+        momentum=0.9,
+        checkpoint_every=2,
+        last_batch="keep",
+    )
+    key, weights = jax.random.key(2), jnp.ones(20)
+    whole = jax.jit(trainer.train)(key, regression, weights)
+    rows, advance = trainer.batches(key, 20), jax.jit(trainer.advance)
+    state, parts = trainer.start(key), []
+    for first in (0, 3, 6):
+        state, losses = advance(state, rows[first : first + 3], regression, weights)
+        parts.append(losses)
+    losses = jnp.concatenate(parts)
+    assert losses.shape == whole.losses.shape == (9,)
+    np.testing.assert_allclose(losses, whole.losses, rtol=1e-5)
+    assert state.params.shape == whole.params.shape == (4, 1)
+    np.testing.assert_allclose(state.params, whole.params, rtol=1e-5)
+
+
 def test_schedules():
     plain = ddm.cosine_schedule(0.1, 100, 0.005)
     np.testing.assert_allclose([plain(0), plain(100)], [0.1, 0.005], rtol=1e-5)
@@ -156,6 +319,7 @@ def test_schedules():
         {"weight_decay": -1.0},
         {"checkpoint_every": 11},
         {"learning_rate": 0.0},
+        {"last_batch": "pad"},
     ],
 )
 def test_wrong_settings_are_named(wrong):

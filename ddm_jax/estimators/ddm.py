@@ -12,6 +12,7 @@ from ddm_jax.cluster import check_groups
 from ddm_jax.distill import make_distiller, make_match_points, trajectory_indices
 from ddm_jax.loo import (
     Response,
+    check_rewind,
     ddm_response,
     leave_one_out_masks,
     make_finetune,
@@ -25,9 +26,9 @@ from ddm_jax.types import Array, Batch, Estimator, Params, Synset, Task, TrainRu
 
 
 class DDMState(NamedTuple):
-    params: Params  # where the online stage starts
+    checkpoints: Params  # of the target network, leaves [T, ...]
     synset: Synset
-    learning_rate: Array  # of the online stage
+    learning_rate: Array  # the highest of the target's training
 
 
 def make_ddm(
@@ -72,19 +73,23 @@ def make_ddm(
     distiller = make_distiller(task, optimizer=optimizer, distance=distance, balance=balance)
     explained = task.output if output is None else output
 
-    def make_response(rate: Array | float) -> Response:
+    def make_response(highest: Array | float) -> Response:
+        rate = highest if learning_rate is None else learning_rate
         online = optax.sgd(rate, momentum=momentum or None, nesterov=True)
         finetune = make_finetune(
             task, update=update, steps=steps, optimizer=online, weight_decay=weight_decay
         )
         return ddm_response(finetune, explained)
 
-    make_response(1.0)  # a wrong setting fails here, not after distillation
+    # A wrong setting fails here, not after distillation.
+    make_response(1.0)
+    check_rewind(rewind)
 
     def response(keep: Array, state: DDMState, query: Batch) -> Array:
-        return make_response(state.learning_rate)(keep, state.params, state.synset, query)
+        start = trajectory_point(state.checkpoints, rewind)
+        return make_response(state.learning_rate)(keep, start, state.synset, query)
 
-    outputs = subset_outputs(response)
+    mapped = subset_outputs(response)
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> DDMState:
         groups = check_groups(groups, len(data.x))
@@ -98,11 +103,13 @@ def make_ddm(
         )
         advance = jax.jit(distiller.advance, static_argnums=3)
         state, _ = advance(draw_key, distiller.start(first), points, distill_steps)
-        rate = jnp.max(run.learning_rates) if learning_rate is None else learning_rate
-        return DDMState(trajectory_point(run, rewind), state.synset, jnp.asarray(rate))
+        return DDMState(run.checkpoints, state.synset, jnp.max(run.learning_rates))
+
+    def outputs(state: DDMState, masks: Any, query: Batch) -> Array:
+        return mapped(masks, state, query)
 
     def score(state: DDMState, query: Batch) -> Array:
-        kept = outputs(leave_one_out_masks(state.synset.share.shape[0]), state, query)
+        kept = outputs(state, leave_one_out_masks(state.synset.share.shape[0]), query)
         return kept[0] - kept[1:]
 
-    return Estimator(fit, score)
+    return Estimator(fit, score, outputs)

@@ -1,0 +1,407 @@
+"""The truth store: the outputs of exactly retrained networks, a file a row, that cannot lose work.
+
+A row is one network: a mask (which groups it keeps) and a seed (its initialisation and batch
+order). All rows are declared when the store is made; any number of processes may then fill any of
+them, at once or one after the other, and may be killed at any moment:
+
+    truth.json             what the store was made with, and how many seeds each mask has
+    masks.npy              [R, K]
+    rows/00012-0003.npy    [Q] outputs of mask 12 with seed 3
+    rows/00012-0003.json   its done mark, written after it: SHA-256, seconds, device
+    lock                   one byte a row; whoever computes the row holds a lock on it
+
+Files appear whole or not at all. A lock is the operating system's, so it goes when its process
+does. A row without a valid done mark is simply not done. What a store was made with (settings,
+data, groups, code, JAX) is compared whenever it is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+MANIFEST, MASKS, ROWS, LOCK = "truth.json", "masks.npy", "rows", "lock"
+MOST_SEEDS = 10_000  # a mask; fixes which byte of the lock a row has
+ENOUGH_SECONDS = 2.0  # of work a dispatch, where rows are short
+MOST_ROWS = 64  # a dispatch
+
+# rows of the masks [B], seeds [B] -> outputs [B, Q]
+Compute = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Tell = Callable[[int, str], None]
+
+
+class Store(NamedTuple):
+    """An open truth store."""
+
+    folder: Path
+    masks: np.ndarray  # [R, K] float32
+    seeds: np.ndarray  # [R] int, how many seeds each mask is declared with
+    num_outputs: int  # Q
+    identity: dict[str, Any]  # what it was made with
+
+
+class Row(NamedTuple):
+    """One network."""
+
+    mask: int
+    seed: int
+
+
+class RowFiles(NamedTuple):
+    """Where a row lies."""
+
+    values: Path  # the outputs
+    mark: Path  # that they are done
+
+
+class Status(NamedTuple):
+    """What a store holds."""
+
+    done: int
+    declared: int
+    claimed: int  # rows that some process is computing now
+    seconds_per_row: float  # median of the rows that are done; NaN without any
+
+
+def open_store(
+    folder: Path,
+    identity: dict[str, Any],
+    masks: np.ndarray,
+    seeds: np.ndarray,
+    num_outputs: int,
+) -> Store:
+    """Make a store, or open the one in `folder` if it was made with the same things.
+
+    More seeds than it was made with are added to what is declared; fewer leave its rows alone.
+
+    Args:
+        identity: what the outputs depend on, flat, JSON values; masks and the number of outputs
+            are added here.
+        masks: [R, K], which groups each network keeps.
+        seeds: [R], how many seeds each mask gets, at least 1.
+        num_outputs: Q, the length of a row.
+
+    Raises:
+        ValueError: when the folder holds a store made with something else, naming what.
+    """
+    masks, seeds = np.asarray(masks, np.float32), np.asarray(seeds, np.int64)
+    if masks.ndim != 2 or seeds.shape != (len(masks),):
+        raise ValueError(f"masks {masks.shape} need one number of seeds each, not {seeds.shape}")
+    if len(seeds) == 0 or seeds.min() < 1 or seeds.max() > MOST_SEEDS:
+        raise ValueError(f"the seeds of a mask must be in 1..{MOST_SEEDS}")
+    identity = identity | {"masks": digest(masks), "outputs": int(num_outputs)}
+    folder = folder.absolute()
+    if not (folder / MANIFEST).exists():
+        taken = folder.exists() and any(folder.iterdir())
+        if taken and not (folder / MANIFEST).exists():  # nobody made it since
+            raise ValueError(f"{folder} is not empty and holds no truth store; use another folder")
+        if not taken:
+            _create(folder, identity, masks, seeds)
+    found = inspect_store(folder)
+    changed = [
+        f"{name} {_short(found.identity.get(name))} -> {_short(identity.get(name))}"
+        for name in sorted(set(found.identity) | set(identity))
+        if found.identity.get(name) != identity.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"the truth in {folder} was made with something else ({'; '.join(changed)}); use "
+            "another --workdir, or delete that folder to compute it again"
+        )
+    if (seeds > found.seeds).any():
+        found = found._replace(seeds=np.maximum(seeds, found.seeds))
+        _write_manifest(folder, identity, found.seeds)
+    return found._replace(seeds=seeds)
+
+
+def inspect_store(folder: Path) -> Store:
+    """Open the store in `folder` as it is, whatever it was made with.
+
+    Raises:
+        ValueError: when there is none, or its manifest or masks are damaged.
+    """
+    folder = folder.absolute()
+    if not (folder / MANIFEST).exists():
+        raise ValueError(f"{folder} holds no truth store; `ddm truth` makes one")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        identity = manifest["identity"]
+        masks = np.load(folder / MASKS, allow_pickle=False)
+        seeds = np.asarray(manifest["seeds"], np.int64)
+        if digest(masks) != identity["masks"] or len(seeds) != len(masks):
+            raise ValueError("its masks are not those that it was made with")
+        return Store(folder, masks, seeds, int(identity["outputs"]), identity)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"the truth store {folder} is damaged ({error}); delete the folder and fill it again"
+        ) from error
+
+
+def fill(
+    store: Store,
+    compute: Compute,
+    *,
+    chunk: int | None = None,
+    least: int = 1,
+    tell: Tell = lambda done, note: None,
+) -> int:
+    """Compute every row that is not done; returns how many this process computed.
+
+    Rows that another process is computing are left to it, and waited for: if that process dies,
+    they are computed here. Rows are taken seed by seed, so that a store that is not full yet holds
+    whole seeds.
+
+    Args:
+        compute: pure; a row's outputs must depend on its mask and seed alone.
+        chunk: rows a call of `compute`; a last, smaller one is filled up with repeats, so that
+            `compute` sees one shape. Default: `least` rows first (the devices that `compute`
+            uses), then as many as fill two seconds.
+        tell: called with the rows done so far and a note.
+
+    Raises:
+        ValueError: for a chunk below 1, or outputs that are not finite; what was computed before
+            is kept.
+    """
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk={chunk}; it must be at least 1")
+    rows = declared(store)
+    _sweep(store)
+    computed, size = 0, chunk or least
+    missing = [row for row in rows if not is_done(store, row)]
+    looked = time.perf_counter()
+    with _lock_file(store) as lock:
+        while missing:
+            claimed = _claim(store, lock, missing, size)
+            if not claimed:
+                tell(len(rows) - len(missing), "waiting for another process")
+                time.sleep(0.5)
+            else:
+                begin = time.perf_counter()
+                outputs = _compute(store, compute, claimed, size)
+                seconds = (time.perf_counter() - begin) / len(claimed)
+                for row, values in zip(claimed, outputs, strict=True):
+                    write_row(store, row, values, seconds)
+                    _unlock(lock, row)
+                computed += len(claimed)
+                if chunk is None and size == least < computed:  # the first one compiled
+                    enough = int(np.clip(ENOUGH_SECONDS / seconds, size, max(size, MOST_ROWS)))
+                    size = enough // least * least
+            # What others finish is looked for now and then; looking costs a file a row.
+            look = not claimed or time.perf_counter() - looked > ENOUGH_SECONDS
+            ours = set(claimed)
+            missing = [r for r in missing if r not in ours and not (look and is_done(store, r))]
+            looked = time.perf_counter() if look else looked
+            tell(len(rows) - len(missing), f"{computed} here")
+    return computed
+
+
+def declared(store: Store) -> list[Row]:
+    """All rows, seed by seed."""
+    return [
+        Row(mask, seed)
+        for seed in range(int(store.seeds.max()))
+        for mask in np.flatnonzero(store.seeds > seed).tolist()
+    ]
+
+
+def paths(store: Store, row: Row) -> RowFiles:
+    """The two files of a row."""
+    name = store.folder / ROWS / f"{row.mask:05d}-{row.seed:04d}"
+    return RowFiles(name.with_suffix(".npy"), name.with_suffix(".json"))
+
+
+def is_done(store: Store, row: Row) -> bool:
+    """Whether a row is there whole, with its done mark."""
+    values, mark = paths(store, row)
+    try:
+        told = json.loads(mark.read_text())
+        return told["sha256"] == _sha(values.read_bytes()) and told["seconds"] >= 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def write_row(store: Store, row: Row, outputs: np.ndarray, seconds: float) -> None:
+    """Write a row and then its done mark, each whole or not at all.
+
+    Raises:
+        ValueError: for outputs of a wrong shape or that are not finite.
+    """
+    outputs = np.asarray(outputs, np.float32)
+    if outputs.shape != (store.num_outputs,):
+        raise ValueError(f"outputs have shape {outputs.shape}; a row is ({store.num_outputs},)")
+    if not np.isfinite(outputs).all():
+        raise ValueError(
+            f"the network of mask {row.mask} with seed {row.seed} diverged: its outputs are not "
+            "finite; lower train.learning_rate. What was computed before is kept"
+        )
+    buffer = io.BytesIO()
+    np.save(buffer, outputs, allow_pickle=False)
+    values, mark = paths(store, row)
+    write_whole(values, buffer.getvalue())
+    told = {
+        "sha256": _sha(buffer.getvalue()),
+        "seconds": seconds,
+        "device": jax.devices()[0].device_kind,
+    }
+    write_whole(mark, json.dumps(told).encode())
+
+
+def read(store: Store) -> np.ndarray:
+    """All outputs, `[S, R, Q]`; NaN for the seeds that a mask is not declared with.
+
+    Raises:
+        ValueError: when rows are missing.
+    """
+    rows = declared(store)
+    missing = [row for row in rows if not is_done(store, row)]
+    if missing:
+        raise ValueError(
+            f"the truth in {store.folder} lacks {len(missing)} of {len(rows)} rows; fill it with "
+            "`ddm truth`"
+        )
+    shape = (int(store.seeds.max()), len(store.masks), store.num_outputs)
+    outputs = np.full(shape, np.nan, np.float32)
+    for row in rows:
+        outputs[row.seed, row.mask] = np.load(paths(store, row).values, allow_pickle=False)
+    return outputs
+
+
+def status(store: Store) -> Status:
+    """Count what is done, declared and being computed; not for use inside of `fill`."""
+    rows = declared(store)
+    done = [row for row in rows if is_done(store, row)]
+    seconds = [json.loads(paths(store, row).mark.read_text())["seconds"] for row in done]
+    finished = set(done)
+    with _lock_file(store) as lock:
+        claimed = 0
+        for row in rows:
+            if row not in finished:
+                if _lock(lock, row):
+                    _unlock(lock, row)
+                else:
+                    claimed += 1
+    median = float(np.median(seconds)) if seconds else float("nan")
+    return Status(len(done), len(rows), claimed, median)
+
+
+def checksum(outputs: np.ndarray, decimals: int = 3) -> str:
+    """SHA-256 of outputs rounded to `decimals`, to tell whether a truth came out the same."""
+    # Adding zero turns -0 into 0.
+    return digest(np.round(np.asarray(outputs, np.float64), decimals) + 0.0)
+
+
+def digest(*arrays: Any) -> str:
+    """SHA-256 of arrays with their shapes and types, 16 characters."""
+    total = hashlib.sha256()
+    for array in arrays:
+        array = np.ascontiguousarray(array)
+        total.update(f"{array.dtype} {array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()[:16]
+
+
+def _compute(store: Store, compute: Compute, rows: list[Row], size: int) -> np.ndarray:
+    filled = rows + [rows[-1]] * (size - len(rows))
+    index, seeds = np.asarray(filled).T
+    outputs = np.asarray(compute(index, seeds))
+    return outputs[: len(rows)]
+
+
+def _claim(store: Store, lock: int, missing: list[Row], size: int) -> list[Row]:
+    """Lock up to `size` missing rows that nobody else holds."""
+    claimed: list[Row] = []
+    for row in missing:
+        if len(claimed) == size:
+            break
+        if not _lock(lock, row):
+            continue
+        if is_done(store, row):  # by another process, since we looked
+            _unlock(lock, row)
+        else:
+            claimed.append(row)
+    return claimed
+
+
+@contextlib.contextmanager
+def _lock_file(store: Store) -> Iterator[int]:
+    lock = os.open(store.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        yield lock
+    finally:
+        os.close(lock)  # gives back every lock that this process holds
+
+
+def _lock(lock: int, row: Row) -> bool:
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, row.mask * MOST_SEEDS + row.seed)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _unlock(lock: int, row: Row) -> None:
+    fcntl.lockf(lock, fcntl.LOCK_UN, 1, row.mask * MOST_SEEDS + row.seed)
+
+
+def _create(folder: Path, identity: dict[str, Any], masks: np.ndarray, seeds: np.ndarray) -> None:
+    """Make the store under another name and move it into place, where nobody was faster."""
+    fresh = folder.with_name(f"{folder.name}.new-{os.getpid()}")
+    (fresh / ROWS).mkdir(parents=True)
+    np.save(fresh / MASKS, masks, allow_pickle=False)
+    _write_manifest(fresh, identity, seeds)
+    if folder.exists():
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # an empty one is in the way
+    try:
+        fresh.rename(folder)
+    except OSError:
+        if not (folder / MANIFEST).exists():
+            raise
+        for path in (fresh / ROWS, fresh):
+            for file in path.glob("*"):
+                if file.is_file():
+                    file.unlink()
+            path.rmdir()
+
+
+def _write_manifest(folder: Path, identity: dict[str, Any], seeds: np.ndarray) -> None:
+    told = {"identity": identity, "seeds": seeds.tolist()}
+    write_whole(folder / MANIFEST, (json.dumps(told, indent=1) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, on disk when this returns."""
+    fresh = path.with_name(f"{path.name}.new-{os.getpid()}")
+    with fresh.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+def _sweep(store: Store) -> None:
+    """Remove what killed processes left half-written."""
+    for left_over in (store.folder / ROWS).glob("*.new-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left_over.stat().st_mtime > 60:
+                left_over.unlink()
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,570 @@
+"""Estimators on one truth: what they are asked, what is chosen, and what they score.
+
+No network is trained here: the truths are drawn, and `Spy` is an estimator that answers as it is
+told and keeps what it was asked, by the row of the query and of the mask.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import tiny_config
+
+from ddm_jax import compare, metrics
+from ddm_jax.compare import CANDIDATES, LEAVE_ONE_OUT, Candidates, check_estimators, split_parts
+from ddm_jax.estimators import make_ddm
+from ddm_jax.plan import make_plan
+from ddm_jax.truth import Truth, truth_key
+from ddm_jax.types import Estimator
+
+QUERIES = 40
+LDS = "LDS, keep 0.5"
+
+
+class Asked(NamedTuple):
+    """One call of an estimator."""
+
+    settings: dict
+    score: str
+    rows: tuple[int, ...]  # of the random subsets; empty for leave-one-out
+    queries: tuple[int, ...]
+
+
+class Spy:
+    """A fake estimator: `answer(settings, rows or None, queries)` gives what it says."""
+
+    def __init__(self, plan, truth, answer, additive=False):
+        self.fits: list[tuple[dict, jax.Array]] = []
+        self.asked: list[Asked] = []
+        self.answer, self.additive, self.truth = answer, additive, truth
+        self.of_query = {np.asarray(x).tobytes(): q for q, x in enumerate(plan.split.test.x)}
+        self.of_mask = {mask.tobytes(): row for row, mask in enumerate(truth.masks)}
+        # Otherwise it could not tell what it was asked for.
+        assert len(self.of_query) == len(plan.split.test.x)
+        assert len(self.of_mask) == len(truth.masks)
+
+    def make(self, plan, chosen) -> Estimator:
+        def fit(key, run, data, groups):
+            self.fits.append((chosen, key))
+            return jnp.asarray(len(self.fits))
+
+        def say(state, masks, query):
+            # The state of an own fit: one with the same offline settings.
+            offline = {name: value for name, value in chosen.items() if name.startswith("fit")}
+            fitted = self.fits[int(state) - 1][0]
+            assert offline == {name: fitted[name] for name in offline}
+            queries = [self.of_query[np.asarray(x).tobytes()] for x in query.x]
+            rows = None
+            if masks is not None:
+                rows = [self.of_mask[np.asarray(mask).tobytes()] for mask in masks]
+            score = LEAVE_ONE_OUT if rows is None else f"LDS, keep {self.truth.keep[rows[0]]:g}"
+            self.asked.append(Asked(chosen, score, tuple(rows or ()), tuple(queries)))
+            return self.answer(chosen, rows, queries)
+
+        def score(state, query):
+            return say(state, None, query)
+
+        def outputs(state, masks, query):
+            return say(state, masks, query)
+
+        return Estimator(fit, score, None if self.additive else outputs)
+
+
+def make_truth(
+    rng, *, num_groups=10, subsets=12, keep=(0.5,), seeds=3, noise=0.0, leave_one_out=True
+) -> Truth:
+    """A linear truth: every group adds its own effect, and every run its noise."""
+    effects = rng.normal(size=(num_groups, QUERIES))
+    masks = [np.zeros((0, num_groups), np.float32)]
+    for fraction in keep if subsets else ():
+        # Masks that differ, so that a mask says which row it is.
+        every = list(itertools.combinations(range(num_groups), round(fraction * num_groups)))
+        chosen = rng.choice(len(every), subsets, replace=False)
+        masks.append(np.array([np.isin(range(num_groups), every[c]) for c in chosen], np.float32))
+    masks = np.concatenate(masks)
+
+    def runs(outputs):
+        shape = (seeds, *outputs.shape)
+        return (outputs + noise * rng.normal(size=shape)).astype(np.float32)
+
+    single = num_groups if leave_one_out else 0
+    return Truth(
+        full=runs(effects.sum(0))[: seeds if single else 0],
+        single=runs(effects.sum(0) - effects[:single])[: seeds if single else 0],
+        masks=masks,
+        keep=np.repeat(keep if subsets else (), subsets),
+        subsets=runs(masks @ effects),
+        seconds=0.1,
+    )
+
+
+def exact(truth):
+    """What an estimator that knows the truth says."""
+
+    def answer(settings, rows, queries):
+        if rows is None:
+            return truth.effects().mean(0)[:, queries]
+        return truth.subsets.mean(0)[rows][:, queries]
+
+    return answer
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return make_plan(tiny_config())
+
+
+@pytest.fixture
+def judged(plan, monkeypatch):
+    """Judge a spy with some candidates; returns it and its rows."""
+
+    def judge(truth, answer, offline=None, online=None, *, additive=False, groups=None, **options):
+        spy = Spy(plan, truth, answer, additive)
+        candidates = Candidates(spy.make, offline or {}, online or {})
+        monkeypatch.setitem(CANDIDATES, "spy", candidates)
+        groups = np.arange(120) % truth.masks.shape[1] if groups is None else groups
+        rows = compare.judge("spy", plan, truth, None, groups.astype(np.int32), **options)
+        return spy, rows
+
+    return judge
+
+
+# The two parts
+
+
+@pytest.mark.parametrize(
+    ("counts", "num_queries", "tuned", "queries"),
+    [
+        ({0.5: 40}, 797, {0.5: 10}, 199),
+        ({0.5: 100}, 500, {0.5: 25}, 125),
+        ({0.25: 20, 0.5: 8, 0.75: 6}, 40, {0.25: 5, 0.5: 3, 0.75: 3}, 10),
+        ({0.5: 6}, 2, {0.5: 3}, 1),
+        ({}, 40, {}, 10),
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_parts_share_nothing_and_cover_everything(counts, num_queries, tuned, queries, seed):
+    keep = np.random.default_rng(seed).permutation(
+        np.repeat(np.array(list(counts), float), list(counts.values()))
+    )
+    tuning, reporting = split_parts(keep, num_queries, seed)
+    for both, count in (
+        ((tuning.subsets, reporting.subsets), len(keep)),
+        ((tuning.queries, reporting.queries), num_queries),
+    ):
+        assert sum(map(len, both)) == count
+        np.testing.assert_array_equal(np.sort(np.concatenate(both)), np.arange(count))
+        assert all(np.issubdtype(part.dtype, np.integer) for part in both)
+        assert all((np.diff(part) > 0).all() for part in both)
+    assert {k: int((keep[tuning.subsets] == k).sum()) for k in counts} == tuned
+    assert len(tuning.queries) == queries
+
+
+def test_the_parts_follow_the_seed_alone():
+    keep = np.repeat([0.25, 0.5], 20)
+    first, again, other = (split_parts(keep, 40, seed) for seed in (0, 0, 1))
+    for part in range(2):
+        for field in range(2):
+            one, two, three = first[part][field], again[part][field], other[part][field]
+            assert one.shape == two.shape == three.shape
+            np.testing.assert_array_equal(one, two)
+            assert not np.array_equal(one, three)
+
+
+@pytest.mark.parametrize(
+    ("keep", "num_queries", "message"),
+    [
+        ([0.5] * 5, 40, r"truth\.subsets=5 cannot be split .* use at least 6"),
+        ([0.25] * 8 + [0.5] * 4, 40, r"truth\.subsets=4 cannot be split"),
+        ([0.5] * 8, 1, "1 queries cannot be split in two; use at least 2"),
+        ([], 1, "1 queries cannot be split"),
+    ],
+)
+def test_too_little_to_split_is_refused(keep, num_queries, message):
+    with pytest.raises(ValueError, match=message):
+        split_parts(np.array(keep), num_queries, 0)
+
+
+# What is asked of an estimator
+
+
+def test_tuning_never_sees_what_is_reported(judged, rng):
+    truth = make_truth(rng, keep=(0.5, 0.3), subsets=8, noise=0.5)
+    tuned, reported, told = {}, {}, []
+
+    def answer(settings, rows, queries):
+        return exact(truth)(settings, rows, queries) * settings["a"]
+
+    spy, rows = judged(truth, answer, online={"a": (1.0, -1.0)}, say=told.append)
+    for score in (LEAVE_ONE_OUT, "LDS, keep 0.3", LDS):
+        calls = [call for call in spy.asked if call.score == score]
+        # One a candidate, then the chosen one, twice to tell its compilation apart.
+        assert len(calls) == 4
+        assert calls[2] == calls[3]
+        tuned[score], reported[score] = calls[:2], calls[2]
+        assert [call.settings["a"] for call in calls] == [1.0, -1.0, 1.0, 1.0]
+    every_row, every_query = [], set()
+    for score, calls in tuned.items():
+        shown = reported[score]
+        for call in calls:
+            assert not set(call.queries) & set(shown.queries)
+            assert not set(call.rows) & set(shown.rows)
+            assert len(call.queries) == 10
+            every_row += call.rows
+        assert len(shown.queries) == 30
+        every_row += shown.rows
+        every_query |= set(shown.queries) | set(calls[0].queries)
+    assert not any(tuned[LEAVE_ONE_OUT][0].rows + reported[LEAVE_ONE_OUT].rows)
+    assert sorted(set(every_row)) == list(range(16))
+    assert every_query == set(range(40))
+    # The same queries for every score.
+    assert len({call.queries for call in reported.values()}) == 1
+    assert [row["counterfactuals"] for row in rows] == [10, 5, 5]
+    assert {row["queries"] for row in rows} == {30}
+    assert sum("on the tuning part" in text for text in told) == 6
+
+
+def test_the_best_of_the_tuning_part_is_kept_though_it_reports_worse(judged, rng):
+    truth = make_truth(rng)
+    tuning, _ = split_parts(truth.keep, QUERIES, 0)
+
+    def answer(settings, rows, queries):
+        seen = set(queries) <= set(tuning.queries.tolist())
+        right = exact(truth)(settings, rows, queries)
+        return right if seen == (settings["a"] == "right in tuning") else -right
+
+    _, rows = judged(truth, answer, online={"a": ("right later", "right in tuning")})
+    assert [row["score"] for row in rows] == [LEAVE_ONE_OUT, LDS]
+    for row in rows:
+        assert row["settings"] == {"a": "right in tuning"}
+        assert row["candidates"] == 2
+        np.testing.assert_allclose(row["tuning_values"], [-1, 1], atol=1e-12)
+        np.testing.assert_allclose(row["value"], -1, atol=1e-12)
+
+
+def test_each_score_has_its_own_choice(judged, rng):
+    truth = make_truth(rng)
+
+    def answer(settings, rows, queries):
+        right = exact(truth)(settings, rows, queries)
+        return right if (rows is None) == settings["fit_single"] else -right
+
+    _, rows = judged(truth, answer, offline={"fit_single": (True, False)})
+    assert [row["settings"]["fit_single"] for row in rows] == [True, False]
+    np.testing.assert_allclose([row["value"] for row in rows], [1, 1], atol=1e-12)
+
+
+def test_a_single_candidate_is_not_tuned(judged, rng):
+    truth = make_truth(rng)
+    spy, rows = judged(truth, exact(truth))
+    assert len(spy.fits) == 1
+    assert [call.score for call in spy.asked] == [LEAVE_ONE_OUT] * 2 + [LDS] * 2
+    assert all(len(call.queries) == 30 for call in spy.asked)
+    for row in rows:
+        assert (row["settings"], row["candidates"], row["tuning_values"]) == ({}, 1, [])
+
+
+def test_other_parts_may_be_passed(judged, rng):
+    truth = make_truth(rng)
+    parts = (
+        compare.Part(np.arange(4), np.arange(5)),
+        compare.Part(np.arange(4, 12), np.arange(5, 9)),
+    )
+    spy, rows = judged(truth, exact(truth), online={"a": (1, 2)}, parts=parts)
+    assert spy.asked[0].queries == (0, 1, 2, 3, 4)
+    assert spy.asked[-1][2:] == (tuple(range(4, 12)), (5, 6, 7, 8))
+    assert [(row["counterfactuals"], row["queries"]) for row in rows] == [(10, 4), (8, 4)]
+
+
+def test_offline_settings_get_a_fit_each_and_online_ones_share_it(judged, rng, monkeypatch):
+    truth = make_truth(rng)
+    # Whose state is used for whom, the spy itself asserts.
+    spy, rows = judged(
+        truth, exact(truth), offline={"fit_items": (1, 5)}, online={"steps": (10, 20, 30)}
+    )
+    assert [settings["fit_items"] for settings, _ in spy.fits] == [1, 5]
+    assert all(row["candidates"] == 6 for row in rows)
+    tuned = [(call.settings["fit_items"], call.settings["steps"]) for call in spy.asked[:6]]
+    assert tuned == [(1, 10), (1, 20), (1, 30), (5, 10), (5, 20), (5, 30)]
+
+
+def test_a_fit_draws_nothing_that_the_truth_drew(judged, plan, rng):
+    """An estimator with the truth's own seeds would know its noise."""
+    truth = make_truth(rng)
+    spy, _ = judged(truth, exact(truth), offline={"fit": (1, 2)})
+    drawn = [jax.random.fold_in(truth_key(plan), i) for i in range(len(plan.config.truth.keep) + 1)]
+    drawn += [jax.random.fold_in(drawn[-1], seed) for seed in range(8)]
+    taken = {np.asarray(jax.random.key_data(key)).tobytes() for key in drawn}
+    assert len(taken) == len(drawn)
+    keys = [np.asarray(jax.random.key_data(key)).tobytes() for _, key in spy.fits]
+    assert len(keys) == 2
+    assert keys[0] == keys[1]
+    assert not set(keys) & taken
+
+
+# The scores
+
+
+@pytest.mark.parametrize("additive", [True, False])
+def test_the_true_effects_score_one(judged, rng, additive):
+    truth = make_truth(rng)
+    spy, rows = judged(truth, exact(truth), additive=additive)
+    assert [row["score"] for row in rows] == [LEAVE_ONE_OUT, LDS]
+    # An additive one is asked for its scores alone, and they are added up.
+    assert all((call.score == LEAVE_ONE_OUT) or not additive for call in spy.asked)
+    for row in rows:
+        for name in ("value", "value_one_run", "ceiling", "share_of_ceiling", "one_retraining"):
+            np.testing.assert_allclose(row[name], 1, atol=1e-12, err_msg=name)
+        assert row["undefined"] == 0
+        assert row["runs"] == 3
+
+
+def test_scores_and_ceilings_are_those_of_the_metrics(judged, rng):
+    truth = make_truth(rng, noise=1.0, seeds=4)
+    wrong = rng.normal(size=(10, QUERIES))
+
+    def answer(settings, rows, queries):
+        right = exact(truth)(settings, rows, queries)
+        return right + 2 * (wrong if rows is None else truth.masks[rows] @ wrong)[:, queries]
+
+    spy, rows = judged(truth, answer)
+    for row, call in zip(rows, (spy.asked[0], spy.asked[2]), strict=True):
+        queries = list(call.queries)
+        if row["score"] == LEAVE_ONE_OUT:
+            runs = (truth.full[:, None] - truth.single)[:, :, queries]
+        else:
+            runs = truth.subsets[:, list(call.rows)][:, :, queries]
+        said = answer({}, list(call.rows) or None, queries)
+        assert said.shape == runs.shape[1:]
+        expected, ceiling = metrics.agreement(said, runs.mean(0)), metrics.noise_ceiling(runs)
+        assert 0.1 < expected.mean < ceiling.perfect < 1
+        assert row["value"] == expected.mean
+        assert row["over_queries"] == list(expected.over_queries)
+        assert row["over_rows"] == list(expected.over_rows)
+        assert row["share_of_ceiling"] == expected.mean / ceiling.perfect
+        one = [metrics.per_query_correlation(said, run).mean() for run in runs]
+        np.testing.assert_allclose(row["value_one_run"], np.mean(one), rtol=1e-12)
+        assert row["ceiling"] == ceiling.perfect
+        assert row["ceiling_interval"] == list(ceiling.interval)
+        assert row["one_retraining"] == ceiling.one_run
+        assert (row["reliability"], row["runs"]) == (ceiling.reliability, 4)
+        np.testing.assert_allclose(row["ceiling_one_run"], ceiling.reliability**0.5, rtol=1e-12)
+        needed = row["runs_for_ceiling_0.8"]
+        assert metrics.ceiling_of(ceiling.reliability, needed) >= 0.8
+        assert metrics.ceiling_of(ceiling.reliability, needed - 1) < 0.8 or needed == 1
+
+
+def test_own_and_other_classes_are_told_apart(judged, plan, rng):
+    labels, queries = plan.split.train.y.argmax(1), plan.split.test.y.argmax(1)
+    # Three groups a class; a stray point of another class does not change whose group it is.
+    groups = 3 * labels + np.arange(len(labels)) % 3
+    stray = np.flatnonzero(groups == 0)[0]
+    groups[stray] = 4
+    assert np.bincount(groups, minlength=30).min() > 0
+    own = np.arange(30)[:, None] // 3 == queries
+    truth = make_truth(rng, num_groups=30, subsets=0, noise=0.1)
+
+    def answer(settings, rows, asked):
+        return (exact(truth)(settings, rows, range(QUERIES)) * np.where(own, 1, -1))[:, asked]
+
+    spy, rows = judged(truth, answer, groups=groups)
+    (row,) = rows
+    np.testing.assert_allclose([row["own_class"], row["other_class"]], [1, -1], atol=1e-12)
+    shown = list(spy.asked[0].queries)
+    runs = truth.effects()[:, :, shown]
+    for name, which in (("own", own), ("other", ~own)):
+        ceiling = metrics.noise_ceiling(runs, rows=which[:, shown]).perfect
+        assert 0 < ceiling < 1
+        assert row[f"{name}_class_ceiling"] == ceiling
+
+
+def test_every_keep_fraction_has_a_row_with_its_own_subsets(judged, rng):
+    truth = make_truth(rng, keep=(0.3, 0.5, 0.7), subsets=8)
+    spy, rows = judged(truth, exact(truth))
+    names = [LEAVE_ONE_OUT, "LDS, keep 0.3", LDS, "LDS, keep 0.7"]
+    assert compare.score_names(truth) == names
+    assert [row["score"] for row in rows] == names
+    for call in spy.asked[2:]:
+        assert call.score in names[1:]
+        assert {f"LDS, keep {truth.keep[row]:g}" for row in call.rows} == {call.score}
+    assert all("own_class" in row for row in rows[:1])
+    assert not any("own_class" in row for row in rows[1:])
+
+
+def test_a_truth_of_one_kind_has_scores_of_that_kind(judged, rng):
+    subsets_alone = make_truth(rng, leave_one_out=False)
+    assert subsets_alone.effects().shape == (0, 0, QUERIES)
+    _, rows = judged(subsets_alone, exact(subsets_alone))
+    assert [row["score"] for row in rows] == [LDS]
+    single_alone = make_truth(rng, subsets=0)
+    assert single_alone.masks.shape == (0, 10)
+    _, rows = judged(single_alone, exact(single_alone))
+    assert [row["score"] for row in rows] == [LEAVE_ONE_OUT]
+
+
+def test_rows_are_plain_json(judged, rng):
+    truth = make_truth(rng, noise=1.0)
+    _, rows = judged(truth, exact(truth), online={"a": (1, 2)})
+    assert json.loads(json.dumps(rows)) == rows
+    for row in rows:
+        assert row["estimator"] == "spy"
+        for name in ("offline_seconds", "online_seconds", "compile_seconds"):
+            assert isinstance(row[name], float)
+            assert row[name] >= 0
+
+
+def test_what_takes_long_is_not_run_twice(judged, rng, monkeypatch):
+    monkeypatch.setattr(compare, "REPEAT_SECONDS", -1.0)
+    truth = make_truth(rng)
+    spy, rows = judged(truth, exact(truth))
+    assert [call.score for call in spy.asked] == [LEAVE_ONE_OUT, LDS]
+    assert [row["compile_seconds"] for row in rows] == [None, None]
+    assert all(row["online_seconds"] > 0 for row in rows)
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("score", [LEAVE_ONE_OUT, LDS])
+def test_values_that_are_not_finite_are_an_error(judged, rng, bad, score):
+    truth = make_truth(rng)
+
+    def answer(settings, rows, queries):
+        values = exact(truth)(settings, rows, queries).copy()
+        if (rows is None) == (score == LEAVE_ONE_OUT):
+            values[1, 2] = bad
+        return values
+
+    with pytest.raises(ValueError, match=rf"values for {score} are not finite \(settings {{}}\)"):
+        judged(truth, answer)
+
+
+def test_a_candidate_that_diverges_is_not_chosen(judged, rng):
+    truth = make_truth(rng)
+
+    def answer(settings, rows, queries):
+        right = exact(truth)(settings, rows, queries)
+        return {"nan": right * np.nan, "wrong": -right, "right": right}[settings["a"]]
+
+    _, rows = judged(truth, answer, online={"a": ("nan", "wrong", "right")})
+    for row in rows:
+        assert row["settings"] == {"a": "right"}
+        assert len(row["tuning_values"]) == 3
+        np.testing.assert_allclose(row["tuning_values"], [np.nan, -1, 1], atol=1e-12)
+
+
+def test_constant_predictions_are_undefined_and_nothing_breaks(judged, rng):
+    truth = make_truth(rng)
+
+    def answer(settings, rows, queries):
+        return np.zeros((10 if rows is None else len(rows), len(queries)))
+
+    _, rows = judged(truth, answer, online={"a": (1, 2)})
+    for row in rows:
+        assert row["settings"] == {"a": 1}
+        assert np.isnan([row["value"], row["share_of_ceiling"], *row["tuning_values"]]).all()
+        assert row["undefined"] == 30
+
+
+def test_a_truth_of_noise_alone_has_no_share_of_its_ceiling():
+    """Two runs that disagree: the ceiling is 0, and nothing can be divided by it."""
+    run = np.arange(12.0).reshape(6, 2)
+    row = compare.score_row(run, np.stack([run, 2 * run[::-1]]))
+    assert row["ceiling"] == 0
+    assert np.isnan(row["share_of_ceiling"])
+    assert row["runs_for_ceiling_0.8"] is None
+
+
+@pytest.mark.parametrize("answer", [lambda *_: np.zeros((10, 7)), lambda *_: np.zeros(30)])
+def test_values_of_a_wrong_shape_are_an_error(judged, rng, answer):
+    with pytest.raises(ValueError, match=r"predictions .* and truths \(10, 30\)"):
+        judged(make_truth(rng), answer)
+
+
+# Names and settings, before any work
+
+
+def test_the_estimators_that_there_are_may_be_compared(plan):
+    check_estimators(list(CANDIDATES), plan)
+    assert {"ddm", "grad_dot", "retraining"} <= set(CANDIDATES)
+
+
+def test_candidates_name_settings_that_their_estimator_has(plan, monkeypatch):
+    """And what they do not name is the run's, not the library's default."""
+    known = set(inspect.signature(make_ddm).parameters) - {"task"}
+    calls = []
+    monkeypatch.setattr(compare, "make_ddm", lambda task, **named: calls.append(named))
+    candidates = CANDIDATES["ddm"]
+    candidates.make(plan, {"steps": 100, "rewind": 0.0})
+    candidates.make(plan, {"items": 7})
+    named, other = calls
+    assert other["items"] == 7
+    assert set(named) <= known
+    assert set(candidates.offline | candidates.online) <= known
+    assert (named["steps"], named["rewind"]) == (100, 0.0)
+    assert named["output"] is plan.truth_output
+    config = plan.config
+    for name, value in (
+        ("items", config.distill.items),
+        ("part", config.distill.part),
+        ("distance", config.distill.distance),
+        ("distill_steps", config.distill.steps),
+        ("distill_rate", config.distill.learning_rate),
+        ("learning_rate", config.online.learning_rate),
+        ("momentum", config.online.momentum),
+        ("weight_decay", config.train.weight_decay),
+    ):
+        assert named[name] == value, name
+    assert config.distill.items != inspect.signature(make_ddm).parameters["items"].default
+
+
+def test_no_more_candidates_than_the_budget(plan, monkeypatch):
+    made = []
+
+    def make(plan, chosen):
+        made.append(chosen)
+
+    for count, fine in ((3, True), (4, False)):
+        candidates = Candidates(make, {"a": (1, 2)}, {"b": tuple(range(count))})
+        monkeypatch.setitem(CANDIDATES, "greedy", candidates)
+        if fine:
+            check_estimators(["greedy"], plan)
+            assert len(made) == compare.BUDGET == 6
+        else:
+            with pytest.raises(ValueError, match="greedy has 8 candidates; the budget is 6"):
+                check_estimators(["greedy"], plan)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "no estimators are named; choose from ddm, grad_dot, retraining"),
+        (["ddm", "nope"], "unknown estimator 'nope'; choose from ddm"),
+        (["ddm", "grad_dot", "ddm"], "estimator 'ddm' is named twice"),
+    ],
+)
+def test_names_that_cannot_be_compared_are_refused(plan, names, message):
+    with pytest.raises(ValueError, match=message):
+        check_estimators(names, plan)
+
+
+def test_a_wrong_setting_of_a_candidate_is_refused_before_a_fit(plan, monkeypatch):
+    wrong = CANDIDATES["ddm"]._replace(online={"rewind": (0.0, 1.5)})
+    monkeypatch.setitem(CANDIDATES, "ddm", wrong)
+    with pytest.raises(ValueError, match="rewind"):
+        check_estimators(["grad_dot", "ddm"], plan)
+
+
+def test_an_objective_without_an_output_a_query_is_refused(plan):
+    """Accuracy is one number for all queries; the parts could not be cut."""
+    chosen = plan._replace(config=tiny_config("truth.objective=accuracy"))
+    with pytest.raises(ValueError, match=r"truth\.objective=accuracy has no output a query"):
+        check_estimators(["ddm"], chosen)
