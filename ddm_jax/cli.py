@@ -279,19 +279,18 @@ def _print_comparison(result: dict) -> None:
 
     head, lines = evaluate.table(result)
     table = Table(title="Spearman correlation with exact retraining", box=None, padding=(0, 1))
-    for number, column in enumerate(head[:-1]):
+    for number, column in enumerate(head):
         table.add_column(column, justify="left" if number < 2 else "right", no_wrap=True)
     for line in lines:
-        table.add_row(*line[:-1])
+        table.add_row(*line)
     console = _wide()
     console.print(table)
     console.print(
         "95 % intervals over queries | over what was removed; ceiling: what a perfect predictor "
         "would score against a truth this noisy; seconds online are for all removals"
     )
-    for line in lines:
-        if line[-1] != "-":
-            console.print(f"{line[0]}, {line[1]}: {line[-1]}", highlight=False)
+    for note in evaluate.notes(result):
+        console.print(note, highlight=False)
 
 
 def _wide() -> Console:

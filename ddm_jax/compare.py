@@ -21,7 +21,7 @@ import numpy as np
 from ddm_jax import metrics
 from ddm_jax.estimators import make_ddm, make_grad_dot, make_retraining
 from ddm_jax.metrics import Ceiling
-from ddm_jax.plan import Plan
+from ddm_jax.plan import Plan, check_distillation_fits
 from ddm_jax.truth import Truth, truth_key
 from ddm_jax.types import Estimator, TrainRun, take
 
@@ -109,8 +109,8 @@ def check_estimators(names: Sequence[str], plan: Plan) -> None:
     """Check names, settings and budgets before any work.
 
     Raises:
-        ValueError: for an unknown name, one that is named twice, none, or an objective without
-            an output a query.
+        ValueError: for an unknown name, one that is named twice, none, groups that cannot be
+            distilled, or an objective without an output a query.
     """
     if not names:
         raise ValueError(f"no estimators are named; choose from {', '.join(CANDIDATES)}")
@@ -124,6 +124,8 @@ def check_estimators(names: Sequence[str], plan: Plan) -> None:
             raise ValueError(f"{name} has {len(every)} candidates; the budget is {BUDGET}")
         for settings in every:
             CANDIDATES[name].make(plan, settings)  # a wrong setting fails here
+    if "ddm" in names:
+        check_distillation_fits(plan)
     if plan.config.truth.objective == "accuracy":
         raise ValueError("truth.objective=accuracy has no output a query; use loss or margin")
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import ddm_jax
 from ddm_jax import compare, metrics, pipeline, store, truth
 from ddm_jax import config as settings
 from ddm_jax.config import Config
@@ -60,11 +61,10 @@ def fill_truth(
         target = pipeline.target_stage(plan, workdir, progress) if by_network else None
         groups = pipeline.groups_stage(plan, workdir, progress, target)
     found = _filled(plan, workdir, groups, progress, chunk)
-    outputs = [found.full, found.single, found.subsets]
     summary = {
-        "networks": sum(array[..., 0].size for array in outputs),
+        "networks": sum(array[..., 0].size for array in (found.full, found.single, found.subsets)),
         "seconds_per_network": found.seconds,
-        "checksum": store.checksum(np.concatenate([array.ravel() for array in outputs])),
+        "checksum": checksum(found),
         "ceilings": ceilings(found),
         "versions": versions(),
     }
@@ -91,6 +91,12 @@ def prepare(
     return Ready(plan, target, groups, _filled(plan, workdir, groups, progress, chunk))
 
 
+def checksum(found: Truth) -> str:
+    """SHA-256 of all outputs, rounded to 3 decimals."""
+    outputs = [array.ravel() for array in (found.full, found.single, found.subsets)]
+    return store.checksum(np.concatenate(outputs))
+
+
 def ceilings(found: Truth) -> dict[str, dict[str, Any]]:
     """The ceiling of every score that a truth allows, over all its rows and queries."""
     every = compare.Part(np.arange(len(found.keep)), np.arange(found.subsets.shape[-1]))
@@ -110,7 +116,9 @@ def compare_estimators(
 ) -> dict[str, Any]:
     """Judge estimators on the truth of a work directory, which is filled where it is not.
 
-    Writes compare.json after each estimator, so that an interrupted comparison keeps what it has.
+    Writes compare.json after each estimator. One that was judged before on the same truth, with
+    the same settings and code, is not judged again: an interrupted comparison goes on where it
+    was, and others can be added to it. The table holds them all, those that were named first.
 
     Raises:
         ValueError: for a wrong name or setting, before any work.
@@ -125,9 +133,17 @@ def compare_estimators(
         "settings": dataclasses.asdict(config),
         "seconds_per_retraining": found.seconds,
         "versions": versions(),
+        "code": truth.source_digest(sorted(Path(ddm_jax.__file__).parent.rglob("*.py"))),
+        "truth": checksum(found),
         "rows": [],
     }
+    before = _judged_before(workdir, result)
+    others = [row for name, rows in before.items() if name not in names for row in rows]
     for name in names:
+        if name in before:
+            progress.say(f"judging {name}: done before")
+            result["rows"] += before[name]
+            continue
         progress.say(f"judging {name}")
         begin = time.perf_counter()
         try:
@@ -139,7 +155,9 @@ def compare_estimators(
         result["rows"] += rows
         result["peak_gib"] = peak_gib()
         progress.say(f"  {time.perf_counter() - begin:.1f} s")
-        _write(result, workdir)
+        _write(result | {"rows": result["rows"] + others}, workdir)
+    result["rows"] += others
+    _write(result, workdir)
     failed = [f"{row['estimator']} ({row['error']})" for row in result["rows"] if "error" in row]
     if failed:
         raise ComparisonError(
@@ -155,31 +173,55 @@ def read_comparison(workdir: Path) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The head and the lines of a comparison, ready to print."""
+    """The head and the lines of a comparison, ready to print; `notes` go below."""
     head = ["estimator", "score", "value", "95 % queries", "95 % removals", "ceiling"]
-    head += ["offline", "online", "settings chosen"]
+    head += ["of ceiling", "offline", "online"]
     lines = []
     for row in result["rows"]:
         if "error" in row:
-            lines.append([row["estimator"], "FAILED", *[""] * (len(head) - 3), row["error"]])
+            lines.append([row["estimator"], "FAILED", *[""] * (len(head) - 2)])
             continue
-        undefined = f" ({row['undefined']} undefined)" if row["undefined"] else ""
+        share = row["share_of_ceiling"]
         lines.append(
             [
                 row["estimator"],
                 row["score"],
-                number(row["value"]) + undefined,
+                number(row["value"]),
                 _interval(row["over_queries"]),
                 _interval(row["over_rows"]),
                 number(row["ceiling"]),
+                f"{share:.0%}" if is_defined(share) else "-",
                 _seconds(row["offline_seconds"]),
                 _seconds(row["online_seconds"]),
-                f"{_settings(row)} (best of {row['candidates']} on the tuning part)"
-                if row["candidates"] > 1
-                else "-",
             ]
         )
     return head, lines
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """What the table has no room for: settings, classes, constant queries, errors."""
+    told = []
+    for row in result["rows"]:
+        if "error" in row:
+            told.append(f"{row['estimator']}, FAILED: {row['error']}")
+            continue
+        parts = []
+        if row["candidates"] > 1:
+            chosen = ", ".join(f"{name} {value}" for name, value in row["settings"].items())
+            parts.append(f"{chosen} (best of {row['candidates']} on the tuning part)")
+        if "own_class" in row:
+            parts += [
+                f"{groups} {number(row[name])} (ceiling {number(row[f'{name}_ceiling'])})"
+                for groups, name in (
+                    ("groups of the query's class", "own_class"),
+                    ("of other classes", "other_class"),
+                )
+            ]
+        if row["undefined"]:
+            parts.append(f"{row['undefined']} constant queries left out")
+        if parts:
+            told.append(f"{row['estimator']}, {row['score']}: {'; '.join(parts)}")
+    return told
 
 
 def peak_gib() -> float:
@@ -212,20 +254,35 @@ def _filled(
     return truth.read_truth(plan, opened)
 
 
+def _judged_before(workdir: Path, result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of estimators that were judged on the same things, without those that failed."""
+    if not (workdir / "compare.json").exists():
+        return {}
+    same = ("settings", "versions", "code", "truth")
+    old, new = read_comparison(workdir), json.loads(json.dumps(without_nan(result)))
+    for told in (old, new):  # data may be moved
+        told["settings"]["data"].pop("data_dir")
+    if any(old.get(name) != new[name] for name in same):
+        return {}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in old["rows"]:
+        if "error" not in row:
+            rows.setdefault(row["estimator"], []).append(row)
+    return rows
+
+
 def _write(result: dict[str, Any], workdir: Path) -> None:
     from ddm_jax.figures import comparison_figure
 
-    (workdir / "compare.json").write_text(json.dumps(without_nan(result), indent=1) + "\n")
+    text = json.dumps(without_nan(result), indent=1) + "\n"
+    store.write_whole(workdir / "compare.json", text.encode())
     head, lines = table(result)
     marked = [head, ["---"] * len(head), *lines]
     text = "".join("| " + " | ".join(line) + " |\n" for line in marked)
+    text += "".join(f"\n{note}\n" for note in notes(result))
     (workdir / "compare.md").write_text(text)
     if any("error" not in row for row in result["rows"]):
         comparison_figure(result).savefig(workdir / "compare.png", dpi=150)
-
-
-def _settings(row: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in row["settings"].items())
 
 
 def _seconds(value: float) -> str:

@@ -255,7 +255,7 @@ def comparison_figure(result: dict[str, Any]) -> Figure:
         shown = [row for row in rows if row["score"] == score]
         low = 0.0
         for row in shown:
-            online, value = row["online_seconds"], row["value"]
+            online, value = row["online_seconds"], _or_nan(row["value"])
             total = row["offline_seconds"] + online
             reach = np.abs(np.asarray(row["over_rows"], float) - value)[:, None]
             colour = PALETTE[names.index(row["estimator"]) % len(PALETTE)]
@@ -271,9 +271,8 @@ def comparison_figure(result: dict[str, Any]) -> Figure:
                 label=row["estimator"],
             )
             low = min(low, value)
-        axes.axhline(
-            shown[0]["ceiling"], color=INK, linewidth=0.8, linestyle="--", label="perfect predictor"
-        )
+        ceiling = _or_nan(shown[0]["ceiling"])
+        axes.axhline(ceiling, color=INK, linewidth=0.8, linestyle="--", label="perfect predictor")
         axes.set_xscale("log")
         axes.set_ylim(low - 0.05, 1.05)
         axes.set_title(f"{score}: {shown[0]['counterfactuals']} removals", fontsize=10)
@@ -283,6 +282,11 @@ def comparison_figure(result: dict[str, Any]) -> Figure:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
+
+
+def _or_nan(value: float | None) -> float:
+    """JSON has null for what is undefined."""
+    return float("nan") if value is None else value
 
 
 def _picture(axes, pixels: np.ndarray, colour: str | None = None) -> None:

@@ -7,6 +7,7 @@ The only file that knows about devices. It stands at the bottom of the import or
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -105,6 +106,17 @@ def in_batches(fn: Callable[..., Any], size: int = 500) -> Callable[..., Any]:
         return lax.map(lambda one: fn(params, one[None])[0], x, batch_size=min(size, len(x)))
 
     return mapped
+
+
+def device_memory() -> int | None:
+    """Bytes that the first device has: its own, or the machine's; None where nobody says."""
+    told = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in told:
+        return int(told["bytes_limit"])
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def _leading_axis(items: Any) -> int:

@@ -31,7 +31,7 @@ from ddm_jax.loo import (
 )
 from ddm_jax.matching import group_batches, make_matching_error
 from ddm_jax.parallel import in_batches
-from ddm_jax.plan import Plan, make_plan, read_groups
+from ddm_jax.plan import Plan, check_distillation_fits, make_plan, read_groups
 from ddm_jax.synset import initial_synset
 from ddm_jax.types import Synset, TrainRun
 from ddm_jax.workdir import (
@@ -67,6 +67,7 @@ class CheckResult(NamedTuple):
 def run(config: Config, workdir: Path, progress: Progress = SILENT) -> dict[str, Any]:
     """Run every stage that is not done yet; returns the metrics, as in metrics.json."""
     plan = make_plan(config)
+    check_distillation_fits(plan)
     open_workdir(workdir, config)
     target = target_stage(plan, workdir, progress)
     groups = groups_stage(plan, workdir, progress, target)
@@ -83,6 +84,8 @@ def run_stage(name: str, workdir: Path, config: Config, progress: Progress = SIL
     the next `run`.
     """
     plan = make_plan(config)
+    if name not in ("target", "groups"):
+        check_distillation_fits(plan)
     settings.save(config, workdir / "config.json")
     for stale in (name, f"{name}.partial"):
         if name != "report":

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import optax
 
-from ddm_jax import cluster, data, objectives
+from ddm_jax import cluster, data, objectives, parallel
 from ddm_jax.config import Config
-from ddm_jax.distill import Distiller, make_distiller
+from ddm_jax.distill import Distiller, make_distiller, trajectory_indices
 from ddm_jax.estimators.retraining import retraining_response, subset_retraining_response
 from ddm_jax.loo import Response, ddm_response, make_finetune, subset_size
 from ddm_jax.models import classification, make_module
@@ -110,6 +110,31 @@ def make_plan(config: Config) -> Plan:
         truth_output=truth_output,
         truth_retraining=truth_retraining,
     )
+
+
+def check_distillation_fits(plan: Plan) -> None:
+    """Check that the gradients to match, `[T, K, P]`, can be in memory at all.
+
+    Raises:
+        ValueError: saying how much they take, and how to take less.
+    """
+    config = plan.config
+    if config.cluster.method == "file":
+        return  # how many groups it has is seen when it is read
+    by_point = config.cluster.method == "point"
+    count = len(plan.split.train.x) if by_point else config.cluster.num_groups
+    checkpoints = config.train.epochs // config.train.checkpoint_every
+    matched, _ = trajectory_indices(checkpoints, config.distill.part)
+    params = jax.eval_shape(plan.task.init, jax.random.key(0))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    needed, there = 4 * len(matched) * count * size, parallel.device_memory()
+    if there is not None and needed > there:
+        raise ValueError(
+            f"distilling holds the gradients of {count:,} groups at {len(matched)} checkpoints, "
+            f"{needed / 2**30:.0f} GiB, and there are {there / 2**30:.0f}: use fewer groups "
+            "(cluster.method, cluster.num_groups), a smaller distill.part or a larger "
+            "train.checkpoint_every"
+        )
 
 
 def _trainer(task: Task, config: Config, num_points: int) -> Trainer:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,20 +153,23 @@ def identity(plan: Plan, groups: np.ndarray) -> dict[str, Any]:
 
 
 def code_identity() -> dict[str, str]:
-    """Versions of what retrains: JAX, flax, optax, and this package's own files.
-
-    Comments, docstrings and layout do not count.
-    """
+    """Versions of what retrains: JAX, flax, optax, and this package's own files."""
     folder = Path(ddm_jax.__file__).parent
     told = {name: packages.version(name) for name in ("jax", "flax", "optax")}
-    for name in CODE:
-        tree = ast.parse((folder / name).read_text())
+    return told | {f"code of {name}": source_digest([folder / name]) for name in CODE}
+
+
+def source_digest(files: Iterable[Path]) -> str:
+    """SHA-256 of Python files, 12 characters. Comments, docstrings and layout do not count."""
+    total = hashlib.sha256()
+    for path in files:
+        tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list) and body and _is_docstring(body[0]):
                 del body[0]
-        told[f"code of {name}"] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
-    return told
+        total.update(ast.dump(tree).encode())
+    return total.hexdigest()[:12]
 
 
 def _is_docstring(node: ast.AST) -> bool:

@@ -323,6 +323,7 @@ def test_the_widest_table_fits_in_120_columns(tmp_path, monkeypatch):
         "over_rows": [-0.567, -0.123],
         "undefined": 1234,
         "ceiling": float("nan"),
+        "share_of_ceiling": 1.234,
         "offline_seconds": 123456.7,
         "online_seconds": 0.0001234,
         "settings": {"steps": 200, "rewind": 0.75},
@@ -334,11 +335,11 @@ def test_the_widest_table_fits_in_120_columns(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     table = result.stdout.split("\nscores:")[0]
     _assert_fits(table)
-    for text in ("undefined (1234 undefined)", "-.567–-.123", "123457 s", "0.00012 s"):
+    for text in ("undefined", "-.567–-.123", "123%", "123457 s", "0.00012 s"):
         assert text in table
     # What does not fit stands below it.
-    chosen = "steps 200, rewind 0.75 (best of 6 on the tuning part)"
-    assert f"retraining, leave-one-out: {chosen}" in table.splitlines()
+    below = "steps 200, rewind 0.75 (best of 6 on the tuning part); 1234 constant queries left out"
+    assert f"retraining, leave-one-out: {below}" in table.splitlines()
 
 
 # mistakes

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from tiny_run import tiny_config
 
-from ddm_jax import compare, metrics
+from ddm_jax import compare, metrics, parallel
 from ddm_jax.compare import CANDIDATES, LEAVE_ONE_OUT, Candidates, check_estimators, split_parts
 from ddm_jax.estimators import make_ddm
 from ddm_jax.plan import make_plan
@@ -568,3 +568,18 @@ def test_an_objective_without_an_output_a_query_is_refused(plan):
     chosen = plan._replace(config=tiny_config("truth.objective=accuracy"))
     with pytest.raises(ValueError, match=r"truth\.objective=accuracy has no output a query"):
         check_estimators(["ddm"], chosen)
+
+
+def test_groups_whose_gradients_cannot_be_held_are_refused_before_any_work(monkeypatch):
+    """P = 64 x 8 + 8 + 8 x 10 + 10 = 610, two checkpoints of four are matched, 4 bytes each."""
+    matched = 4 * 2 * 610
+    for change, groups in (("cluster.num_groups=20", 20), ("cluster.method=point", 120)):
+        plan = make_plan(tiny_config("cluster.method=random", change))
+        monkeypatch.setattr(parallel, "device_memory", lambda size=groups * matched: size)
+        check_estimators(["ddm", "grad_dot"], plan)
+        monkeypatch.setattr(parallel, "device_memory", lambda size=groups * matched: size - 1)
+        with pytest.raises(ValueError, match=rf"gradients of {groups} groups at 2 checkpoints"):
+            check_estimators(["grad_dot", "ddm"], plan)
+        check_estimators(["grad_dot"], plan)  # it distils nothing
+        monkeypatch.setattr(parallel, "device_memory", lambda: None)
+        check_estimators(["ddm"], plan)

@@ -18,7 +18,7 @@ import pytest
 from tiny_run import TINY, compile_once, finished, tiny_config  # noqa: F401
 
 import ddm_jax
-from ddm_jax import checkpoint, config, evaluate, metrics, pipeline, store
+from ddm_jax import checkpoint, config, evaluate, metrics, pipeline, report, store
 from ddm_jax.compare import CANDIDATES, LEAVE_ONE_OUT, Candidates
 from ddm_jax.evaluate import ComparisonError, compare_estimators, fill_truth
 from ddm_jax.figures import comparison_figure
@@ -350,9 +350,13 @@ def test_the_estimators_that_there_are_end_to_end(filled, copy, monkeypatch):
     assert evaluate.table(kept) == (head, lines)
     assert [line[:2] for line in lines] == [list(pair) for pair in told]
     assert {len(line) for line in lines} == {len(head)}
-    marked = (copy / "compare.md").read_text().splitlines()
+    assert evaluate.notes(kept) == evaluate.notes(result)
+    text = (copy / "compare.md").read_text()
+    marked = [line for line in text.splitlines() if line.startswith("|")]
     assert len(marked) == 2 + len(lines)
     assert {line.count("|") for line in marked} == {len(head) + 1}
+    for note in evaluate.notes(result):
+        assert f"\n\n{note}\n" in text
     assert (copy / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -384,9 +388,10 @@ def test_an_estimator_that_fails_does_not_stop_the_others(copy, no_training, ent
     assert [row["score"] for row in kept["rows"][3:]] == [LEAVE_ONE_OUT, LDS]
     head, lines = evaluate.table(kept)
     assert lines[0][:2] == ["broken", "FAILED"]
-    assert lines[0][-1] == "RuntimeError: out of memory"
+    assert evaluate.notes(kept)[0] == "broken, FAILED: RuntimeError: out of memory"
     assert {len(line) for line in lines} == {len(head)}
     assert "| broken | FAILED |" in (copy / "compare.md").read_text()
+    assert "\nbroken, FAILED: RuntimeError: out of memory\n" in (copy / "compare.md").read_text()
     assert (copy / "compare.png").is_file()
 
 
@@ -408,6 +413,47 @@ def test_an_interrupted_comparison_keeps_what_it_has(copy, no_training, enter):
     with pytest.raises(KeyboardInterrupt):
         compare_estimators(tiny_config(*TRUTH), copy, ["sound", "slow"])
     assert [row["estimator"] for row in _json(copy / "compare.json")["rows"]] == ["sound"] * 2
+
+
+def test_what_was_judged_before_is_not_judged_again(copy, no_training, enter):
+    """An interrupted comparison goes on where it was, and others can be added to it."""
+    asked = []
+
+    def work(name):
+        def score(query):
+            asked.append(name)
+            return _constant_work(query)
+
+        return score
+
+    def judged(*names):
+        asked.clear()
+        try:
+            result = compare_estimators(tiny_config(*TRUTH), copy, names)
+        except ComparisonError:
+            result = evaluate.read_comparison(copy)
+        assert _json(copy / "compare.json") == json.loads(json.dumps(report.without_nan(result)))
+        assert (copy / "compare.md").read_text().count("| first |") == 2
+        return sorted(set(asked)), list(dict.fromkeys(row["estimator"] for row in result["rows"]))
+
+    enter("first", work("first"))
+    enter("second", work("second"))
+    enter("broken", _fail)
+    assert judged("first") == (["first"], ["first"])
+    before = _json(copy / "compare.json")["rows"]
+    assert judged("first") == ([], ["first"])
+    assert _json(copy / "compare.json")["rows"] == before
+    assert judged("second") == (["second"], ["second", "first"])
+    assert judged("broken", "first") == ([], ["broken", "first", "second"])
+    assert judged("first", "second") == ([], ["first", "second"])  # a failure is not kept
+    kept = _json(copy / "compare.json")
+    for name in ("settings", "versions", "code", "truth"):
+        other = kept | {name: kept["settings"] | {"seed": 1} if name == "settings" else "other"}
+        (copy / "compare.json").write_text(json.dumps(other))
+        assert judged("first") == (["first"], ["first"]), name
+    moved = kept["settings"] | {"data": kept["settings"]["data"] | {"data_dir": "elsewhere"}}
+    (copy / "compare.json").write_text(json.dumps(kept | {"settings": moved}))
+    assert judged("first") == ([], ["first", "second"])
 
 
 def test_what_is_judged_is_the_truth_of_the_store(copy, no_training, enter):
@@ -437,6 +483,7 @@ def _row(estimator: str, score: str, value: float = 0.5, **changes) -> dict:
         "over_rows": [-0.25, 1.0],
         "undefined": 0,
         "ceiling": 0.9,
+        "share_of_ceiling": 0.5554,
         "counterfactuals": 30,
         "offline_seconds": 12.4,
         "online_seconds": 0.0123,
@@ -448,17 +495,28 @@ def _row(estimator: str, score: str, value: float = 0.5, **changes) -> dict:
 
 def test_the_table_says_what_there_is():
     nan = float("nan")
+    undefined = {"over_queries": [nan, nan], "over_rows": [None, None], "undefined": 30}
+    classes = {"own_class": 0.9, "own_class_ceiling": 0.99}
+    classes |= {"other_class": None, "other_class_ceiling": 0.8}
     rows = [
         _row("a", LDS, settings={"steps": 50, "rewind": 0.0}, candidates=6),
-        _row("b", LDS, nan, over_queries=[nan, nan], over_rows=[None, None], undefined=30),
-        _row("c", LDS, ceiling=None),
+        _row("b", LDS, nan, share_of_ceiling=nan, **undefined),
+        _row("c", LEAVE_ONE_OUT, ceiling=None, share_of_ceiling=None, **classes),
+        {"estimator": "d", "error": "ValueError: no"},
     ]
     _, lines = evaluate.table({"rows": rows})
-    chosen = "steps 50, rewind 0.0 (best of 6 on the tuning part)"
     assert lines == [
-        ["a", LDS, "0.500", ".400–.600", "-.250–1.000", "0.900", "12 s", "0.012 s", chosen],
-        ["b", LDS, "undefined (30 undefined)", "-", "-", "0.900", "12 s", "0.012 s", "-"],
-        ["c", LDS, "0.500", ".400–.600", "-.250–1.000", "undefined", "12 s", "0.012 s", "-"],
+        ["a", LDS, "0.500", ".400–.600", "-.250–1.000", "0.900", "56%", "12 s", "0.012 s"],
+        ["b", LDS, "undefined", "-", "-", "0.900", "-", "12 s", "0.012 s"],
+        ["c", LEAVE_ONE_OUT, *lines[0][2:5], "undefined", "-", "12 s", "0.012 s"],
+        ["d", "FAILED", *[""] * 7],
+    ]
+    assert evaluate.notes({"rows": rows}) == [
+        f"a, {LDS}: steps 50, rewind 0.0 (best of 6 on the tuning part)",
+        f"b, {LDS}: 30 constant queries left out",
+        f"c, {LEAVE_ONE_OUT}: groups of the query's class 0.900 (ceiling 0.990); "
+        "of other classes undefined (ceiling 0.800)",
+        "d, FAILED: ValueError: no",
     ]
 
 
@@ -497,6 +555,7 @@ def test_the_figure_has_a_panel_a_score_and_markers_an_estimator(scores):
         {"over_rows": [float("nan"), float("nan")]},
         {"value": float("nan"), "over_rows": [float("nan"), float("nan")]},
         {"ceiling": float("nan")},
+        {"value": None, "over_rows": [None, None], "ceiling": None},
         {"value": -0.9, "over_rows": [-0.95, -0.8]},
     ],
 )
@@ -505,5 +564,6 @@ def test_the_figure_does_without_what_is_undefined(changes):
     (axes,) = figure.axes
     assert len(_markers(axes, hollow=True)) == len(_markers(axes, hollow=False)) == 2
     low, high = axes.get_ylim()
-    assert low <= min(0, changes.get("value", 0), 0.5) < high or np.isnan(changes["value"])
+    value = changes.get("value", 0)
+    assert value is None or np.isnan(value) or low <= min(0, value, 0.5) < high
     figure.savefig(io.BytesIO(), format="png")

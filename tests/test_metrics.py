@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from ddm_jax import metrics
+from ddm_jax.metrics import correlation as by_rows
 
 KINDS = ["spearman", "pearson", "kendall"]
 SCIPY = {"spearman": stats.spearmanr, "pearson": stats.pearsonr, "kendall": stats.kendalltau}
@@ -107,6 +108,7 @@ def test_all_constant_is_nan_without_a_warning(kind):
         (np.zeros((3, 2)), np.zeros((2, 3)), "spearman", None, r"predictions \(3, 2\).*\(2, 3\)"),
         (np.zeros(3), np.zeros(3), "spearman", None, "one shape"),
         (np.zeros((1, 3)), np.zeros((1, 3)), "spearman", None, "R >= 2"),
+        (np.zeros((3, 0)), np.zeros((3, 0)), "spearman", None, "Q >= 1"),
         (np.zeros((3, 2)), np.zeros((3, 2)), "cosine", None, "kind='cosine'; choose"),
         (np.zeros((3, 2)), np.zeros((3, 2)), "spearman", np.ones((3, 1)), r"rows have .*\(3, 1\)"),
     ],
@@ -254,6 +256,43 @@ def test_intervals_stay_in_range_and_need_three_rows(kind, rng):
     assert np.isnan(two.over_rows).all()
     # Without its last row the prediction is constant: two values are left, too few.
     assert np.isnan(metrics.agreement(column(1, 1, 2), column(1, 2, 3), kind).over_rows).all()
+
+
+@pytest.mark.parametrize("count", [2, 49, 50, 51, 101, 1000])
+def test_the_jackknife_deletes_every_row_once_in_at_most_fifty_even_blocks(count):
+    rows = np.ones((count + 2, 3), bool)
+    rows[[0, 2]] = False  # rows that count for no query are no block
+    deleted = [rows.any(1) & ~left.any(1) for left in by_rows.rows_left(rows)]
+    np.testing.assert_array_equal(np.sum(deleted, 0), rows.any(1))
+    sizes = np.sum(deleted, 1)
+    assert len(deleted) <= 50
+    assert len(deleted) >= min(count, 25)
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_blocks_give_about_the_interval_of_single_rows(rng, monkeypatch):
+    values = gaussian(rng, 0.6, 400, 5)
+    blocks = metrics.agreement(*values).over_rows
+    ceiling = metrics.noise_ceiling(np.stack(values)).interval
+    monkeypatch.setattr(by_rows, "MOST_BLOCKS", 400)
+    np.testing.assert_allclose(blocks, metrics.agreement(*values).over_rows, atol=0.02)
+    np.testing.assert_allclose(ceiling, metrics.noise_ceiling(np.stack(values)).interval, atol=0.02)
+
+
+def test_queries_in_slices_are_the_same(rng, monkeypatch):
+    values = np.stack(gaussian(rng, 0.6, 20, 11))
+    whole = metrics.agreement(*values, "kendall"), metrics.noise_ceiling(values, "kendall")
+    monkeypatch.setattr(by_rows, "MOST_PAIRS", 3 * 20**2)
+    assert len(by_rows.query_slices((20, 11), "kendall")) == 4
+    cut = metrics.agreement(*values, "kendall"), metrics.noise_ceiling(values, "kendall")
+    np.testing.assert_array_equal(whole[0].per_query, cut[0].per_query)
+    assert (whole[0].over_rows, whole[1]) == (cut[0].over_rows, cut[1])
+
+
+def test_pooled_kendall_of_many_pairs_does_not_compare_them_all_at_once(rng):
+    a, b = gaussian(rng, 0.6, 100, 400)  # all pairs of pairs would take 12 GiB
+    expected = stats.kendalltau(a.ravel(), b.ravel()).statistic
+    assert metrics.pooled_correlation(a, b, "kendall") == pytest.approx(expected, abs=1e-12)
 
 
 def test_mean_interval_has_the_width_of_the_normal_one(rng):
@@ -431,6 +470,7 @@ def test_constant_truths_have_no_ceiling_and_are_counted(rng):
         ((1, 4, 2), {}, r"\(1, 4, 2\).*S >= 2 runs"),
         ((4, 2), {}, r"must be \[S, R, Q\]"),
         ((2, 1, 3), {}, "R >= 2 rows"),
+        ((2, 3, 0), {}, "Q >= 1 queries"),
         ((2, 4, 2), {"kind": "cosine"}, "kind='cosine'; choose"),
         ((2, 4, 2), {"pooled": True, "rows": np.ones((4, 2))}, "exclude each other"),
         ((2, 4, 2), {"rows": np.ones((4, 1))}, "rows have shape"),

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddm_jax import parallel
 from ddm_jax.parallel import chunked_vmap, device_vmap, in_batches
 from ddm_jax.types import take
 
@@ -75,6 +76,11 @@ def test_batches_equal_the_whole(size):
     got = in_batches(lambda matrix, x: x @ matrix, size)(SHARED[0].T, x)
     assert got.shape == (7, 4)
     np.testing.assert_allclose(got, x @ SHARED[0].T, atol=1e-6)
+
+
+def test_the_device_has_some_memory():
+    found = parallel.device_memory()
+    assert found is None or 2**27 < found < 2**50
 
 
 def test_wrong_arguments_are_named():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny_run import CHUNK, compile_once, finished, read_stages, tiny_config  # noqa: F401
 
-from ddm_jax import checkpoint, config, pipeline, report
+from ddm_jax import checkpoint, config, parallel, pipeline, report
 from ddm_jax.attribution import Attribution
 from ddm_jax.pipeline import DEPENDS, SILENT, Progress
 from ddm_jax.plan import make_plan
@@ -178,6 +178,18 @@ def test_a_second_run_computes_nothing_again(copy, monkeypatch, without_pictures
     assert json.loads((copy / "metrics.json").read_text()) == old
     assert metrics["agreement"] == old["agreement"]
     np.testing.assert_array_equal(Attribution.load(copy / "attribution.npz").scores, scores)
+
+
+def test_gradients_that_cannot_be_held_are_refused_before_any_work(tmp_path, copy, monkeypatch):
+    monkeypatch.setattr(parallel, "device_memory", lambda: 1000)
+    with pytest.raises(ValueError, match=r"GiB, and there are 0: use fewer groups"):
+        pipeline.run(tiny_config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    before = _written(copy)
+    with pytest.raises(ValueError, match="use fewer groups"):
+        pipeline.run_stage("synset", copy, tiny_config())
+    assert _written(copy) == before
+    pipeline.run_stage("groups", copy, tiny_config())  # distils nothing
 
 
 def test_other_settings_in_the_same_place_are_refused_by_name(copy):

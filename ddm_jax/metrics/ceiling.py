@@ -8,12 +8,14 @@ import numpy as np
 
 from ddm_jax.metrics.correlation import (
     KINDS,
-    _correlate,
-    _profile,
+    correlate,
     jackknife_interval,
     nan_mean,
     per_query_correlation,
     pooled_correlation,
+    profile,
+    query_slices,
+    rows_left,
 )
 
 
@@ -36,7 +38,7 @@ def noise_ceiling(
     The reliability r is the mean correlation of two runs. The mean of S runs has the reliability
     `S r / (1 + (S - 1) r)` (Spearman 1910, Brown 1910), and a predictor that knew the expected
     truth would score its square root, `perfect`; 0 where r is not positive. The interval is that
-    of r over rows (jackknife), carried through.
+    of r over rows (jackknife, as in `agreement`), carried through.
 
     Args:
         kind: "spearman", "pearson" or "kendall". The formula is exact for Pearson, and close for
@@ -48,9 +50,10 @@ def noise_ceiling(
         ValueError: for fewer than two runs or rows, or an unknown kind.
     """
     truth = np.asarray(truth, np.float64)
-    if truth.ndim != 3 or len(truth) < 2 or truth.shape[1] < 2:
+    if truth.ndim != 3 or len(truth) < 2 or truth.shape[1] < 2 or truth.size == 0:
         raise ValueError(
-            f"truth has shape {truth.shape}; it must be [S, R, Q] with S >= 2 runs and R >= 2 rows"
+            f"truth has shape {truth.shape}; it must be [S, R, Q] with S >= 2 runs, R >= 2 rows "
+            "and Q >= 1 queries"
         )
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}; choose one of {', '.join(KINDS)}")
@@ -65,22 +68,21 @@ def noise_ceiling(
 
     def between(left: np.ndarray) -> np.ndarray:
         """The correlation of two runs, averaged over pairs of them, `[Q]` or `[1]`."""
+        two = [(a, b) for a in range(runs) for b in range(a)]
         if pooled:
-            keep = np.flatnonzero(left.any(1))
-            flat, every = truth[:, keep].reshape(runs, -1, 1), np.ones((len(keep) * width, 1), bool)
-            vectors = [_profile(one, every, kind) for one in flat]
-        else:
-            vectors = [_profile(one, left, kind) for one in truth]
-        pairs = [_correlate(vectors[a], vectors[b]) for a in range(runs) for b in range(a)]
-        return np.mean(pairs, 0)
+            kept = truth[:, left.any(1)]
+            if kept[0].size < 2:
+                return np.full(1, np.nan)
+            return np.mean([[pooled_correlation(kept[a], kept[b], kind)] for a, b in two], 0)
+        found = []
+        for q in query_slices(left.shape, kind):
+            vectors = [profile(one[:, q], left[:, q], kind) for one in truth]
+            found.append(np.mean([correlate(vectors[a], vectors[b]) for a, b in two], 0))
+        return np.concatenate(found)
 
     each = between(rows)
     reliability = nan_mean(each)
-    without = []
-    for row in np.flatnonzero(rows.any(1)):
-        left = rows.copy()
-        left[row] = False
-        without.append(nan_mean(between(left)))
+    without = [nan_mean(between(left)) for left in rows_left(rows)]
     low, high = jackknife_interval(reliability, np.asarray(without))
     others = [np.delete(truth, run, 0).mean(0) for run in range(runs)]
     against = zip(truth, others, strict=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 KINDS = ("spearman", "pearson", "kendall")
+MOST_BLOCKS = 50  # of rows, that the jackknife deletes in turn
+MOST_PAIRS = 20_000_000  # of rows, over the queries of one slice: Kendall compares them all
 
 
 class Agreement(NamedTuple):
@@ -24,9 +27,10 @@ def agreement(predicted: Any, truth: Any, kind: str = "spearman", rows: Any = No
     """Score predictions `[R, Q]` against truths `[R, Q]`, query by query.
 
     The interval over queries is a bootstrap of the mean. That over rows deletes one row after the
-    other (jackknife, Quenouille 1956, Tukey 1958), with Fisher's z and Student's t: the queries
-    share their rows, so it is usually the wider one and the one to judge a difference by. With a
-    dozen rows or fewer it is too narrow.
+    other (jackknife, Quenouille 1956, Tukey 1958; of more than 50 rows, one block after the other
+    of at most 50), with Fisher's z and Student's t: the queries share their rows, so it is usually
+    the wider one and the one to judge a difference by. With a dozen rows or fewer it is too
+    narrow.
 
     Args:
         kind: "spearman", "pearson" or "kendall" (tau-b).
@@ -34,18 +38,13 @@ def agreement(predicted: Any, truth: Any, kind: str = "spearman", rows: Any = No
             groups of the query's own class.
 
     Raises:
-        ValueError: for shapes that differ, fewer than 2 rows, values that are not finite, or an
-            unknown kind.
+        ValueError: for shapes that differ, fewer than 2 rows, no query, values that are not
+            finite, or an unknown kind.
     """
     predicted, truth, rows = _checked(predicted, truth, kind, rows)
-    each = _correlate(_profile(predicted, rows, kind), _profile(truth, rows, kind))
+    each = _per_query(predicted, truth, rows, kind)
     mean = nan_mean(each)
-    without = []
-    for row in np.flatnonzero(rows.any(1)):
-        left = rows.copy()
-        left[row] = False
-        a, b = _profile(predicted, left, kind), _profile(truth, left, kind)
-        without.append(nan_mean(_correlate(a, b)))
+    without = [nan_mean(_per_query(predicted, truth, left, kind)) for left in rows_left(rows)]
     return Agreement(
         mean=mean,
         over_queries=mean_interval(each),
@@ -64,7 +63,7 @@ def per_query_correlation(
     as in `agreement`.
     """
     predicted, truth, rows = _checked(predicted, truth, kind, rows)
-    return _correlate(_profile(predicted, rows, kind), _profile(truth, rows, kind))
+    return _per_query(predicted, truth, rows, kind)
 
 
 def linear_datamodeling_score(predicted: Any, truth: Any) -> Agreement:
@@ -110,8 +109,12 @@ def leave_one_out_correlation(
 
 def pooled_correlation(predicted: Any, truth: Any, kind: str = "pearson") -> float:
     """One correlation over all pairs of row and query; NaN where either is constant."""
-    flat = per_query_correlation(np.reshape(predicted, (-1, 1)), np.reshape(truth, (-1, 1)), kind)
-    return float(flat[0])
+    predicted, truth, rows = _checked(
+        np.reshape(predicted, (-1, 1)), np.reshape(truth, (-1, 1)), kind, None
+    )
+    if kind == "kendall":  # of the pairs of so many values there are too many to hold
+        return float(stats.kendalltau(predicted[:, 0], truth[:, 0]).statistic)
+    return float(_per_query(predicted, truth, rows, kind)[0])
 
 
 def additive_outputs(scores: Any, masks: Any) -> np.ndarray:
@@ -133,10 +136,23 @@ def mean_interval(values: Any, seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def jackknife_interval(value: float, without: np.ndarray) -> tuple[float, float]:
-    """95 % interval of a correlation from its values without each row, `[R]`.
+def rows_left(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows that count `[R, Q]` without each block of them: what a jackknife goes through.
 
-    On Fisher's scale `atanh`, so that it stays within [-1, 1], with R - 1 degrees of freedom.
+    A block is one row, or as many as leave at most 50 blocks, taken evenly over all rows.
+    """
+    counted = np.flatnonzero(rows.any(1))
+    blocks = -(-len(counted) // -(-max(len(counted), 1) // MOST_BLOCKS))
+    for block in range(blocks):
+        left = rows.copy()
+        left[counted[block::blocks]] = False
+        yield left
+
+
+def jackknife_interval(value: float, without: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a correlation from its values without each block of rows, `[B]`.
+
+    On Fisher's scale `atanh`, so that it stays within [-1, 1], with B - 1 degrees of freedom.
     """
     without = without[np.isfinite(without)]
     count = len(without)
@@ -157,10 +173,11 @@ def nan_mean(values: Any) -> float:
 
 def _checked(predicted: Any, truth: Any, kind: str, rows: Any):
     predicted, truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
-    if predicted.shape != truth.shape or predicted.ndim != 2 or len(predicted) < 2:
+    one_shape = predicted.shape == truth.shape and predicted.ndim == 2
+    if not one_shape or len(predicted) < 2 or predicted.size == 0:
         raise ValueError(
             f"predictions {predicted.shape} and truths {truth.shape} must have one shape [R, Q] "
-            "with R >= 2"
+            "with R >= 2 and Q >= 1"
         )
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}; choose one of {', '.join(KINDS)}")
@@ -173,7 +190,7 @@ def _checked(predicted: Any, truth: Any, kind: str, rows: Any):
     return predicted, truth, rows
 
 
-def _profile(values: np.ndarray, rows: np.ndarray, kind: str) -> np.ndarray:
+def profile(values: np.ndarray, rows: np.ndarray, kind: str) -> np.ndarray:
     """Vectors `[D, Q]` of unit length whose inner product is the correlation; NaN if constant.
 
     Centred values (Pearson), centred ranks (Spearman), or the signs of all pairwise differences
@@ -197,5 +214,21 @@ def _profile(values: np.ndarray, rows: np.ndarray, kind: str) -> np.ndarray:
     return np.where(constant, np.nan, vectors / np.where(constant, 1.0, length))
 
 
-def _correlate(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def query_slices(shape: tuple[int, int], kind: str) -> list[slice]:
+    """Cut the queries of `[R, Q]` into slices whose profiles fit in memory."""
+    count, width = shape
+    step = max(MOST_PAIRS // count**2, 1) if kind == "kendall" else max(width, 1)
+    return [slice(begin, begin + step) for begin in range(0, width, step)]
+
+
+def correlate(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The inner products of two profiles, `[D, Q]`, `[D, Q]` -> [Q]."""
     return np.clip((a * b).sum(0), -1.0, 1.0)
+
+
+def _per_query(predicted: np.ndarray, truth: np.ndarray, rows: np.ndarray, kind: str) -> np.ndarray:
+    each = []
+    for q in query_slices(rows.shape, kind):
+        vectors = [profile(values[:, q], rows[:, q], kind) for values in (predicted, truth)]
+        each.append(correlate(*vectors))
+    return np.concatenate(each)
