@@ -168,8 +168,19 @@ def compare_estimators(
 
 
 def read_comparison(workdir: Path) -> dict[str, Any]:
-    """Read what `compare_estimators` wrote."""
-    return json.loads((workdir / "compare.json").read_text())
+    """Read what `compare_estimators` wrote.
+
+    Raises:
+        ValueError: when it is damaged.
+    """
+    path = workdir / "compare.json"
+    try:
+        found = json.loads(path.read_text())
+        if {"settings", "rows"} <= found.keys():
+            return found
+    except (ValueError, AttributeError):
+        pass
+    raise ValueError(f"{path} is not what `ddm compare` writes; delete it to judge again")
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -456,6 +456,15 @@ def test_what_was_judged_before_is_not_judged_again(copy, no_training, enter):
     assert judged("first") == ([], ["first", "second"])
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_a_damaged_comparison_is_told_and_left_alone(copy, no_training, enter, text):
+    enter("sound", lambda query: pytest.fail("judged"))
+    (copy / "compare.json").write_text(text)
+    with pytest.raises(ValueError, match=r"compare\.json is not what `ddm compare` writes"):
+        compare_estimators(tiny_config(*TRUTH), copy, ["sound"])
+    assert (copy / "compare.json").read_text() == text
+
+
 def test_what_is_judged_is_the_truth_of_the_store(copy, no_training, enter):
     """An estimator that reads the store scores 1: rows, queries and signs are the store's."""
     outputs = store.read(store.inspect_store(copy / "truth")).mean(0)

@@ -14,7 +14,8 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_the_python_blocks_run_one_after_the_other(capsys):
+def test_the_python_blocks_run_one_after_the_other(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # one of them keeps a truth
     scope = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), scope)  # the document is ours
@@ -23,6 +24,8 @@ def test_the_python_blocks_run_one_after_the_other(capsys):
     assert "(50, 797)" in printed
     assert "(20, 797)" in printed
     assert "(10, 200)" in printed
+    assert re.search(r"\nLDS 0\.\d\d, 95 % over subsets", printed)
+    assert re.search(r"\nLDS, keep 0\.5: 0\.\d\d of 0\.\d\d, \{'width'", printed)
 
 
 def test_the_commands_exist():
