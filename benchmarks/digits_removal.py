@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,19 +45,34 @@ QUICK = (
 )
 
 
-def helpfulness(ready: Ready, seed: int) -> dict[str, np.ndarray]:
-    """What each group does for each query, `[K, Q]`, by every method; larger = lowers the loss."""
+class Helpfulness(NamedTuple):
+    """What each group does for each query, by one method."""
+
+    scores: np.ndarray  # [K, Q], larger = lowers the loss
+    offline_seconds: float  # compilation included, here and below
+    online_seconds: float
+
+
+def helpfulness(ready: Ready, seed: int) -> dict[str, Helpfulness]:
+    """By every method."""
     data, query = jax.device_put((ready.plan.split.train, ready.plan.split.test))
     online = ready.plan.config.online
     chosen = {"steps": online.steps, "rewind": online.rewind}
-    found = {"exact order": -ready.truth.effects().mean(0)}
+    effects = ready.truth.effects()  # [S, K, Q]
+    retrained = (effects.shape[1] + 1) * effects.shape[0] * ready.truth.seconds
+    found = {"exact order": Helpfulness(-effects.mean(0), 0.0, retrained)}
     for name, estimator in (
         ("DDM", compare.make_ddm_candidate(ready.plan, chosen)),
         ("grad-dot", compare.make_grad_dot_candidate(ready.plan, {})),
     ):
+        begin = time.perf_counter()
         state = estimator.fit(jax.random.key(seed), ready.target, data, ready.groups)
-        found[name] = -np.asarray(estimator.score(state, query))
-    found["random"] = np.random.default_rng(seed).standard_normal(found["DDM"].shape)
+        jax.block_until_ready(state)
+        fitted = time.perf_counter()
+        scores = -np.asarray(estimator.score(state, query))
+        found[name] = Helpfulness(scores, fitted - begin, time.perf_counter() - fitted)
+    scores = np.random.default_rng(seed).standard_normal(effects.shape[1:])
+    found["random"] = Helpfulness(scores, 0.0, 0.0)
     return found
 
 
@@ -75,16 +91,18 @@ def retrain(ready: Ready, masks: np.ndarray, seed: int, output: Any) -> np.ndarr
 def brittleness(ready: Ready, seed: int, queries: int) -> list[dict[str, Any]]:
     """Flip rates for each method and number of groups removed."""
     helpful = helpfulness(ready, seed)
-    count = len(helpful["DDM"])
+    count = int(ready.groups.max()) + 1
     margin = ready.plan.task.output
     before = retrain(ready, np.ones((1, count)), seed, margin)[0]
     right = np.flatnonzero(before > 0)
     chosen = np.random.default_rng(seed).permutation(right)[:queries]
     rows = []
-    for name, scores in helpful.items():
+    for name, method in helpful.items():
         row: dict[str, Any] = {"estimator": name}
+        row["offline_seconds"] = method.offline_seconds
+        row["online_seconds"] = method.online_seconds
         for k in REMOVED:
-            masks = metrics.top_masks(scores[:, chosen], k)  # a network a query
+            masks = metrics.top_masks(method.scores[:, chosen], k)  # a network a query
             after = retrain(ready, masks, seed, margin)[np.arange(len(chosen)), chosen]
             row[f"flipped_{k}"] = float(metrics.flips(before[chosen], after[None]).rate[0])
         rows.append(row | {"queries": len(chosen)})
@@ -99,8 +117,8 @@ def curves(ready: Ready, seed: int) -> list[dict[str, Any]]:
     ranking, testing = np.array_split(half, 2)
     rows = []
     margin = ready.plan.task.output
-    for name, scores in helpfulness(ready, seed).items():
-        value = scores[:, ranking].mean(1)
+    for name, method in helpfulness(ready, seed).items():
+        value = method.scores[:, ranking].mean(1)
         row: dict[str, Any] = {"estimator": name}
         masks = {
             "without_worst": metrics.curve_masks(value, sizes, FRACTIONS, "lowest"),

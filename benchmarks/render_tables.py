@@ -144,7 +144,8 @@ def mislabelled(result: dict[str, Any]) -> str:
         "found in 10 % ": lambda row: (
             f"{row['nearest']['found_0.1']:.0%}" if "nearest" in row else ""
         ),
-        "seconds": lambda row: _seconds(row["uniform"]["seconds"]),
+        "offline": lambda row: _seconds(row["uniform"].get("offline_seconds")),
+        "online": lambda row: _seconds(row["uniform"].get("online_seconds")),
     }
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for row in result["rows"]:
@@ -171,6 +172,8 @@ def removal(result: dict[str, Any]) -> str:
     columns["without the best 50 %"] = lambda row: _percent(
         curves[row["estimator"]]["without_best"][5]
     )
+    columns["offline"] = lambda row: _seconds(row.get("offline_seconds"))
+    columns["online"] = lambda row: _seconds(row.get("online_seconds"))
     whole = result["curves"][0]["without_worst"][0]
     partitions = ", ".join(map(str, result["partitions"]))
     note = f"\n\nPartitions: {partitions}. With everything the noisy networks reach {whole:.1%}. "

@@ -55,6 +55,7 @@ def fill_truth(
         ValueError: when the work directory or the store was made with other settings.
     """
     plan = make_plan(config)
+    store.check_chunk(chunk)
     with alone(workdir):
         open_workdir(workdir, config)
         by_network = config.cluster.features == "network"
@@ -82,12 +83,13 @@ def prepare(
         ValueError: when the work directory or the store was made with other settings.
     """
     plan = make_plan(config)
+    store.check_chunk(chunk)
+    keep = np.repeat(config.truth.keep, config.truth.subsets)
+    compare.split_parts(keep, len(plan.split.test.x), config.seed)  # is there enough of both?
     with alone(workdir):
         open_workdir(workdir, config)
         target = pipeline.target_stage(plan, workdir, progress)
         groups = pipeline.groups_stage(plan, workdir, progress, target)
-    keep = truth.declare(plan, int(groups.max()) + 1).keep
-    compare.split_parts(keep[keep > 0], len(plan.split.test.x), config.seed)  # enough of both?
     return Ready(plan, target, groups, _filled(plan, workdir, groups, progress, chunk))
 
 

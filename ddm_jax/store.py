@@ -173,8 +173,7 @@ def fill(
         ValueError: for a chunk below 1, or outputs that are not finite; what was computed before
             is kept.
     """
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk={chunk}; it must be at least 1")
+    check_chunk(chunk)
     rows = declared(store)
     _sweep(store)
     computed, size = 0, chunk or least
@@ -204,6 +203,12 @@ def fill(
             looked = time.perf_counter() if look else looked
             tell(len(rows) - len(missing), f"{computed} here")
     return computed
+
+
+def check_chunk(chunk: int | None) -> None:
+    """Raise a ValueError for a chunk below 1."""
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk={chunk}; it must be at least 1")
 
 
 def declared(store: Store) -> list[Row]:

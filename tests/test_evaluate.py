@@ -211,10 +211,20 @@ def test_preparing_trains_what_is_missing_and_no_more(filled, copy, no_training)
 
 def test_a_truth_too_small_to_split_is_refused_before_it_is_filled(copy, no_training):
     shutil.rmtree(copy / "truth")
-    with pytest.raises(ValueError, match=r"truth\.subsets=5 cannot be split"):
-        evaluate.prepare(tiny_config(*TRUTH, "truth.subsets=5"), copy)
+    for place in (copy, copy / "fresh"):  # before the target is trained, too
+        with pytest.raises(ValueError, match=r"truth\.subsets=5 cannot be split"):
+            evaluate.prepare(tiny_config(*TRUTH, "truth.subsets=5"), place)
     assert not (copy / "truth").exists()
+    assert not (copy / "fresh").exists()
     assert config.load(copy / "config.json") == tiny_config(*TRUTH)
+
+
+@pytest.mark.parametrize("command", [fill_truth, evaluate.prepare])
+def test_a_wrong_chunk_is_refused_before_the_settings_are_kept(copy, no_training, command):
+    before = (copy / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="chunk=0; it must be at least 1"):
+        command(tiny_config(*TRUTH, "truth.seeds=5"), copy, chunk=0)
+    assert (copy / "config.json").read_bytes() == before
 
 
 def test_a_summary_without_an_interval_is_json_too(tmp_path):
