@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,11 +141,10 @@ def compare_estimators(
         "rows": [],
     }
     before = _judged_before(workdir, result)
-    others = [row for name, rows in before.items() if name not in names for row in rows]
     for name in names:
         if name in before:
             progress.say(f"judging {name}: done before")
-            result["rows"] += before[name]
+            result["rows"] += before.pop(name)
             continue
         progress.say(f"judging {name}")
         begin = time.perf_counter()
@@ -157,8 +157,8 @@ def compare_estimators(
         result["rows"] += rows
         result["peak_gib"] = peak_gib()
         progress.say(f"  {time.perf_counter() - begin:.1f} s")
-        _write(result | {"rows": result["rows"] + others}, workdir)
-    result["rows"] += others
+        _write(result | {"rows": result["rows"] + list(chain(*before.values()))}, workdir)
+    result["rows"] += chain(*before.values())
     _write(result, workdir)
     failed = [f"{row['estimator']} ({row['error']})" for row in result["rows"] if "error" in row]
     if failed:

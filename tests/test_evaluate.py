@@ -420,9 +420,13 @@ def test_an_interrupted_comparison_keeps_what_it_has(copy, no_training, enter):
 
     enter("sound", _constant_work)
     enter("slow", interrupt)
+    enter("early", _constant_work)
+    enter("later", _constant_work)
+    compare_estimators(tiny_config(*TRUTH), copy, ["early", "later"])
     with pytest.raises(KeyboardInterrupt):
-        compare_estimators(tiny_config(*TRUTH), copy, ["sound", "slow"])
-    assert [row["estimator"] for row in _json(copy / "compare.json")["rows"]] == ["sound"] * 2
+        compare_estimators(tiny_config(*TRUTH), copy, ["sound", "slow", "later"])
+    told = [row["estimator"] for row in _json(copy / "compare.json")["rows"]]
+    assert told == ["sound"] * 2 + ["early"] * 2 + ["later"] * 2
 
 
 def test_what_was_judged_before_is_not_judged_again(copy, no_training, enter):
