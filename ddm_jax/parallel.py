@@ -31,11 +31,30 @@ def chunked_vmap(fn: Callable[..., Any], chunk: int | None = None) -> Callable[.
         chunk = 1
 
     def mapped(items):
-        if chunk is None or chunk >= _leading_axis(items):
+        size = _leading_axis(items)
+        if chunk == 1:
+            return lax.map(fn, items) if size > 1 else _map_one(fn, items)
+        if chunk is None or chunk >= size:
             return jax.vmap(fn)(items)
-        return lax.map(fn, items, batch_size=None if chunk == 1 else chunk)
+        return lax.map(fn, items, batch_size=chunk)
 
     return mapped
+
+
+def _map_one(fn: Callable[..., Any], items: Any) -> Any:
+    """`lax.map` over a single item, equal to the last bit to what it gives among others.
+
+    XLA unrolls a loop of one turn, and from JAX 0.12 on compiles what was its body to other bits
+    then. A branch that it cannot foresee keeps the body apart.
+    """
+    item = jax.tree.map(lambda leaf: leaf[0], items)
+
+    def never(item: Any) -> Any:
+        like = jax.eval_shape(fn, item)
+        return jax.tree.map(lambda leaf: lax.full(leaf.shape, 0, leaf.dtype), like)
+
+    result = lax.cond(lax.optimization_barrier(jnp.bool_(True)), fn, never, item)
+    return jax.tree.map(lambda leaf: leaf[None], result)
 
 
 def device_vmap(

@@ -26,8 +26,8 @@ def test_the_checksum_is_the_stored_one(regenerated):
     stored = STORED["truth"]
     if metadata.version("jax") != STORED["versions"]["jax"]:
         pytest.skip(f"the checksum is that of JAX {STORED['versions']['jax']}")
-    if regenerated["cpu"] != stored["cpu"]:
-        pytest.skip("the checksum is that of another kind of CPU")
+    if regenerated["checksum"] != stored["checksum"] and regenerated["cpu"] != stored["cpu"]:
+        pytest.skip("another checksum, on another kind of CPU")
     assert regenerated["checksum"] == stored["checksum"]
 
 

@@ -70,6 +70,33 @@ def test_a_second_call_compiles_nothing():
         assert len(traces) == before > 0
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_training_gives_the_same_bits_however_many_run_side_by_side(ready, devices, size):
+    """Among others or alone on its device: a resumed run may cut its work otherwise."""
+
+    def one(key, data):
+        return ready.train(key, data, jnp.ones(150))
+
+    mapped = device_vmap(one, devices=jax.local_devices()[:devices])
+    keys = jax.random.split(jax.random.key(0), 9)
+    together, some = mapped(keys, ready.data), mapped(keys[:size], ready.data)
+    for every, few in zip(jax.tree.leaves(together), jax.tree.leaves(some), strict=True):
+        if jnp.issubdtype(every.dtype, jax.dtypes.prng_key):
+            every, few = jax.random.key_data(every), jax.random.key_data(few)
+        assert few.shape == (size, *every.shape[1:])
+        np.testing.assert_array_equal(few, every[:size])
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_gradients_go_through_a_map(size):
+    def total(x):
+        return jnp.sum(chunked_vmap(lambda v: {"cube": v**3})(x)["cube"])
+
+    x = jnp.arange(1.0, 1 + 2 * size).reshape(size, 2)
+    np.testing.assert_allclose(jax.jit(jax.grad(total))(x), 3 * x**2, rtol=1e-6)
+
+
 @pytest.mark.parametrize("size", [1, 4, 7, 100])
 def test_batches_equal_the_whole(size):
     x = jax.random.normal(jax.random.key(0), (7, 3))
