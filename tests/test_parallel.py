@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ddm_jax as ddm
 from ddm_jax import parallel
 from ddm_jax.parallel import chunked_vmap, device_vmap, in_batches
 from ddm_jax.types import take
@@ -75,17 +76,21 @@ def test_a_second_call_compiles_nothing():
 def test_training_gives_the_same_bits_however_many_run_side_by_side(ready, devices, size):
     """Among others or alone on its device: a resumed run may cut its work otherwise."""
 
-    def one(key, data):
-        return ready.train(key, data, jnp.ones(150))
+    loss = ddm.objectives.make_objective("loss", ready.task.apply)
+
+    def one(item, data, groups, query):
+        run = ready.train(item["key"], data, item["keep"][groups])
+        return run.key, loss(run.params, query)
 
     mapped = device_vmap(one, devices=jax.local_devices()[:devices])
-    keys = jax.random.split(jax.random.key(0), 9)
-    together, some = mapped(keys, ready.data), mapped(keys[:size], ready.data)
-    for every, few in zip(jax.tree.leaves(together), jax.tree.leaves(some), strict=True):
-        if jnp.issubdtype(every.dtype, jax.dtypes.prng_key):
-            every, few = jax.random.key_data(every), jax.random.key_data(few)
-        assert few.shape == (size, *every.shape[1:])
-        np.testing.assert_array_equal(few, every[:size])
+    keys = jnp.repeat(jax.random.key(1)[None], 9)
+    all_items = {"key": keys, "keep": ddm.leave_one_out_masks(10)[:9]}
+    shared = (ready.data, jnp.asarray(ready.groups), ready.query)
+    together = mapped(all_items, *shared)
+    some = mapped(jax.tree.map(lambda leaf: leaf[:size], all_items), *shared)
+    assert some[0].dtype == keys.dtype
+    assert some[1].shape == (size, 50)
+    np.testing.assert_array_equal(some[1], together[1][:size])
 
 
 @pytest.mark.parametrize("size", [1, 3])
