@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from ddm_jax import terminal
 
+if TYPE_CHECKING:
     from ddm_jax.config import Config
-    from ddm_jax.store import Store
 
 app = typer.Typer(
     name="ddm",
@@ -67,9 +65,9 @@ def run(
 
         config, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
         begin = time.perf_counter()
-        with _progress() as progress:
+        with terminal.progress() as progress:
             metrics = pipeline.run(config, workdir, progress)
-        _print_summary(metrics)
+        terminal.print_summary(metrics)
         typer.echo(f"\nreport: {workdir / 'report.html'}  ({time.perf_counter() - begin:.0f} s)")
 
 
@@ -89,7 +87,7 @@ def _stage_command(name: str, stage: str, about: str) -> None:
             old = settings.load(path)
             new = settings.override(old, set_ or [])
             check_stage_change(stage, old, new)
-            with _progress() as progress:
+            with terminal.progress() as progress:
                 pipeline.run_stage(stage, workdir, new, progress)
             if stage != "report":
                 typer.echo(f"`ddm run --workdir {workdir}` brings the later stages up to date")
@@ -128,12 +126,12 @@ def truth(
 
         if inspect:
             workdir = workdir or _default_workdir(dataset, preset)
-            _print_status(store.inspect_store(workdir / evaluate.TRUTH))
+            terminal.print_status(store.inspect_store(workdir / evaluate.TRUTH))
             return
         config, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
-        with _progress() as progress:
+        with terminal.progress() as progress:
             summary = evaluate.fill_truth(config, workdir, progress, chunk)
-        _print_ceilings(summary)
+        terminal.print_ceilings(summary)
         typer.echo(f"\ntruth: {workdir / evaluate.TRUTH}")
 
 
@@ -161,12 +159,12 @@ def compare(
         config, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
         names = [name.strip() for name in estimators.split(",") if name.strip()]
         try:
-            with _progress() as progress:
+            with terminal.progress() as progress:
                 result = evaluate.compare_estimators(config, workdir, names, progress, chunk)
         except evaluate.ComparisonError:
-            _print_comparison(evaluate.read_comparison(workdir))
+            terminal.print_comparison(evaluate.read_comparison(workdir))
             raise
-        _print_comparison(result)
+        terminal.print_comparison(result)
         typer.echo(f"\nscores: {workdir / 'compare.md'}, figure: {workdir / 'compare.png'}")
 
 
@@ -212,168 +210,6 @@ def _chosen(
     named_too = [f"{name}={value}" for name, value in named.items() if value is not None]
     config = settings.override(config, [*named_too, *(assignments or [])])
     return config, workdir or _default_workdir(dataset, preset)
-
-
-def _print_status(opened: Store) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from ddm_jax import store
-
-    found = store.status(opened)
-    left = found.declared - found.done
-    table = Table(title=str(opened.folder))
-    for column in ("", "networks"):
-        table.add_column(column, justify="left" if not column else "right")
-    table.add_row("declared", str(found.declared))
-    table.add_row("done", str(found.done))
-    table.add_row("being trained by some process", str(found.claimed))
-    console = Console()
-    console.print(table)
-    if found.done:
-        console.print(
-            f"{found.seconds_per_row:.2g} s a network (median)"
-            + (f", {left * found.seconds_per_row:.0f} s left on one process" if left else "")
-        )
-    for name, value in sorted(opened.identity.items()):
-        console.print(f"  {name}: {value}", highlight=False)
-
-
-def _print_ceilings(summary: dict) -> None:
-    from rich.table import Table
-
-    from ddm_jax.report import number
-
-    table = Table(title="How well this truth can be predicted at all (Spearman)", box=None)
-    for column in ("", "runs", "two runs", "one retraining", "ceiling", "95 %", "runs for .8"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    for name, row in summary["ceilings"].items():
-        low, high = row["ceiling_interval"]
-        needed = row["runs_for_ceiling_0.8"]
-        table.add_row(
-            name,
-            str(row["runs"]),
-            number(row["reliability"]),
-            number(row["one_retraining"]),
-            number(row["ceiling"]),
-            f"{number(low)} to {number(high)}",
-            "no number" if needed is None else str(needed),
-        )
-    console = _wide()
-    console.print(table)
-    console.print(
-        "two runs: one against another; one retraining: against the mean of the others; ceiling: "
-        "a perfect predictor against the mean of all; the last column: runs for a ceiling of .8"
-    )
-    console.print(
-        f"{summary['networks']} networks of {summary['seconds_per_network']:.2g} s; checksum of "
-        f"the outputs, rounded to 3 decimals: {summary['checksum']}",
-        highlight=False,
-    )
-
-
-def _print_comparison(result: dict) -> None:
-    from rich.table import Table
-
-    from ddm_jax import evaluate
-
-    head, lines = evaluate.table(result)
-    table = Table(title="Spearman correlation with exact retraining", box=None, padding=(0, 1))
-    for number, column in enumerate(head):
-        table.add_column(column, justify="left" if number < 2 else "right", no_wrap=True)
-    for line in lines:
-        table.add_row(*line)
-    console = _wide()
-    console.print(table)
-    console.print(
-        "95 % intervals over queries | over what was removed; ceiling: what a perfect predictor "
-        "would score against a truth this noisy; seconds online are for all removals"
-    )
-    for note in evaluate.notes(result):
-        console.print(note, highlight=False)
-
-
-def _wide() -> Console:
-    """A console that does not cut tables where nobody looks at a terminal."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
-
-
-def _print_summary(metrics: dict) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from ddm_jax.report import number
-
-    table = Table(title="Agreement with exact retraining (rows removed x queries)")
-    for column in ("", "DDM", "grad-dot", "one retraining", "perfect predictor"):
-        table.add_column(column, justify="left" if not column else "right")
-    for row in metrics["agreement"]:
-        table.add_row(
-            row["what"],
-            *(number(row[c]) for c in ("ddm", "grad_dot", "one_retraining", "perfect")),
-        )
-    console = Console()
-    console.print(table)
-    for line in metrics["sentences"]:
-        console.print(line)
-
-
-@contextmanager
-def _progress() -> Iterator:
-    """Progress bars on a terminal, plain lines elsewhere; SIGTERM interrupts like Ctrl-C."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    from ddm_jax import pipeline
-
-    console = Console(stderr=True)
-    bars = Progress(
-        TextColumn("  {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-
-    def track(what: str, total: int):
-        for old in bars.task_ids:
-            bars.remove_task(old)
-        task = bars.add_task(what, total=total, note="")
-        told = time.perf_counter()
-
-        def show(done: int, note: str) -> None:
-            nonlocal told
-            bars.update(task, completed=done, note=note)
-            if not console.is_terminal and time.perf_counter() - told > 20:
-                told = time.perf_counter()
-                console.print(f"  {done} of {total}, {note}", highlight=False)
-
-        return show
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False)
-
-    def interrupt(signum, frame) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        with bars:
-            yield pipeline.Progress(say, track)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -298,7 +298,7 @@ def test_compare_prints_one_table(copy, monkeypatch):
 
 def test_compare_with_an_estimator_that_fails_prints_the_others_and_ends_with_1(copy, monkeypatch):
     def fail(queries):
-        raise RuntimeError("out of memory\nand more of it")
+        raise RuntimeError("out of [bold] memory[/nothing]\nand more of it")
 
     _enter(monkeypatch, "broken", fail)
     _enter(monkeypatch, "sound", _random_scores)
@@ -307,9 +307,10 @@ def test_compare_with_an_estimator_that_fails_prints_the_others_and_ends_with_1(
     assert isinstance(result.exception, SystemExit)
     assert re.search(r"broken +FAILED", result.stdout)
     assert re.search(r"sound +leave-one-out +-?0\.\d{3} ", result.stdout)
-    assert "broken, FAILED: RuntimeError: out of memory" in result.stdout.splitlines()
+    told = "RuntimeError: out of [bold] memory[/nothing]"  # no markup
+    assert f"broken, FAILED: {told}" in result.stdout.splitlines()
     last = result.stderr.splitlines()[-1]
-    assert last.startswith("error: 1 of 2 estimators failed: broken (RuntimeError: out of memory)")
+    assert last.startswith(f"error: 1 of 2 estimators failed: broken ({told})")
     assert "Traceback" not in result.output
 
 
