@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import ddm_jax
-from ddm_jax import compare, metrics, pipeline, store, truth
+from ddm_jax import compare, filling, metrics, pipeline, store, truth
 from ddm_jax import config as settings
 from ddm_jax.config import Config
 from ddm_jax.plan import Plan, make_plan
@@ -56,7 +56,7 @@ def fill_truth(
         ValueError: when the work directory or the store was made with other settings.
     """
     plan = make_plan(config)
-    store.check_chunk(chunk)
+    filling.check_chunk(chunk)
     with alone(workdir):
         open_workdir(workdir, config)
         by_network = config.cluster.features == "network"
@@ -84,7 +84,7 @@ def prepare(
         ValueError: when the work directory or the store was made with other settings.
     """
     plan = make_plan(config)
-    store.check_chunk(chunk)
+    filling.check_chunk(chunk)
     keep = np.repeat(config.truth.keep, config.truth.subsets)
     compare.split_parts(keep, len(plan.split.test.x), config.seed)  # is there enough of both?
     with alone(workdir):
@@ -249,7 +249,7 @@ def _filled(
     opened = truth.open_truth(plan, workdir / TRUTH, groups)
     # The settings of the truth may be others than before, as it was not refused.
     settings.save(plan.config, workdir / "config.json")
-    before = store.status(opened)
+    before = filling.status(opened)
     if before.done < before.declared:
         what = f"retraining {before.declared - before.done} of {before.declared} networks"
         progress.say(what)

@@ -8,37 +8,27 @@ them, at once or one after the other, and may be killed at any moment:
     masks.npy              [R, K]
     rows/00012-0003.npy    [Q] outputs of mask 12 with seed 3
     rows/00012-0003.json   its done mark, written after it: SHA-256, seconds, device
-    lock                   one byte a row; whoever computes the row holds a lock on it
+    lock                   one byte a row; see `filling`
 
-Files appear whole or not at all. A lock is the operating system's, so it goes when its process
-does. A row without a valid done mark is simply not done. What a store was made with (settings,
-data, groups, code, JAX) is compared whenever it is opened.
+Files appear whole or not at all. A row without a valid done mark is simply not done. What a store
+was made with (settings, data, groups, code, JAX) is compared whenever it is opened.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-MANIFEST, MASKS, ROWS, LOCK = "truth.json", "masks.npy", "rows", "lock"
-MOST_SEEDS = 10_000  # a mask; fixes which byte of the lock a row has
-ENOUGH_SECONDS = 2.0  # of work a dispatch, where rows are short
-MOST_ROWS = 64  # a dispatch
-
-# rows of the masks [B], seeds [B] -> outputs [B, Q]
-Compute = Callable[[np.ndarray, np.ndarray], np.ndarray]
-Tell = Callable[[int, str], None]
+MANIFEST, MASKS, ROWS = "truth.json", "masks.npy", "rows"
+MOST_SEEDS = 10_000  # a mask; fixes which byte of the lock a row has, see `filling`
 
 
 class Store(NamedTuple):
@@ -63,15 +53,6 @@ class RowFiles(NamedTuple):
 
     values: Path  # the outputs
     mark: Path  # that they are done
-
-
-class Status(NamedTuple):
-    """What a store holds."""
-
-    done: int
-    declared: int
-    claimed: int  # rows that some process is computing now
-    seconds_per_row: float  # median of the rows that are done; NaN without any
 
 
 def open_store(
@@ -148,69 +129,6 @@ def inspect_store(folder: Path) -> Store:
         ) from error
 
 
-def fill(
-    store: Store,
-    compute: Compute,
-    *,
-    chunk: int | None = None,
-    least: int = 1,
-    tell: Tell = lambda done, note: None,
-) -> int:
-    """Compute every row that is not done; returns how many this process computed.
-
-    Rows that another process is computing are left to it, and waited for: if that process dies,
-    they are computed here. Rows are taken seed by seed, so that a store that is not full yet holds
-    whole seeds.
-
-    Args:
-        compute: pure; a row's outputs must depend on its mask and seed alone.
-        chunk: rows a call of `compute`; a last, smaller one is filled up with repeats, so that
-            `compute` sees one shape. Default: `least` rows first (the devices that `compute`
-            uses), then as many as fill two seconds.
-        tell: called with the rows done so far and a note.
-
-    Raises:
-        ValueError: for a chunk below 1, or outputs that are not finite; what was computed before
-            is kept.
-    """
-    check_chunk(chunk)
-    rows = declared(store)
-    _sweep(store)
-    computed, size = 0, chunk or least
-    missing = [row for row in rows if not is_done(store, row)]
-    looked = time.perf_counter()
-    with _lock_file(store) as lock:
-        while missing:
-            claimed = _claim(store, lock, missing, size)
-            if not claimed:
-                tell(len(rows) - len(missing), "waiting for another process")
-                time.sleep(0.5)
-            else:
-                begin = time.perf_counter()
-                outputs = _compute(store, compute, claimed, size)
-                seconds = (time.perf_counter() - begin) / len(claimed)
-                for row, values in zip(claimed, outputs, strict=True):
-                    write_row(store, row, values, seconds)
-                    _unlock(lock, row)
-                computed += len(claimed)
-                if chunk is None and size == least < computed:  # the first one compiled
-                    enough = int(np.clip(ENOUGH_SECONDS / seconds, size, max(size, MOST_ROWS)))
-                    size = enough // least * least
-            # What others finish is looked for now and then; looking costs a file a row.
-            look = not claimed or time.perf_counter() - looked > ENOUGH_SECONDS
-            ours = set(claimed)
-            missing = [r for r in missing if r not in ours and not (look and is_done(store, r))]
-            looked = time.perf_counter() if look else looked
-            tell(len(rows) - len(missing), f"{computed} here")
-    return computed
-
-
-def check_chunk(chunk: int | None) -> None:
-    """Raise a ValueError for a chunk below 1."""
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk={chunk}; it must be at least 1")
-
-
 def declared(store: Store) -> list[Row]:
     """All rows, seed by seed."""
     return [
@@ -282,24 +200,6 @@ def read(store: Store) -> np.ndarray:
     return outputs
 
 
-def status(store: Store) -> Status:
-    """Count what is done, declared and being computed; not for use inside of `fill`."""
-    rows = declared(store)
-    done = [row for row in rows if is_done(store, row)]
-    seconds = [json.loads(paths(store, row).mark.read_text())["seconds"] for row in done]
-    finished = set(done)
-    with _lock_file(store) as lock:
-        claimed = 0
-        for row in rows:
-            if row not in finished:
-                if _lock(lock, row):
-                    _unlock(lock, row)
-                else:
-                    claimed += 1
-    median = float(np.median(seconds)) if seconds else float("nan")
-    return Status(len(done), len(rows), claimed, median)
-
-
 def checksum(outputs: np.ndarray, decimals: int = 3) -> str:
     """SHA-256 of outputs rounded to `decimals`, to tell whether a truth came out the same."""
     # Adding zero turns -0 into 0.
@@ -314,49 +214,6 @@ def digest(*arrays: Any) -> str:
         total.update(f"{array.dtype} {array.shape}".encode())
         total.update(array.tobytes())
     return total.hexdigest()[:16]
-
-
-def _compute(store: Store, compute: Compute, rows: list[Row], size: int) -> np.ndarray:
-    filled = rows + [rows[-1]] * (size - len(rows))
-    index, seeds = np.asarray(filled).T
-    outputs = np.asarray(compute(index, seeds))
-    return outputs[: len(rows)]
-
-
-def _claim(store: Store, lock: int, missing: list[Row], size: int) -> list[Row]:
-    """Lock up to `size` missing rows that nobody else holds."""
-    claimed: list[Row] = []
-    for row in missing:
-        if len(claimed) == size:
-            break
-        if not _lock(lock, row):
-            continue
-        if is_done(store, row):  # by another process, since we looked
-            _unlock(lock, row)
-        else:
-            claimed.append(row)
-    return claimed
-
-
-@contextlib.contextmanager
-def _lock_file(store: Store) -> Iterator[int]:
-    lock = os.open(store.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        yield lock
-    finally:
-        os.close(lock)  # gives back every lock that this process holds
-
-
-def _lock(lock: int, row: Row) -> bool:
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, row.mask * MOST_SEEDS + row.seed)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
-def _unlock(lock: int, row: Row) -> None:
-    fcntl.lockf(lock, fcntl.LOCK_UN, 1, row.mask * MOST_SEEDS + row.seed)
 
 
 def _create(folder: Path, identity: dict[str, Any], masks: np.ndarray, seeds: np.ndarray) -> None:
@@ -393,14 +250,6 @@ def write_whole(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
-
-
-def _sweep(store: Store) -> None:
-    """Remove what killed processes left half-written."""
-    for left_over in (store.folder / ROWS).glob("*.new-*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - left_over.stat().st_mtime > 60:
-                left_over.unlink()
 
 
 def _sha(content: bytes) -> str:

@@ -70,9 +70,9 @@ def progress() -> Iterator:
 
 def print_status(opened: Store) -> None:
     """What a truth store holds and what it was made with."""
-    from ddm_jax import store
+    from ddm_jax import filling
 
-    found = store.status(opened)
+    found = filling.status(opened)
     left = found.declared - found.done
     table = Table(title=str(opened.folder))
     for column in ("", "networks"):

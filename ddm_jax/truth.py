@@ -22,11 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import ddm_jax
-from ddm_jax import store
+from ddm_jax import filling, store
 from ddm_jax.estimators.retraining import retrained_outputs
+from ddm_jax.filling import Tell
 from ddm_jax.loo import leave_one_out_masks, random_masks
 from ddm_jax.plan import Plan
-from ddm_jax.store import Store, Tell
+from ddm_jax.store import Store
 
 SECTIONS = ("data", "model", "train")  # of the settings, that the outputs depend on
 # The files whose code the outputs depend on.
@@ -109,7 +110,7 @@ def fill(plan: Plan, opened: Store, groups: np.ndarray, chunk: int | None, tell:
         return np.asarray(retrain(opened.masks[index], keys, data, cut, query))
 
     devices = jax.local_device_count()
-    return store.fill(opened, compute, chunk=chunk, tell=tell, least=devices)
+    return filling.fill(opened, compute, chunk=chunk, tell=tell, least=devices)
 
 
 def read_truth(plan: Plan, opened: Store) -> Truth:
@@ -129,7 +130,7 @@ def read_truth(plan: Plan, opened: Store) -> Truth:
         masks=rows.masks[subset],
         keep=rows.keep[subset],
         subsets=outputs[: config.subset_seeds, subset],
-        seconds=store.status(opened).seconds_per_row,
+        seconds=filling.status(opened).seconds_per_row,
     )
 
 

@@ -254,11 +254,11 @@ def test_inspect_of_a_claimed_row_says_so(copy):
     """The lock of another process, as a process that trains holds it."""
     _lose_rows(copy, 2)
     code = (
-        "import sys; from pathlib import Path; from ddm_jax import store\n"
+        "import sys; from pathlib import Path; from ddm_jax import filling, store\n"
         "opened = store.inspect_store(Path(sys.argv[1]))\n"
-        "with store._lock_file(opened) as lock:\n"
+        "with filling._lock_file(opened) as lock:\n"
         "    missing = [r for r in store.declared(opened) if not store.is_done(opened, r)]\n"
-        "    print(store._lock(lock, missing[0]), flush=True); sys.stdin.readline()\n"
+        "    print(filling._lock(lock, missing[0]), flush=True); sys.stdin.readline()\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(copy / "truth")],

@@ -18,7 +18,7 @@ import pytest
 from tiny_run import TINY, compile_once, finished, tiny_config  # noqa: F401
 
 import ddm_jax
-from ddm_jax import checkpoint, config, evaluate, metrics, pipeline, report, store
+from ddm_jax import checkpoint, config, evaluate, filling, metrics, pipeline, report, store
 from ddm_jax.compare import CANDIDATES, LEAVE_ONE_OUT, Candidates
 from ddm_jax.evaluate import ComparisonError, compare_estimators, fill_truth
 from ddm_jax.figures import comparison_figure
@@ -285,7 +285,7 @@ def test_two_processes_fill_one_fresh_place_together(tmp_path, compile_once):  #
             process.kill()
             process.wait()
     assert len(written) == len(set(written)) == 22
-    status = store.status(store.inspect_store(tmp_path / "run" / "truth"))
+    status = filling.status(store.inspect_store(tmp_path / "run" / "truth"))
     assert status[:3] == (22, 22, 0)
     assert _json(tmp_path / "run" / "truth" / "summary.json")["networks"] == 22
     assert not [path for path in tmp_path.rglob("*") if ".new-" in path.name]

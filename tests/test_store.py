@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddm_jax import store
+from ddm_jax import filling, store
 from ddm_jax.store import Row
 
 IDENTITY = {"seed": 0, "model.hidden": [8, 4], "data": "12ab", "code of train.py": "34cd"}
@@ -72,7 +72,7 @@ def _rows(calls) -> list[Row]:
 
 def _full(folder: Path) -> store.Store:
     opened = _open(folder)
-    assert store.fill(opened, _outputs) == 12
+    assert filling.fill(opened, _outputs) == 12
     return opened
 
 
@@ -99,7 +99,7 @@ def _row_files(opened: store.Store) -> dict[Row, list[tuple[bytes, int]]]:
 
 def test_what_is_filled_is_read(tmp_path):
     opened = _open(tmp_path / "truth")
-    assert store.fill(opened, _outputs) == 12
+    assert filling.fill(opened, _outputs) == 12
     outputs = store.read(opened)
     assert outputs.shape == (3, 5, 5)
     assert outputs.dtype == np.float32
@@ -129,19 +129,19 @@ def test_a_store_has_two_files_a_row_and_nothing_half_written(tmp_path):
 
 def test_rows_are_taken_seed_by_seed(tmp_path):
     opened, (compute, calls) = _open(tmp_path / "truth"), _recorder()
-    store.fill(opened, compute, chunk=1)
+    filling.fill(opened, compute, chunk=1)
     assert _rows(calls) == ROWS
     assert store.declared(opened) == ROWS
 
 
 def test_status_counts_rows(tmp_path):
     opened = _open(tmp_path / "truth")
-    empty = store.status(opened)
+    empty = filling.status(opened)
     assert empty[:3] == (0, 12, 0)
     assert np.isnan(empty.seconds_per_row)
     for row, seconds in zip(ROWS[:3], (1.0, 30.0, 2.0), strict=True):
         store.write_row(opened, row, np.ones(5), seconds)
-    assert store.status(opened) == (3, 12, 0, 2.0)
+    assert filling.status(opened) == (3, 12, 0, 2.0)
     with pytest.raises(ValueError, match="lacks 9 of 12 rows"):
         store.read(opened)
 
@@ -149,7 +149,7 @@ def test_status_counts_rows(tmp_path):
 def test_a_full_store_computes_nothing(tmp_path):
     opened, (compute, calls) = _full(tmp_path / "truth"), _recorder()
     before = _files(opened.folder)
-    assert store.fill(_open(tmp_path / "truth"), compute) == 0
+    assert filling.fill(_open(tmp_path / "truth"), compute) == 0
     assert calls == []
     assert _files(opened.folder) == before
 
@@ -165,7 +165,7 @@ def test_chunks_of_any_size_leave_the_same_files(tmp_path):
     values = {}
     for chunk in (1, 3, 7, None):
         opened, (compute, calls) = _open(tmp_path / str(chunk)), _recorder()
-        assert store.fill(opened, compute, chunk=chunk) == 12
+        assert filling.fill(opened, compute, chunk=chunk) == 12
         assert _rows(calls) == ROWS
         values[chunk] = [store.paths(opened, row).values.read_bytes() for row in ROWS]
         assert len(_done(opened)) == 12
@@ -177,7 +177,7 @@ def test_chunks_of_any_size_leave_the_same_files(tmp_path):
 )
 def test_compute_sees_one_batch_size(tmp_path, chunk, sizes):
     opened, (compute, calls) = _open(tmp_path / "truth"), _recorder()
-    store.fill(opened, compute, chunk=chunk)
+    filling.fill(opened, compute, chunk=chunk)
     assert list(map(len, calls)) == sizes
 
 
@@ -187,9 +187,9 @@ def test_compute_sees_one_batch_size(tmp_path, chunk, sizes):
     [(0.0, 1, [1] * 12), (1e6, 1, [1, 1, 64]), (0.0, 4, [4] * 3), (1e6, 5, [5, 5, 60])],
 )
 def test_without_a_chunk_short_rows_are_batched(tmp_path, monkeypatch, enough, least, sizes):
-    monkeypatch.setattr(store, "ENOUGH_SECONDS", enough)
+    monkeypatch.setattr(filling, "ENOUGH_SECONDS", enough)
     opened, (compute, calls) = _open(tmp_path / "truth"), _recorder()
-    assert store.fill(opened, compute, least=least) == 12
+    assert filling.fill(opened, compute, least=least) == 12
     assert list(map(len, calls)) == sizes
     assert _rows(calls) == ROWS
 
@@ -197,7 +197,7 @@ def test_without_a_chunk_short_rows_are_batched(tmp_path, monkeypatch, enough, l
 def test_progress_is_told_as_the_rows_that_are_done(tmp_path):
     opened, told = _open(tmp_path / "truth"), []
     store.write_row(opened, Row(0, 0), np.ones(5), 1.0)
-    store.fill(opened, _outputs, chunk=5, tell=lambda done, note: told.append((done, note)))
+    filling.fill(opened, _outputs, chunk=5, tell=lambda done, note: told.append((done, note)))
     assert told == [(6, "5 here"), (11, "10 here"), (12, "11 here")]
 
 
@@ -205,12 +205,12 @@ def test_progress_is_told_as_the_rows_that_are_done(tmp_path):
 def test_a_compute_that_raises_keeps_what_was_done(tmp_path, error):
     opened = _open(tmp_path / "truth")
     with pytest.raises(type(error)):
-        store.fill(opened, _recorder(Row(2, 1), error)[0], chunk=2)
+        filling.fill(opened, _recorder(Row(2, 1), error)[0], chunk=2)
     assert _done(opened) == ROWS[:6]
     before, (compute, calls) = _row_files(opened), _recorder()
-    assert store.status(opened).claimed == 0
+    assert filling.status(opened).claimed == 0
     # Another chunk: only what is missing is computed.
-    assert store.fill(_open(tmp_path / "truth"), compute, chunk=4) == 6
+    assert filling.fill(_open(tmp_path / "truth"), compute, chunk=4) == 6
     assert _rows(calls) == ROWS[6:]
     assert list(map(len, calls)) == [4, 4]
     assert before.items() <= _row_files(opened).items()
@@ -238,11 +238,11 @@ def test_a_crash_at_any_step_of_writing_a_row_leaves_it_missing(
         patch.setattr(os, "fsync", crashing(sync))
         patch.setattr(Path, "replace", crashing(replace))
         with pytest.raises(KeyboardInterrupt):
-            store.fill(opened, _outputs, chunk=6)
+            filling.fill(opened, _outputs, chunk=6)
     assert steps[:4] == [sync, replace, sync, replace]
     assert _done(opened) == ROWS[:done]
     compute, calls = _recorder()
-    store.fill(opened, compute, chunk=1)
+    filling.fill(opened, compute, chunk=1)
     assert _rows(calls) == ROWS[done:]
     assert store.read(opened).shape == (3, 5, 5)
 
@@ -281,7 +281,7 @@ def test_more_seeds_extend_a_store_and_keep_its_rows(tmp_path):
     opened = _full(tmp_path / "truth")
     before, (compute, calls) = _row_files(opened), _recorder()
     more = _open(tmp_path / "truth", (4, 3, 3, 3, 1))
-    assert store.fill(more, compute) == 2
+    assert filling.fill(more, compute) == 2
     assert _rows(calls) == [(3, 2), (0, 3)]
     assert before.items() <= _row_files(more).items()
     outputs = store.read(more)
@@ -293,7 +293,7 @@ def test_more_seeds_extend_a_store_and_keep_its_rows(tmp_path):
 def test_more_seeds_of_one_mask_and_fewer_of_another_forget_none(tmp_path):
     _full(tmp_path / "truth")
     mixed = _open(tmp_path / "truth", (1, 5, 3, 2, 1))
-    assert store.status(mixed)[:3] == (10, 12, 0)
+    assert filling.status(mixed)[:3] == (10, 12, 0)
     np.testing.assert_array_equal(mixed.seeds, [1, 5, 3, 2, 1])
     np.testing.assert_array_equal(store.inspect_store(mixed.folder).seeds, [3, 5, 3, 2, 1])
 
@@ -302,8 +302,8 @@ def test_fewer_seeds_read_a_part(tmp_path):
     opened = _full(tmp_path / "truth")
     before = _files(opened.folder)
     fewer = _open(tmp_path / "truth", 1)
-    assert store.status(fewer)[:3] == (5, 5, 0)
-    assert store.fill(fewer, _recorder()[0]) == 0
+    assert filling.status(fewer)[:3] == (5, 5, 0)
+    assert filling.fill(fewer, _recorder()[0]) == 0
     part = store.read(fewer)
     assert part.shape == (1, 5, 5)
     np.testing.assert_array_equal(part, store.read(opened)[:1])
@@ -339,11 +339,11 @@ def test_a_damaged_row_is_not_done_and_computed_again(tmp_path, damage):
     file = getattr(store.paths(opened, row), which)
     file.unlink() if change is None else file.write_bytes(change(file.read_bytes()))
     assert not store.is_done(opened, row)
-    assert store.status(opened)[:3] == (11, 12, 0)
+    assert filling.status(opened)[:3] == (11, 12, 0)
     with pytest.raises(ValueError, match="lacks 1 of 12 rows"):
         store.read(opened)
     compute, calls = _recorder()
-    assert store.fill(opened, compute, chunk=3) == 1
+    assert filling.fill(opened, compute, chunk=3) == 1
     assert _rows(calls) == [row]
     after = _row_files(opened)
     assert after[row][0][0] == before.pop(row)[0][0]
@@ -360,7 +360,7 @@ def test_the_done_mark_of_another_row_does_not_serve(tmp_path):
 
 def test_half_written_files_never_count_and_old_ones_go(tmp_path):
     opened = _open(tmp_path / "truth")
-    store.fill(opened, _recorder()[0], chunk=12)
+    filling.fill(opened, _recorder()[0], chunk=12)
     rows = opened.folder / "rows"
     fresh = [rows / "00000-0000.npy.new-7", rows / "00000-0000.json.new-7"]
     old = [rows / "00001-0000.npy.new-8", rows / "00001-0000.json.new-8"]
@@ -372,7 +372,7 @@ def test_half_written_files_never_count_and_old_ones_go(tmp_path):
         store.paths(opened, row).mark.rename(f"{store.paths(opened, row).mark}.new-9")
     compute, calls = _recorder()
     assert _done(opened) == ROWS[2:]
-    assert store.fill(opened, compute, chunk=2) == 2
+    assert filling.fill(opened, compute, chunk=2) == 2
     assert _rows(calls) == ROWS[:2]
     assert all(path.exists() for path in fresh)  # their writer may still be at it
     assert not any(path.exists() for path in old)
@@ -432,24 +432,24 @@ def test_an_empty_folder_serves(tmp_path):
 def test_outputs_that_are_not_finite_are_refused_by_mask_and_seed(tmp_path, chunk, value):
     opened = _open(tmp_path / "truth")
     with pytest.raises(ValueError, match=r"mask 3 with seed 1 diverged.*not finite"):
-        store.fill(opened, _recorder(Row(3, 1), value)[0], chunk=chunk)
+        filling.fill(opened, _recorder(Row(3, 1), value)[0], chunk=chunk)
     assert _done(opened) == ROWS[:8]
-    assert store.status(opened).claimed == 0
+    assert filling.status(opened).claimed == 0
 
 
 def test_outputs_of_a_wrong_shape_are_refused(tmp_path):
     opened = _open(tmp_path / "truth")
     with pytest.raises(ValueError, match=r"outputs have shape \(4,\); a row is \(5,\)"):
-        store.fill(opened, lambda masks, seeds: _outputs(masks, seeds)[:, 1:])
+        filling.fill(opened, lambda masks, seeds: _outputs(masks, seeds)[:, 1:])
     with pytest.raises(ValueError, match=r"outputs have shape \(5, 1\); a row is \(5,\)"):
-        store.fill(opened, lambda masks, seeds: _outputs(masks, seeds)[..., None])
+        filling.fill(opened, lambda masks, seeds: _outputs(masks, seeds)[..., None])
     assert _done(opened) == []
 
 
 @pytest.mark.parametrize("chunk", [0, -1])
 def test_a_chunk_below_one_is_refused(tmp_path, chunk):
     with pytest.raises(ValueError, match=f"chunk={chunk}; it must be at least 1"):
-        store.fill(_open(tmp_path / "truth"), _outputs, chunk=chunk)
+        filling.fill(_open(tmp_path / "truth"), _outputs, chunk=chunk)
 
 
 @pytest.mark.parametrize(
@@ -526,7 +526,7 @@ package.__path__ = [sys.argv[1]]
 sys.modules["ddm_jax"] = package
 sys.path.insert(0, sys.argv[2])
 import test_store
-from ddm_jax import store
+from ddm_jax import filling, store
 
 folder, name, chunk, pause = Path(sys.argv[3]), sys.argv[4], int(sys.argv[5]), float(sys.argv[6])
 log = os.open(folder.with_name("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -542,7 +542,7 @@ while not folder.with_name(f"go-{name}").exists():
     time.sleep(0.001)
 opened = test_store._open(folder, test_store.MANY)
 if chunk:
-    store.fill(opened, compute, chunk=chunk)
+    filling.fill(opened, compute, chunk=chunk)
 """
 
 
@@ -612,7 +612,7 @@ def test_a_writer_killed_at_any_moment_loses_nothing_that_was_done(tmp_path, sta
         assert set(done) <= set(before) | set(here)
         unfinished = len(here) - (len(done) - len(before))
         assert 0 <= unfinished <= chunk
-        assert store.status(opened)[:3] == (len(done), 80, 0)
+        assert filling.status(opened)[:3] == (len(done), 80, 0)
         before, begun, lost = done, begun + len(here), lost + unfinished
     assert 0 < len(before) < 80
     assert lost > 0
@@ -635,7 +635,7 @@ def test_two_writers_share_the_rows_and_compute_each_once(tmp_path, start):
     assert {name for name, _ in _log(tmp_path)} == {"one", "other"}
     opened = store.inspect_store(tmp_path / "truth")
     _assert_whole(opened)
-    assert store.status(opened)[:3] == (80, 80, 0)
+    assert filling.status(opened)[:3] == (80, 80, 0)
 
 
 def test_the_rows_of_a_killed_writer_are_finished_by_the_other(tmp_path, start):
@@ -645,14 +645,14 @@ def test_the_rows_of_a_killed_writer_are_finished_by_the_other(tmp_path, start):
     _wait_for(lambda: "stuck" in {name for name, _ in _log(tmp_path)})
     _go(tmp_path, "other")
     _wait_for(lambda: len(_done(opened)) == 75)
-    assert store.status(opened)[:3] == (75, 80, 5)
+    assert filling.status(opened)[:3] == (75, 80, 5)
     time.sleep(0.6)  # longer than a look for what others left
     assert other.poll() is None
     assert len(_done(opened)) == 75
     stuck.kill()
     assert other.wait(60) == 0
     _assert_whole(opened)
-    assert store.status(opened)[:3] == (80, 80, 0)
+    assert filling.status(opened)[:3] == (80, 80, 0)
     assert [name for name, _ in _log(tmp_path)].count("other") == 80
 
 
@@ -662,11 +662,11 @@ def test_status_counts_the_rows_that_another_process_holds(tmp_path, start):
     _go(tmp_path, "holder")
     _wait_for(lambda: _log(tmp_path))
     for _ in range(2):  # looking does not take them away
-        assert store.status(opened)[:3] == (0, 80, 6)
-    assert store.status(_open(tmp_path / "truth", 1))[:3] == (0, 5, 5)
+        assert filling.status(opened)[:3] == (0, 80, 6)
+    assert filling.status(_open(tmp_path / "truth", 1))[:3] == (0, 5, 5)
     holder.kill()
     holder.wait()
-    assert store.status(opened)[:3] == (0, 80, 0)
+    assert filling.status(opened)[:3] == (0, 80, 0)
 
 
 def test_two_processes_that_make_one_store_both_get_it(tmp_path, start):
@@ -677,4 +677,4 @@ def test_two_processes_that_make_one_store_both_get_it(tmp_path, start):
     opened = store.inspect_store(tmp_path / "truth")
     assert opened.seeds.shape == (5,)
     np.testing.assert_array_equal(opened.seeds, 16)
-    assert store.status(opened)[:3] == (0, 80, 0)
+    assert filling.status(opened)[:3] == (0, 80, 0)
