@@ -192,6 +192,17 @@ def kills(result: dict[str, Any]) -> str:
     )
 
 
+def truth(result: dict[str, Any]) -> str:
+    """One sentence."""
+    means = result["truth"]["mean_loss"]
+    losses = ", ".join(f"{value:.3f} ({what})" for what, value in means.items())
+    return (
+        f"`ddm truth digits` ends with the checksum `{result['truth']['checksum']}` on JAX "
+        f"{result['versions']['jax']}: of every output, rounded to 3 decimals. Their mean loss is "
+        f"{losses}."
+    )
+
+
 def _command(name: str) -> str:
     return "ddm run" if name == "digits" else f"ddm run mnist --preset {name}"
 
@@ -276,6 +287,7 @@ TABLES = {
     "mislabelled": mislabelled,
     "digits_removal": removal,
     "kill_store": kills,
+    "digits_truth": truth,
 }
 
 
