@@ -30,13 +30,7 @@ def render(readme: str) -> str:
 
 def digits(result: dict[str, Any]) -> str:
     """Single groups and halves."""
-    columns = {
-        "": _name,
-        "rho": lambda row: _ranged(row, "rho"),
-        "Pearson, all": lambda row: _score(row.get("pearson")),
-        "group LDS": lambda row: _ranged(row, "group_lds"),
-        "example gradients": lambda row: _share(row.get("share_of_retraining")),
-        "seconds": lambda row: _share(row.get("seconds_share_of_retraining")),
+    columns = _group_columns(result) | {
         "all 50 groups": lambda row: _seconds(row.get("seconds_all_groups")),
     }
     return _table(columns, result["mean"]) + _footer(result)
@@ -44,15 +38,21 @@ def digits(result: dict[str, Any]) -> str:
 
 def mnist(result: dict[str, Any]) -> str:
     """Single groups and halves."""
-    columns = {
+    return _table(_group_columns(result), result["mean"]) + _footer(result)
+
+
+def _group_columns(result: dict[str, Any]) -> dict[str, Any]:
+    (best,) = (row for row in result["mean"] if row["estimator"] == "perfect predictor")
+    return {
         "": _name,
         "rho": lambda row: _ranged(row, "rho"),
+        "of ceiling": lambda row: _of_ceiling(row.get("rho"), best["rho"]),
         "Pearson, all": lambda row: _score(row.get("pearson")),
         "group LDS": lambda row: _ranged(row, "group_lds"),
+        "of ceiling ": lambda row: _of_ceiling(row.get("group_lds"), best["group_lds"]),
         "example gradients": lambda row: _share(row.get("share_of_retraining")),
         "seconds": lambda row: _share(row.get("seconds_share_of_retraining")),
     }
-    return _table(columns, result["mean"]) + _footer(result)
 
 
 def runs(result: dict[str, Any]) -> str:
@@ -88,6 +88,7 @@ def dattri(result: dict[str, Any]) -> str:
         "published, one run": lambda row: _score(row.get("published_one_run")),
         "one run": lambda row: _score(row["value_one_run"]),
         "four runs": lambda row: _score(row["value"]),
+        "of ceiling": lambda row: _of_ceiling(row["value"], row["ceiling"]),
         "95 % over halves": lambda row: _interval(row["over_rows"]),
     }
     seconds = ", ".join(
@@ -119,6 +120,7 @@ def convnets(result: dict[str, Any]) -> str:
         "Spearman": lambda row: _score(row["value"]),
         "95 % over removals": lambda row: _interval(row["over_rows"]) if "over_rows" in row else "",
         "ceiling": lambda row: _score(row["ceiling"]),
+        "of ceiling": lambda row: _of_ceiling(row["value"], row["ceiling"]),
         "runs": lambda row: str(row["runs"]),
         "runs for a ceiling of .8": lambda row: str(row["needed"]) if "needed" in row else "",
         "offline": lambda row: _seconds(row.get("offline_seconds")),
@@ -266,6 +268,10 @@ def _percent(value: float) -> str:
 
 def _score(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+def _of_ceiling(value: float | None, ceiling: float) -> str:
+    return "" if value is None else f"{value / ceiling:.0%}"
 
 
 def _share(value: float | None) -> str:
