@@ -161,7 +161,10 @@ def code_identity() -> dict[str, str]:
 
 
 def source_digest(files: Iterable[Path]) -> str:
-    """SHA-256 of Python files, 12 characters. Comments, docstrings and layout do not count."""
+    """SHA-256 of Python files, 12 characters: the same on every version of Python.
+
+    Comments, docstrings and layout do not count.
+    """
     total = hashlib.sha256()
     for path in files:
         tree = ast.parse(path.read_text())
@@ -169,8 +172,18 @@ def source_digest(files: Iterable[Path]) -> str:
             body = getattr(node, "body", None)
             if isinstance(body, list) and body and _is_docstring(body[0]):
                 del body[0]
-        total.update(ast.dump(tree).encode())
+        total.update(repr(_plain(tree)).encode())
     return total.hexdigest()[:12]
+
+
+def _plain(node: Any) -> Any:
+    """A syntax tree as lists, without the empty fields that versions of Python differ in."""
+    if isinstance(node, list):
+        return [_plain(part) for part in node]
+    if isinstance(node, ast.AST):
+        fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, [])]
+        return [type(node).__name__, *((name, _plain(value)) for name, value in fields)]
+    return node
 
 
 def _is_docstring(node: ast.AST) -> bool:
