@@ -98,9 +98,7 @@ def make_grad_dot_candidate(plan: Plan, chosen: Settings) -> Estimator:
 
 CANDIDATES: dict[str, Candidates] = {
     "ddm": Candidates(make_ddm_candidate, {}, {"steps": (50, 100, 200), "rewind": (0.0, 0.75)}),
-    "grad_dot": Candidates(
-        lambda plan, chosen: make_grad_dot(plan.task, plan.truth_output), {}, {}
-    ),
+    "grad_dot": Candidates(make_grad_dot_candidate, {}, {}),
     "retraining": Candidates(make_retraining_candidate, {}, {}),
 }
 
