@@ -1,38 +1,88 @@
 """Distilled datamodels in JAX: which training data made a model do this, and what if it were gone?
 
-The public names, in the order of the stages.
+The public names, in the order of the stages. They are imported when they are first used, so that
+the `ddm` command answers at once.
 """
 
-__version__ = "0.2.0"
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from ddm_jax import data, metrics, models, objectives
-from ddm_jax.attribution import Attribution, make_attribution
-from ddm_jax.cluster import check_groups, make_groups
-from ddm_jax.distill import make_distiller, make_match_points, trajectory_indices
-from ddm_jax.estimators import make_ddm, make_grad_dot, make_retraining, retraining_response
-from ddm_jax.loo import (
-    check_masks,
-    ddm_response,
-    leave_one_out,
-    leave_one_out_masks,
-    make_finetune,
-    random_masks,
-    ridge_datamodel,
-    subset_outputs,
-    trajectory_point,
-)
-from ddm_jax.matching import (
-    group_batches,
-    make_group_gradients,
-    make_matching_error,
-    make_matching_loss,
-    make_synset_gradient,
-)
-from ddm_jax.models import classification
-from ddm_jax.parallel import device_vmap
-from ddm_jax.synset import initial_synset
-from ddm_jax.train import cosine_schedule, make_train, make_trainer
-from ddm_jax.types import Batch, Estimator, Synset, Task, TrainRun
+__version__ = "0.3.0"
+
+if TYPE_CHECKING:
+    from ddm_jax import data, metrics, models, objectives
+    from ddm_jax.attribution import Attribution, make_attribution
+    from ddm_jax.cluster import check_groups, make_groups
+    from ddm_jax.distill import make_distiller, make_match_points, trajectory_indices
+    from ddm_jax.estimators import make_ddm, make_grad_dot, make_retraining, retraining_response
+    from ddm_jax.loo import (
+        check_masks,
+        ddm_response,
+        leave_one_out,
+        leave_one_out_masks,
+        make_finetune,
+        random_masks,
+        ridge_datamodel,
+        subset_outputs,
+        trajectory_point,
+    )
+    from ddm_jax.matching import (
+        group_batches,
+        make_group_gradients,
+        make_matching_error,
+        make_matching_loss,
+        make_synset_gradient,
+    )
+    from ddm_jax.models import classification
+    from ddm_jax.parallel import device_vmap
+    from ddm_jax.synset import initial_synset
+    from ddm_jax.train import cosine_schedule, make_train, make_trainer
+    from ddm_jax.types import Batch, Estimator, Synset, Task, TrainRun
+
+_MODULES = ("data", "metrics", "models", "objectives")
+_NAMES = {
+    "attribution": ("Attribution", "make_attribution"),
+    "cluster": ("check_groups", "make_groups"),
+    "distill": ("make_distiller", "make_match_points", "trajectory_indices"),
+    "estimators": ("make_ddm", "make_grad_dot", "make_retraining", "retraining_response"),
+    "loo": (
+        "check_masks",
+        "ddm_response",
+        "leave_one_out",
+        "leave_one_out_masks",
+        "make_finetune",
+        "random_masks",
+        "ridge_datamodel",
+        "subset_outputs",
+        "trajectory_point",
+    ),
+    "matching": (
+        "group_batches",
+        "make_group_gradients",
+        "make_matching_error",
+        "make_matching_loss",
+        "make_synset_gradient",
+    ),
+    "models": ("classification",),
+    "parallel": ("device_vmap",),
+    "synset": ("initial_synset",),
+    "train": ("cosine_schedule", "make_train", "make_trainer"),
+    "types": ("Batch", "Estimator", "Synset", "Task", "TrainRun"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"ddm_jax.{name}")
+    for module, names in _NAMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"ddm_jax.{module}"), name)
+    raise AttributeError(f"module 'ddm_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
 
 __all__ = [
     "Attribution",

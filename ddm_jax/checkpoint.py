@@ -81,6 +81,11 @@ def metadata(path: Path) -> dict[str, Any]:
     return _manifest(path.absolute())["metadata"]
 
 
+def fits(path: Path, like: Any) -> bool:
+    """Whether the arrays of a checkpoint have the shapes of `like`."""
+    return _manifest(path.absolute())["shapes"] == _shapes(like)
+
+
 def exists(path: Path) -> bool:
     """Whether a whole checkpoint is there; one that was being replaced is put back."""
     old = path.with_name(path.name + ".old")

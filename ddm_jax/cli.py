@@ -171,7 +171,7 @@ def compare(
 @app.command("settings")
 def show_settings(preset: Preset = None, workdir: Workdir = None) -> None:
     """List the presets, and all settings of one preset or of a run."""
-    with _errors():
+    with _errors(computes=False):
         from ddm_jax import config as settings
 
         if workdir is not None:
@@ -213,9 +213,11 @@ def _chosen(
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
+def _errors(computes: bool = True) -> Iterator[None]:
     """Turn mistakes into one line and exit code 1, and an interrupt into how to go on."""
     try:
+        if computes:
+            terminal.prepare_jax()
         yield
     except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)

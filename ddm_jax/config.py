@@ -177,6 +177,19 @@ PRESETS: dict[str, tuple[str, Config]] = {
             truth=TruthConfig(seeds=8, subsets=20, subset_seeds=4),
         ),
     ),
+    "mnist-60k": (
+        "all 60,000 images of 28x28, ConvNet of width 32, 100 groups",
+        Config(
+            data=DataConfig("mnist", 60_000, 1000),
+            model=ModelConfig("convnet"),
+            train=TrainConfig(5, 100, 0.05, 0.001, momentum=0.9),
+            cluster=ClusterConfig(num_groups=100),
+            distill=DistillConfig(items=2, steps=1000),
+            online=OnlineConfig(steps=25, learning_rate=0.05),
+            check=CheckConfig(groups=8, subsets=12, seeds=2),
+            truth=TruthConfig(seeds=2, subsets=12, subset_seeds=2),
+        ),
+    ),
     "images": (
         "any other image set: 2,000 images, ConvNet of width 32, 20 groups",
         Config(

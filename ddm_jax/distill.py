@@ -19,12 +19,14 @@ from ddm_jax.matching import (
     GroupBatches,
     MatchPoints,
     balance_weights,
+    distance_norms,
     leading_directions,
     make_group_gradients,
     make_matching_loss,
 )
 from ddm_jax.parallel import chunked_vmap
-from ddm_jax.types import Array, Batch, Synset, Task, TrainRun, take
+from ddm_jax.pieces import bytes_an_example
+from ddm_jax.types import Array, Batch, Params, Synset, Task, take
 
 LEARNABLE = ("x", "y", "mass")
 
@@ -43,6 +45,9 @@ class Distiller(NamedTuple):
 
     start: Callable[[Synset], DistillState]
     advance: Callable[..., tuple[DistillState, Array]]
+    norms: Callable[[MatchPoints], Array]  # -> [T, K], see `matching.distance_norms`
+    weights: Callable[[Array], Array]  # norms of all groups [T, K] -> weights [T, K]
+    distance: str
 
 
 def make_distiller(
@@ -60,6 +65,7 @@ def make_distiller(
     `start(synset) -> state`. `advance(key, state, points, steps) -> state, losses [steps]` takes
     steps (their number is static) on `sum_k weight_k d(g_k, h_k)`, each at `points_per_step`
     points drawn with `fold_in(key, step)`, so that a resumed run draws what it would have drawn.
+    Where these groups are not all, their `weights [T, K]` among all are its last argument.
 
     Masses are optimised in units of their group's mean absolute mass at the start: a group whose
     gradient lives in few hard examples has masses far below 1/M, which one step of a shared
@@ -75,7 +81,7 @@ def make_distiller(
             group by group); see `matching.balance_weights`. The cosines weigh groups alike.
         learn: which of "x", "y" and "mass" are optimised; the others stay frozen.
         points_per_step: trajectory points a step, at least 1.
-        chunk: groups side by side; default by platform, see `parallel.chunked_vmap`.
+        chunk: groups side by side; default `groups_together`.
 
     Raises:
         ValueError: for a setting out of range.
@@ -105,14 +111,29 @@ def make_distiller(
             def one_group(item):
                 return jax.value_and_grad(matching_loss)(*item, point)
 
-            losses, slopes = chunked_vmap(one_group, chunk)((synset, point.gradients, weights[t]))
+            together = chunk or groups_together(task, point.params, synset)
+            items = (synset, point.gradients, weights[t])
+            losses, slopes = chunked_vmap(one_group, together)(items)
             return jnp.sum(losses), slopes
 
         losses, slopes = lax.map(at_point, chosen)
         return jnp.mean(losses), jax.tree.map(lambda leaf: jnp.mean(leaf, 0), slopes)
 
-    def advance(key: Array, state: DistillState, points: MatchPoints, steps: int):
-        weights = balance_weights(points, distance, balance)
+    def norms(points: MatchPoints) -> Array:
+        return distance_norms(points, distance)
+
+    def weights_of(norms: Array) -> Array:
+        return balance_weights(norms, balance)
+
+    def advance(
+        key: Array,
+        state: DistillState,
+        points: MatchPoints,
+        steps: int,
+        weights: Array | None = None,
+    ):
+        if weights is None:
+            weights = weights_of(norms(points))
         count = weights.shape[0]
 
         def step(state: DistillState, _):
@@ -127,7 +148,21 @@ def make_distiller(
 
         return lax.scan(step, state, length=steps)
 
-    return Distiller(start, advance)
+    return Distiller(start, advance, norms, weights_of, distance)
+
+
+def groups_together(task: Task, params: Params, synset: Synset) -> int | None:
+    """How many groups a matching step takes side by side.
+
+    On a CPU one where a network keeps much for each item, as one with convolutions does, and up
+    to five where it keeps little: a matrix product with the one row of M = 1 is slow. Elsewhere
+    None, all of them.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    items = Batch(synset.x[0], synset.y[0])
+    kept = bytes_an_example(lambda p, b, mass: mass @ task.loss(p, b), params, items)
+    return min(max(2**20 // max(kept * synset.x.shape[1], 1), 1), 5)
 
 
 def trajectory_indices(
@@ -150,12 +185,14 @@ def trajectory_indices(
 
 
 def make_match_points(
-    task: Task, num_groups: int, offset: int = 0
-) -> Callable[[TrainRun, Batch, GroupBatches, Array], MatchPoints]:
-    """Make `match_points(run, data, batches, indices [T']) -> MatchPoints`.
+    task: Task, num_groups: int, offset: int = 0, *, directions: bool = True
+) -> Callable[[Params, Batch, GroupBatches, Array], MatchPoints]:
+    """Make `match_points(checkpoints, data, batches, indices [T']) -> MatchPoints`.
 
-    The real gradients are taken at the checkpoints `indices` and are to be reproduced `offset`
-    checkpoints later (the s of the paper's objective), at most at the trained network.
+    The real gradients are taken at the checkpoints `indices` of a run and are to be reproduced
+    `offset` checkpoints later (the s of the paper's objective), at most at the trained network.
+    The `directions` that all groups share are for the distance "whitened" alone, and cost several
+    passes over the gradients.
 
     Raises:
         ValueError: for a negative offset.
@@ -164,14 +201,17 @@ def make_match_points(
         raise ValueError(f"offset={offset}; it must be at least 0 checkpoints")
     group_gradients = make_group_gradients(task, num_groups)
 
-    def match_points(run: TrainRun, data: Batch, batches: GroupBatches, indices: Array):
-        last = jax.tree.leaves(run.checkpoints)[0].shape[0] - 1
+    def match_points(checkpoints: Params, data: Batch, batches: GroupBatches, indices: Array):
+        last = jax.tree.leaves(checkpoints)[0].shape[0] - 1
 
         def at(index: Array):
-            gradients = group_gradients(take(run.checkpoints, index), data, batches)
-            return gradients, *leading_directions(gradients)
+            gradients = group_gradients(take(checkpoints, index), data, batches)
+            if directions:
+                return gradients, *leading_directions(gradients)
+            none = jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape[1:])), gradients)
+            return gradients, none, jnp.zeros(0)
 
         later = jnp.minimum(indices + offset, last)
-        return MatchPoints(take(run.checkpoints, later), *lax.map(at, indices))
+        return MatchPoints(take(checkpoints, later), *lax.map(at, indices))
 
     return match_points

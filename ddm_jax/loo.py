@@ -23,6 +23,7 @@ from jax import lax
 from ddm_jax.matching import synset_batch
 from ddm_jax.objectives import Output
 from ddm_jax.parallel import device_vmap
+from ddm_jax.pieces import value_and_gradient
 from ddm_jax.types import Array, Batch, Params, Synset, Task, take
 
 Finetune = Callable[[Params, Synset, Array], Params]
@@ -63,6 +64,7 @@ def make_finetune(
     if steps < 0:
         raise ValueError(f"steps={steps}; it must be at least 0")
     decay = weight_decay if update == "retain" else 0.0
+    of_losses = value_and_gradient(lambda params, batch, mass: mass @ task.loss(params, batch))
 
     def finetune(params: Params, synset: Synset, keep: Array) -> Params:
         if keep.shape != synset.share.shape:
@@ -76,14 +78,11 @@ def make_finetune(
             synset.x.reshape(-1, *synset.x.shape[2:]), synset.y.reshape(-1, synset.y.shape[-1])
         )
 
-        def objective(params: Params) -> Array:
-            return mass @ task.loss(params, batch) + decay / 2 * optax.tree.norm(
-                params, squared=True
-            )
-
         def step(carry, _):
             params, state = carry
-            updates, state = optimizer.update(jax.grad(objective)(params), state, params)
+            _, gradient = of_losses(params, batch, mass)
+            slope = jax.tree.map(lambda g, p: g + decay * p, gradient, params)
+            updates, state = optimizer.update(slope, state, params)
             return (optax.apply_updates(params, updates), state), None
 
         (params, _), _ = lax.scan(step, (params, optimizer.init(params)), length=steps)

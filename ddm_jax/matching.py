@@ -23,7 +23,8 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from ddm_jax.parallel import chunked_vmap
-from ddm_jax.types import Array, Batch, Params, Synset, Task, take
+from ddm_jax.pieces import value_and_gradient
+from ddm_jax.types import Array, Batch, Leaf, Params, Synset, Task, take
 
 Distance = Callable[[Params, Params], Array]  # g_k, h_k of one group -> scalar
 
@@ -44,9 +45,10 @@ class MatchPoints(NamedTuple):
 class GroupBatches(NamedTuple):
     """The training rows cut into pieces that belong to one group each."""
 
-    rows: Array  # [J, c] int32
-    valid: Array  # [J, c] float32, 0 where a piece is padded
-    owner: Array  # [J] int32, the group of each piece
+    rows: Leaf  # [J, c] int32
+    valid: Leaf  # [J, c] float32, 0 where a piece is padded
+    owner: Leaf  # [J] int32, the group of each piece
+    total: Leaf  # int32, N
 
 
 def group_batches(groups: np.ndarray, num_groups: int, size: int = 64) -> GroupBatches:
@@ -72,6 +74,7 @@ def group_batches(groups: np.ndarray, num_groups: int, size: int = 64) -> GroupB
         jnp.asarray(np.stack(rows), jnp.int32),
         jnp.asarray(np.stack(valid), jnp.float32),
         jnp.asarray(owner, jnp.int32),
+        jnp.asarray(len(groups), jnp.int32),
     )
 
 
@@ -82,17 +85,17 @@ def make_group_gradients(task: Task, num_groups: int) -> Callable[..., Params]:
     the mean loss. One pass over the pieces of `group_batches`, accumulated in place.
     """
 
-    def group_gradients(params: Params, data: Batch, batches: GroupBatches) -> Params:
-        def total(params, rows, valid):
-            return valid @ task.loss(params, take(data, rows))
+    of_losses = value_and_gradient(lambda params, batch, valid: valid @ task.loss(params, batch))
 
-        def add(sums, piece: GroupBatches):
-            gradient = jax.grad(total)(params, piece.rows, piece.valid)
-            return jax.tree.map(lambda s, g: s.at[piece.owner].add(g), sums, gradient), None
+    def group_gradients(params: Params, data: Batch, batches: GroupBatches) -> Params:
+        def add(sums, piece):
+            rows, valid, owner = piece
+            _, gradient = of_losses(params, take(data, rows), valid)
+            return jax.tree.map(lambda s, g: s.at[owner].add(g), sums, gradient), None
 
         zeros = jax.tree.map(lambda leaf: jnp.zeros((num_groups, *leaf.shape), leaf.dtype), params)
-        sums, _ = lax.scan(add, zeros, batches)
-        return jax.tree.map(lambda leaf: leaf / data.x.shape[0], sums)
+        sums, _ = lax.scan(add, zeros, (batches.rows, batches.valid, batches.owner))
+        return jax.tree.map(lambda leaf: leaf / batches.total, sums)
 
     return group_gradients
 
@@ -247,8 +250,19 @@ def squared_norms(gradients: Params) -> Array:
     )
 
 
-def balance_weights(points: MatchPoints, distance: str, balance: float) -> Array:
-    """Weights [T, K] of the groups' distances, from the real gradients.
+def distance_norms(points: MatchPoints, distance: str) -> Array:
+    """The distance [T, K] between each group's gradient and nothing; 1 for the cosines."""
+    norms = jax.vmap(squared_norms)(points.gradients)
+    if distance not in ("squared", "whitened"):
+        return jnp.ones_like(norms)
+    if distance == "whitened":
+        every_group = jax.vmap(shared_part, (0, None, None))
+        norms = norms - jax.vmap(every_group)(points.gradients, points.directions, points.shrinkage)
+    return norms
+
+
+def balance_weights(norms: Array, balance: float) -> Array:
+    """Weights [T, K] of the groups' distances, from the `distance_norms` of all groups.
 
     With n_k the distance between g_k and nothing, `weight_k = n_k^-balance / sum_j
     n_j^(1 - balance)`, so that an empty synset costs one. `balance=1` averages relative errors
@@ -256,12 +270,6 @@ def balance_weights(points: MatchPoints, distance: str, balance: float) -> Array
     divides the summed error by the summed size, and small groups count for little. The cosines,
     relative by themselves, get 1/K.
     """
-    norms = jax.vmap(squared_norms)(points.gradients)
-    if distance not in ("squared", "whitened"):
-        return jnp.full_like(norms, 1 / norms.shape[1])
-    if distance == "whitened":
-        every_group = jax.vmap(shared_part, (0, None, None))
-        norms = norms - jax.vmap(every_group)(points.gradients, points.directions, points.shrinkage)
     norms = norms + 1e-6 * jnp.mean(norms, 1, keepdims=True) + 1e-30
     return norms**-balance / jnp.sum(norms ** (1 - balance), 1, keepdims=True)
 

@@ -1,9 +1,7 @@
 """Networks in flax.linen, and `classification(module, shape) -> Task`.
 
 Every network normalises within one example (never over a batch), so that a per-example gradient
-depends on the parameters and that example alone. Convolutions are written as patches times a
-matrix: XLA's own backward convolutions are an order of magnitude slower inside `scan` and `map`
-on a CPU, where all training loops here live, and turn into grouped convolutions under `vmap`.
+depends on the parameters and that example alone. Convolutions are `convolution.convolve`'s.
 """
 
 from __future__ import annotations
@@ -17,11 +15,13 @@ import jax.numpy as jnp
 import optax
 
 from ddm_jax import objectives
+from ddm_jax.convolution import convolve
+from ddm_jax.pieces import bytes_an_example, map_pieces, piece_size
 from ddm_jax.types import Array, Batch, Params, Task
 
 
 class Convolution(nn.Module):
-    """Convolution with zero padding `(size - 1) // 2`, as patches times a matrix.
+    """Convolution with zero padding `(size - 1) // 2`; see `convolution.convolve`.
 
     `[B, H, W, D] -> [B, ceil(H / stride), ceil(W / stride), width]` for odd `size`.
     """
@@ -37,18 +37,7 @@ class Convolution(nn.Module):
         kernel = self.param(
             "kernel", nn.initializers.he_normal(), (self.size, self.size, depth, self.width)
         )
-        border = (self.size - 1) // 2
-        height, breadth = x.shape[1:3]
-        padded = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
-        patches = jnp.concatenate(
-            [
-                padded[:, i : i + height : self.stride, j : j + breadth : self.stride]
-                for i in range(self.size)
-                for j in range(self.size)
-            ],
-            axis=-1,
-        )
-        out = patches @ kernel.reshape(-1, self.width)
+        out = convolve(x, kernel, self.stride)
         if self.use_bias:
             out = out + self.param("bias", nn.initializers.zeros, (self.width,))
         return out
@@ -196,11 +185,15 @@ def classification(module: nn.Module, input_shape: Sequence[int]) -> Task:
     def init(key: Array) -> Params:
         return module.init(key, sample)["params"]
 
-    def apply(params: Params, x: Array) -> Array:
+    def forward(params: Params, x: Array) -> Array:
         return module.apply({"params": params}, x)  # type: ignore[return-value]
 
     def loss(params: Params, batch: Batch) -> Array:
-        return optax.softmax_cross_entropy(apply(params, batch.x), batch.y)
+        return optax.softmax_cross_entropy(forward(params, batch.x), batch.y)
+
+    def apply(params: Params, x: Array) -> Array:
+        size = piece_size(len(x), example_bytes)
+        return map_pieces(lambda piece: forward(params, piece), x, size)
 
     def features(params: Params, x: Array) -> Array:
         return module.apply({"params": params}, x, return_features=True)  # type: ignore
@@ -215,9 +208,14 @@ def classification(module: nn.Module, input_shape: Sequence[int]) -> Task:
             f"the module has the collections {sorted(variables)}; only 'params' is allowed, as a "
             "per-example gradient must not depend on other examples (use GroupNorm, no BatchNorm)"
         )
-    logits = jax.eval_shape(apply, variables["params"], sample)
+    logits = jax.eval_shape(forward, variables["params"], sample)
     if len(logits.shape) != 2 or logits.shape[0] != 1:
         raise ValueError(f"the module returns {logits.shape} for one example; it must be (1, C)")
+    example_bytes = bytes_an_example(
+        lambda params, batch, weights: weights @ loss(params, batch),
+        variables["params"],
+        Batch(sample, logits),
+    )
     arguments = inspect.signature(type(module).__call__).parameters
     # Our own MLP without dropout is not random.
     is_random = "train" in arguments and getattr(module, "dropout", None) != 0

@@ -78,6 +78,18 @@ def accuracy(apply: Apply) -> Output:
     return output
 
 
+def output_change(outputs: Callable[[Params], Array], params: Params) -> Callable[..., Array]:
+    """Make `change(direction) -> [Q]`: the derivative of `outputs(params) [Q]` along a direction.
+
+    As the derivative of the transposed derivative, which is linear: reverse mode alone, as
+    networks with derivatives of their own need (`convolution`), and the network is run only once
+    for all directions.
+    """
+    values, pull = jax.vjp(outputs, params)
+    _, push = jax.vjp(lambda weights: pull(weights)[0], jnp.zeros_like(values))
+    return lambda direction: push(direction)[0]
+
+
 def make_objective(name: str, apply: Apply) -> Output:
     """Look up an objective: "margin", "loss", "probability", "accuracy" or "logit:<class>".
 

@@ -13,7 +13,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ddm_jax.pieces import map_pieces
+
+ITEMS = "items"  # the one axis of every mesh here
+ENGINES = ("shard_map", "pmap")
+FIT = "fit"
 
 
 def chunked_vmap(fn: Callable[..., Any], chunk: int | None = None) -> Callable[..., Any]:
@@ -61,57 +69,135 @@ def device_vmap(
     fn: Callable[..., Any],
     *,
     devices: Sequence[jax.Device] | None = None,
-    chunk: int | None = None,
+    chunk: int | str | None = None,
+    engine: str = "shard_map",
+    donate: bool = False,
 ) -> Callable[..., Any]:
     """Map `fn(item, *shared)` over the leading axis of `item`, compiled, on every device.
 
     `mapped(items, *shared)` equals a Python loop `[fn(items[i], *shared) for i in range(K)]`
     with the results stacked. On each device the items go through `chunked_vmap`. Over several
-    devices they are split by `pmap`; K is padded to a multiple of the devices with repeats of the
+    devices they are split; K is padded to a multiple of those that are used with repeats of the
     last item, which are dropped again.
+
+    In several processes (`jax.distributed.initialize`) every process calls `mapped` with the same
+    arguments, the items are split over the devices of all, and every process gets all results.
+
+    The engine "shard_map" is the default, because it runs inside `jit` and over processes, takes
+    arguments that lie where they are needed as they are (`replicate`), and is what `pmap` has
+    become inside. "pmap" gives equal results on the devices of one process.
 
     Args:
         fn: pure function of one item (a pytree) and any shared arguments.
-        devices: the devices to use; default all local devices of the default backend.
-        chunk: items side by side on one device, at least 1; default as in `chunked_vmap`.
+        devices: the devices to use; default all devices of the default backend, those of other
+            processes too.
+        chunk: items side by side on one device, at least 1; "fit" takes as many as the compiled
+            program's own memory analysis says fit into the device's memory. Default: 1 on a CPU
+            (see `chunked_vmap`), else "fit".
+        engine: "shard_map" or "pmap".
+        donate: give the buffers of `items` to the results; they may not be used again.
 
     Raises:
-        ValueError: for a chunk below 1, no devices, or (when called) items without a common,
-            positive leading axis.
+        ValueError: for a chunk below 1, no devices, an unknown engine, or (when called) items
+            without a common, positive leading axis, or "pmap" over several processes.
     """
-    devices = jax.local_devices() if devices is None else list(devices)
+    devices = jax.devices() if devices is None else list(devices)
     if not devices:
         raise ValueError("devices is empty; pass at least one device, or None for all of them")
+    if engine not in ENGINES:
+        raise ValueError(f"engine={engine!r}; choose one of {', '.join(ENGINES)}")
+    if chunk is None:
+        chunk = 1 if jax.default_backend() == "cpu" else FIT
+    if isinstance(chunk, str) and chunk != FIT:
+        raise ValueError(f"chunk={chunk!r}; it must be a number or {FIT!r}")
+    many_processes = len({device.process_index for device in devices}) > 1
+    if engine == "pmap" and many_processes:
+        raise ValueError("engine='pmap' splits over one process; use 'shard_map' over several")
 
-    def on_one_device(items, *shared):
-        return chunked_vmap(lambda item: fn(item, *shared), chunk)(items)
+    def run(items: Any, shared: tuple[Any, ...], chunk: int | None, used: int) -> Any:
+        def on_one_device(items, *shared):
+            return chunked_vmap(lambda item: fn(item, *shared), chunk)(items)
 
-    if len(devices) == 1:
-        return jax.jit(on_one_device)
-
-    # Shared arguments get an explicit axis of None each, so their number must be known.
-    compiled: dict[int, Callable[..., Any]] = {}
-
-    def on_devices(items, *shared):
+        if used == 1:
+            return on_one_device(items, *shared)
         size = _leading_axis(items)
-        per_device = -(-size // len(devices))
-        used = devices[: -(-size // per_device)]
-        fill = per_device * len(used) - size
+        per_device = -(-size // used)
+        padded = jax.tree.map(lambda leaf: _pad(leaf, per_device * used - size), items)
+        if engine == "pmap":
+            split = jax.tree.map(lambda x: x.reshape(used, per_device, *x.shape[1:]), padded)
+            axes = (0,) + (None,) * len(shared)
+            results = jax.pmap(on_one_device, in_axes=axes, devices=devices[:used])(split, *shared)
+            results = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+        else:
+            results = jax.shard_map(
+                on_one_device,
+                mesh=_mesh(devices[:used]),
+                in_specs=(PartitionSpec(ITEMS),) + (PartitionSpec(),) * len(shared),
+                out_specs=PartitionSpec(ITEMS),
+                check_vma=False,
+            )(padded, *shared)
+        return jax.tree.map(lambda leaf: leaf[:size], results)
 
-        def split(leaf):
-            padded = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], fill, axis=0)]) if fill else leaf
-            return padded.reshape(len(used), per_device, *leaf.shape[1:])
+    # The results of several processes are gathered, those of one stay where they are.
+    compiled = jax.jit(
+        run,
+        static_argnames=("chunk", "used"),
+        donate_argnames="items" if donate else None,
+        out_shardings=NamedSharding(_mesh(devices), PartitionSpec()) if many_processes else None,
+    )
 
-        if len(used) not in compiled:
-            compiled[len(used)] = jax.pmap(
-                on_one_device, in_axes=(0,) + (None,) * len(shared), devices=used
-            )
-        results = compiled[len(used)](jax.tree.map(split, items), *shared)
-        return jax.tree.map(
-            lambda leaf: leaf.reshape(per_device * len(used), *leaf.shape[2:])[:size], results
-        )
+    def mapped(items: Any, *shared: Any) -> Any:
+        size = _leading_axis(items)
+        used = len(devices) if many_processes else -(-size // -(-size // len(devices)))
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((items, shared))):
+            return run(items, shared, None if isinstance(chunk, str) else chunk, used)
+        if used > 1:
+            even = PartitionSpec(ITEMS) if size % used == 0 else PartitionSpec()
+            mesh = _mesh(devices[:used])
+            items = _place(items, mesh, even)
+            shared = _place(shared, mesh, PartitionSpec())
+        chosen = _fitting_chunk(compiled, items, shared, used) if chunk == FIT else chunk
+        return compiled(items, shared, chunk=chosen, used=used)
 
-    return on_devices
+    return mapped
+
+
+def _fitting_chunk(compiled: Any, items: Any, shared: Any, used: int) -> int:
+    """The most items side by side whose program fits the device: all, half, a quarter, ..."""
+    chunk = -(-_leading_axis(items) // used)
+    limit = device_memory()
+    while limit is not None and chunk > 1:
+        # The call that follows takes this same compiled program.
+        found = compiled.lower(items, shared, chunk=chunk, used=used).compile().memory_analysis()
+        if found is None or found.temp_size_in_bytes + found.argument_size_in_bytes <= limit:
+            break
+        chunk = -(-chunk // 2)
+    return chunk
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+    """Put arrays on every device (default: all), so that no call of `device_vmap` has to."""
+    devices = jax.devices() if devices is None else list(devices)
+    return _place(tree, _mesh(devices), PartitionSpec())
+
+
+def _place(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    def one(leaf: Any) -> Any:
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            # Keys do not travel between processes by themselves, their numbers do.
+            numbers = jax.device_put(jax.random.key_data(leaf), NamedSharding(mesh, spec))
+            return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
+        return jax.device_put(leaf, NamedSharding(mesh, spec))
+
+    return jax.tree.map(one, tree)
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+    return Mesh(np.asarray(devices), (ITEMS,), axis_types=(AxisType.Auto,))
+
+
+def _pad(leaf: Any, fill: int) -> Any:
+    return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], fill, axis=0)]) if fill else leaf
 
 
 def in_batches(fn: Callable[..., Any], size: int = 500) -> Callable[..., Any]:
@@ -122,7 +208,7 @@ def in_batches(fn: Callable[..., Any], size: int = 500) -> Callable[..., Any]:
 
     @jax.jit
     def mapped(params: Any, x: Any) -> Any:
-        return lax.map(lambda one: fn(params, one[None])[0], x, batch_size=min(size, len(x)))
+        return map_pieces(lambda piece: fn(params, piece), x, size)
 
     return mapped
 

@@ -20,7 +20,7 @@ from ddm_jax import checkpoint, cluster
 from ddm_jax import config as settings
 from ddm_jax.attribution import Attribution, make_attribution
 from ddm_jax.config import Config
-from ddm_jax.distill import make_match_points, trajectory_indices
+from ddm_jax.distill import trajectory_indices
 from ddm_jax.estimators import make_grad_dot
 from ddm_jax.loo import (
     leave_one_out_masks,
@@ -29,9 +29,10 @@ from ddm_jax.loo import (
     subset_outputs,
     trajectory_point,
 )
-from ddm_jax.matching import group_batches, make_matching_error
-from ddm_jax.parallel import in_batches
+from ddm_jax.offline import Step, make_blockwise, plan_blocks
+from ddm_jax.parallel import in_batches, replicate
 from ddm_jax.plan import Plan, check_distillation_fits, make_plan, read_groups
+from ddm_jax.streaming import over_rows, read_as_needed
 from ddm_jax.synset import initial_synset
 from ddm_jax.types import Synset, TrainRun
 from ddm_jax.workdir import (
@@ -44,8 +45,6 @@ from ddm_jax.workdir import (
     stage_seconds,
     versions,
 )
-
-DISTILL_CHUNK = 50  # distillation steps a dispatch
 
 
 class SynsetResult(NamedTuple):
@@ -119,9 +118,8 @@ def target_stage(plan: Plan, workdir: Path, progress: Progress) -> TrainRun:
     first = steps - every * count
 
     def compute(resume: Resume) -> TrainRun:
-        on_device = jax.device_put(train)
         rows = jax.jit(trainer.batches, static_argnums=1)(key, len(train.x))
-        advance = jax.jit(trainer.advance)
+        advance = read_as_needed(jax.jit(trainer.advance), train, rows.shape[1])
         state = jax.jit(trainer.start)(key)
         checkpoints = jax.tree.map(
             lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.checkpoints
@@ -132,7 +130,7 @@ def target_stage(plan: Plan, workdir: Path, progress: Progress) -> TrainRun:
             state, checkpoints, losses = carry
             # The steps before the first kept checkpoint are a piece of their own.
             size = first if first and position == 0 else every
-            state, new = advance(state, rows[position : position + size], on_device, weights)
+            state, new = advance(state, rows[position : position + size], weights)
             losses[position : position + size] = new
             _check_finite(losses, "training", "train", plan.config.train.learning_rate)
             index = (position + size - first) // every - 1
@@ -168,7 +166,10 @@ def groups_stage(
                 raise ValueError("cluster.features=network needs the trained target network")
             if plan.task.features is None:
                 raise ValueError("cluster.features=network; this task has no features: use pixels")
-            features = np.asarray(in_batches(plan.task.features)(target.params, train.x))
+            by_rows = in_batches(plan.task.features)
+            features = over_rows(
+                lambda rows, params: by_rows(params, rows[0]), (train.x,), target.params
+            )
         return cluster.make_groups(
             config.method,
             features=features,
@@ -205,33 +206,29 @@ def synset_stage(
 
     def compute(resume: Resume) -> SynsetResult:
         progress.say("  gradients of the groups along the trajectory, and where to start")
-        on_device = jax.device_put(train)
         start = initial_synset(
-            key, plan.task, config.start, target, on_device, groups, config.items, fit
+            key, plan.task, config.start, target, train, groups, config.items, fit
         )
-        make_points = jax.jit(make_match_points(plan.task, num_groups, config.offset))
-        batches = group_batches(groups, num_groups)
-        points = make_points(target, on_device, batches, jnp.asarray(fit))
-        advance = jax.jit(plan.distiller.advance, static_argnums=3)
+        blocks = plan_blocks(plan.distiller, groups, len(fit), target.params, train)
+        if blocks.members.shape[0] > jax.device_count():
+            progress.say(f"  {len(blocks.members)} blocks of groups, as memory asks for")
+        offline = make_blockwise(plan.task, plan.distiller, blocks, config.offset)
 
-        def step(carry, position: int):
-            state, losses = carry
-            size = min(DISTILL_CHUNK, config.steps - position)
-            state, new = advance(draw_key, state, points, size)
-            losses[position : position + size] = new
-            _check_finite(losses, "distillation", "distill", config.learning_rate)
-            return (state, losses), position + size, f"matching loss {np.mean(new):.4f}"
+        def checked(carry, total: int, step: Step):
+            def step_and_check(carry, position: int):
+                carry, position, note = step(carry, position)
+                _check_finite(carry[2], "distillation", "distill", config.learning_rate)
+                return carry, position, note
 
-        carry = (plan.distiller.start(start), np.zeros(kept_losses, np.float32))
-        state, losses = resume(carry, config.steps, step)
-        held = make_points(target, on_device, batches, jnp.asarray(held_out))
-        error = jax.jit(make_matching_error(plan.task))
+            return resume(carry, total, step_and_check)
+
+        synset, losses = offline.distil(draw_key, start, target, train, fit, config.steps, checked)
         return SynsetResult(
-            synset=state.synset,
+            synset=synset,
             start=start,
             losses=losses,
-            error=np.asarray(error(state.synset, held)).mean(0),
-            error_start=np.asarray(error(start, held)).mean(0),
+            error=offline.errors(synset, target, train, held_out).mean(0),
+            error_start=offline.errors(start, target, train, held_out).mean(0),
         )
 
     return keep_stage(plan, workdir, "synset", "distilling the synset", shapes, compute, progress)
@@ -314,7 +311,7 @@ def check_stage(
     )
 
     def compute(resume: Resume) -> CheckResult:
-        on_device, cut = jax.device_put(train), jnp.asarray(groups)
+        on_device, cut = replicate((train, groups))
         retrain = subset_outputs(plan.retraining)
         at_once = jax.local_device_count() if jax.default_backend() == "cpu" else len(masks)
         jobs = [(s, r) for s in range(config.seeds) for r in range(0, len(masks), at_once)]
@@ -336,9 +333,7 @@ def check_stage(
             masks=masks,
             retrained=retrained,
             predicted=np.asarray(predicted),
-            grad_dot=np.asarray(
-                baseline.score(baseline.fit(key, target, on_device, groups), query)
-            ),
+            grad_dot=np.asarray(baseline.score(baseline.fit(key, target, train, groups), query)),
         )
 
     what = f"retraining {config.seeds * len(masks)} networks to check"

@@ -9,13 +9,15 @@ import jax
 import numpy as np
 import optax
 
-from ddm_jax import cluster, data, objectives, parallel
+from ddm_jax import cluster, data, objectives
 from ddm_jax.config import Config
 from ddm_jax.distill import Distiller, make_distiller, trajectory_indices
 from ddm_jax.estimators.retraining import retraining_response, subset_retraining_response
 from ddm_jax.loo import Response, ddm_response, make_finetune, subset_size
 from ddm_jax.models import classification, make_module
 from ddm_jax.objectives import Output
+from ddm_jax.offline import blocks_needed
+from ddm_jax.streaming import bytes_of
 from ddm_jax.synset import STARTS
 from ddm_jax.train import Trainer, cosine_schedule, make_trainer, steps_an_epoch
 from ddm_jax.types import Task
@@ -113,10 +115,10 @@ def make_plan(config: Config) -> Plan:
 
 
 def check_distillation_fits(plan: Plan) -> None:
-    """Check that the gradients to match, `[T, K, P]`, can be in memory at all.
+    """Check that the gradients to match can be in memory, a block of groups at a time.
 
     Raises:
-        ValueError: saying how much they take, and how to take less.
+        ValueError: as `offline.blocks_needed`.
     """
     config = plan.config
     if config.cluster.method == "file":
@@ -126,15 +128,7 @@ def check_distillation_fits(plan: Plan) -> None:
     checkpoints = config.train.epochs // config.train.checkpoint_every
     matched, _ = trajectory_indices(checkpoints, config.distill.part)
     params = jax.eval_shape(plan.task.init, jax.random.key(0))
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    needed, there = 4 * len(matched) * count * size, parallel.device_memory()
-    if there is not None and needed > there:
-        raise ValueError(
-            f"distilling holds the gradients of {count:,} groups at {len(matched)} checkpoints, "
-            f"{needed / 2**30:.0f} GiB, and there are {there / 2**30:.0f}: use fewer groups "
-            "(cluster.method, cluster.num_groups), a smaller distill.part or a larger "
-            "train.checkpoint_every"
-        )
+    blocks_needed(plan.distiller, len(matched), count, params, bytes_of(plan.split.train))
 
 
 def _trainer(task: Task, config: Config, num_points: int) -> Trainer:

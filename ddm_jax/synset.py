@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from scipy.optimize import lsq_linear
 
+from ddm_jax.streaming import over_rows
 from ddm_jax.types import Array, Batch, Params, Synset, Task, TrainRun, take
 
 STARTS = ("pursuit", "random", "central", "noise")
@@ -55,14 +56,15 @@ def initial_synset(
         return noise(key, data, groups, num_groups, items)
     if method != "pursuit":
         raise ValueError(f"unknown start {method!r}; choose one of {', '.join(STARTS)}")
-    sketch = jax.jit(make_gradient_sketch(task, SKETCH_SIZE))
+    sketch = make_gradient_sketch(task, SKETCH_SIZE)
     chosen = np.asarray(indices)[
         np.unique(np.linspace(0, len(indices) - 1, SKETCH_POINTS).round().astype(int))
     ]
     sketches = []
     for index in chosen:
         draw = jax.random.fold_in(key, index)
-        sketches.append(np.asarray(sketch(draw, take(run.checkpoints, index), data)))
+        at = take(run.checkpoints, index)
+        sketches.append(over_rows(lambda rows, *at: sketch(*at, rows), data, draw, at))
     return gradient_pursuit(np.concatenate(sketches, 1), data, groups, num_groups, items)
 
 

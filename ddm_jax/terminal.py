@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -20,6 +23,31 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ddm_jax.store import Store
+
+
+MOST_CPU_DEVICES = 8  # each holds the data
+
+
+def prepare_jax() -> None:
+    """Keep compiled programs for the next command, and make a device of each CPU core.
+
+    XLA runs the small operations of one network on one core; a device a core trains or updates
+    that many networks at once. What the user has set stands.
+    """
+    import jax
+
+    found: Any = jax.config
+    if found.jax_compilation_cache_dir is None:
+        place = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        # Programs are made for one kind of CPU, and home directories are shared.
+        folder = Path(place) / "ddm_jax" / platform.node()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    set_already = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not set_already and found.jax_num_cpu_devices < 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        with suppress(RuntimeError):  # where this process has made its devices already
+            jax.config.update("jax_num_cpu_devices", min(cores or 1, MOST_CPU_DEVICES))
 
 
 @contextmanager

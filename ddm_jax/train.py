@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from ddm_jax.pieces import value_and_gradient
 from ddm_jax.types import Array, Batch, Params, Task, TrainRun, take
 
 Schedule = Callable[[Any], Any]
@@ -126,16 +127,17 @@ def make_trainer(
         rows = order[:, : per_epoch * batch_size].reshape(-1, batch_size)
         return rows[:steps].astype(jnp.int32)
 
-    def batch_loss(params: Params, batch: Batch, weights: Array, key: Array) -> Array:
+    def gradient_of_batch(params: Params, batch: Batch, weights: Array, key: Array):
+        total = jnp.maximum(jnp.sum(weights), 1e-12)
         if task.training_loss is None:
-            losses = task.loss(params, batch)
-        else:
-            losses = task.training_loss(params, batch, key)
-        return weights @ losses / jnp.maximum(jnp.sum(weights), 1e-12)
+            mean = lambda p, b, w: w @ task.loss(p, b) / total  # noqa: E731
+            return value_and_gradient(mean)(params, batch, weights)
+        random_mean = lambda p: weights @ task.training_loss(p, batch, key) / total  # noqa: E731
+        return jax.value_and_grad(random_mean)(params)
 
     def step(state: TrainState, rows: Array, data: Batch, weights: Array):
         weight = jnp.where(rows >= 0, weights[rows], 0.0)
-        loss, gradient = jax.value_and_grad(batch_loss)(
+        loss, gradient = gradient_of_batch(
             state.params, take(data, rows), weight, jax.random.fold_in(state.key, state.step)
         )
         updates, moved = optimizer.update(gradient, state.optimizer, state.params)

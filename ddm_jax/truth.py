@@ -26,6 +26,7 @@ from ddm_jax import filling, store
 from ddm_jax.estimators.retraining import retrained_outputs
 from ddm_jax.filling import Tell
 from ddm_jax.loo import leave_one_out_masks, random_masks
+from ddm_jax.parallel import replicate
 from ddm_jax.plan import Plan
 from ddm_jax.store import Store
 
@@ -95,7 +96,7 @@ def open_truth(plan: Plan, folder: Path, groups: np.ndarray) -> Store:
 def fill(plan: Plan, opened: Store, groups: np.ndarray, chunk: int | None, tell: Tell) -> int:
     """Retrain every network that the store lacks; returns how many."""
     retrain = retrained_outputs(plan.truth_retraining)
-    data, cut, query = jax.device_put((plan.split.train, jnp.asarray(groups), plan.split.test))
+    data, cut, query = replicate((plan.split.train, groups, plan.split.test))
     key = jax.random.fold_in(truth_key(plan), 1)
     paired = plan.config.truth.paired
 

@@ -142,7 +142,10 @@ def keep_stage(
         position = 0
         if checkpoint.exists(partial):
             kept = checkpoint.metadata(partial)
-            if kept["fingerprint"] == fingerprint:
+            same = kept["fingerprint"] == fingerprint
+            if same and not checkpoint.fits(partial, carry):
+                progress.say("  what was kept was cut for another number of devices: starting over")
+            elif same:
                 carry = jax.tree.map(
                     lambda old, new: np.array(new) if isinstance(old, np.ndarray) else new,
                     carry,

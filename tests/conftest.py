@@ -1,10 +1,14 @@
 """Four fake CPU devices for every test, and small problems that several files share."""
 
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 )
+
+# Programs that the tests compile are kept for the processes that they start, and nowhere else.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
 
 import jax
 import jax.numpy as jnp

@@ -149,6 +149,13 @@ def test_another_shape_or_structure_is_refused(tmp_path, wrong):
     assert "\n" not in str(caught.value)
 
 
+def test_whether_a_checkpoint_fits_is_told_without_reading_it(tmp_path):
+    checkpoint.save(tmp_path / "c", {"a": np.zeros((2, 3))}, {})
+    assert checkpoint.fits(tmp_path / "c", {"a": np.ones((2, 3))})
+    assert not checkpoint.fits(tmp_path / "c", {"a": np.ones((4, 3))})
+    assert not checkpoint.fits(tmp_path / "c", {"b": np.ones((2, 3))})
+
+
 def test_saving_again_replaces_and_leaves_nothing_beside(tmp_path):
     checkpoint.save(tmp_path / "state", _state(1))
     checkpoint.save(tmp_path / "state", _state(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import signal
@@ -498,3 +499,45 @@ def test_sigterm_leaves_a_run_that_goes_on(tmp_path, compile_once):  # noqa: F81
     assert 0 < positions[0] < positions[1] < 1000000
     assert checkpoint.exists(workdir / "groups")
     assert not checkpoint.exists(workdir / "synset")
+
+
+def test_help_answers_without_jax():
+    code = "import sys, ddm_jax.cli; print(sorted({'jax', 'numpy', 'flax'} & set(sys.modules)))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"
+
+
+PREPARED = """
+import jax
+from ddm_jax import terminal
+terminal.prepare_jax()
+jax.jit(lambda x: jax.lax.fori_loop(0, 9, lambda i, y: jax.numpy.sort(y @ y), x))(jax.numpy.eye(9))
+print(jax.local_device_count(), jax.config.jax_compilation_cache_dir)
+"""
+
+
+def prepared(**environment):
+    names = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_COMPILATION_CACHE_DIR")
+    cleared = {name: value for name, value in os.environ.items() if name not in names}
+    told = subprocess.run(
+        [sys.executable, "-c", PREPARED],
+        env=cleared | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return told.stdout.split()
+
+
+def test_the_command_uses_every_core_and_keeps_compiled_programs(tmp_path):
+    devices, folder = prepared(XDG_CACHE_HOME=str(tmp_path), JAX_PLATFORMS="cpu")
+    assert int(devices) == min(len(os.sched_getaffinity(0)), 8)
+    assert folder == str(tmp_path / "ddm_jax" / platform.node())
+    assert any((tmp_path / "ddm_jax").rglob("*-cache"))
+
+
+def test_what_the_user_set_stands(tmp_path):
+    own = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own"), "JAX_PLATFORMS": "cpu"}
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+    assert prepared(**own, **flags) == ["3", str(tmp_path / "own")]
+    assert prepared(**own, JAX_NUM_CPU_DEVICES="5")[0] == "5"

@@ -11,7 +11,10 @@ from ddm_jax.types import take
 @pytest.fixture(scope="module")
 def points(ready):
     return ddm.make_match_points(ready.task, 10)(
-        ready.run, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([5, 6, 8, 9])
+        ready.run.checkpoints,
+        ready.data,
+        ddm.group_batches(ready.groups, 10),
+        jnp.array([5, 6, 8, 9]),
     )
 
 
@@ -24,7 +27,7 @@ def distil(ready, points, synset, steps=40, key=0, **settings):
 
 def test_distillation_lowers_the_error_where_it_was_not_trained(ready, points, synset):
     held_out = ddm.make_match_points(ready.task, 10)(
-        ready.run, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([7])
+        ready.run.checkpoints, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([7])
     )
     state, losses = distil(ready, points, synset, 300)
     error = jax.jit(ddm.make_matching_error(ready.task))
@@ -90,8 +93,12 @@ def test_in_pieces_is_bitwise_the_same_as_in_other_pieces_of_that_size(ready, po
 def test_the_offset_takes_real_gradients_earlier_than_synthetic_ones(ready):
     batches = ddm.group_batches(ready.groups, 10)
     indices = jnp.array([4, 8, 9])
-    plain = ddm.make_match_points(ready.task, 10)(ready.run, ready.data, batches, indices)
-    later = ddm.make_match_points(ready.task, 10, offset=2)(ready.run, ready.data, batches, indices)
+    plain = ddm.make_match_points(ready.task, 10)(
+        ready.run.checkpoints, ready.data, batches, indices
+    )
+    later = ddm.make_match_points(ready.task, 10, offset=2)(
+        ready.run.checkpoints, ready.data, batches, indices
+    )
     for a, b in zip(
         jax.tree.leaves(plain.gradients), jax.tree.leaves(later.gradients), strict=True
     ):

@@ -21,9 +21,12 @@ STAGES = sorted(set(TREES) - {f"{name}.py" for name in OUTER})
 # Who is below whom; a file imports files of lower levels only. The stages follow the data.
 LEVELS = (
     {"types"},
-    {"parallel", "data", "objectives", "metrics", "cluster"},
+    {"pieces"},
+    {"parallel", "convolution", "data", "objectives", "metrics", "cluster"},
+    {"streaming"},
     {"models", "train", "matching", "attribution"},
     {"distill", "synset", "loo"},
+    {"offline"},
     {"estimators"},
 )
 
@@ -146,3 +149,14 @@ def test_importing_the_package_leaves_heavy_things_alone():
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_the_same_for_type_checkers_and_when_they_are_used():
+    (block,) = (n for n in TREES["__init__.py"].body if isinstance(n, ast.If))
+    seen = {alias.name for node in block.body for alias in node.names}
+    assert seen == set(ddm_jax.__all__)
+    assert set(ddm_jax.__all__) <= set(dir(ddm_jax))
+    for name in ddm_jax.__all__:
+        assert getattr(ddm_jax, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        ddm_jax.nothing  # noqa: B018

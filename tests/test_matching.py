@@ -117,16 +117,14 @@ def test_balance_weights_make_an_empty_synset_cost_one():
     gradients = {"w": jnp.array([[[1.0, 0.0], [0.0, 3.0]], [[0.1, 0.0], [0.0, 0.1]]])}
     points = matching.MatchPoints(None, gradients, None, None)
     norms = np.array([[1.0, 9.0], [0.01, 0.01]])
+    found = matching.distance_norms(points, "squared")
+    np.testing.assert_allclose(found, norms, rtol=1e-5)
     for balance in (0.0, 0.5, 1.0):
-        weights = np.asarray(matching.balance_weights(points, "squared", balance))
+        weights = np.asarray(matching.balance_weights(found, balance))
         assert weights.shape == norms.shape
         np.testing.assert_allclose((weights * norms).sum(1), [1, 1], rtol=1e-3)
-    np.testing.assert_allclose(
-        matching.balance_weights(points, "squared", 0.0)[0], [0.1, 0.1], rtol=1e-3
-    )
-    np.testing.assert_allclose(
-        matching.balance_weights(points, "squared", 1.0)[0], [0.5, 0.5 / 9], rtol=1e-3
-    )
+    np.testing.assert_allclose(matching.balance_weights(found, 0.0)[0], [0.1, 0.1], rtol=1e-3)
+    np.testing.assert_allclose(matching.balance_weights(found, 1.0)[0], [0.5, 0.5 / 9], rtol=1e-3)
 
 
 def test_whitening_equals_the_closed_form(rng):
@@ -149,9 +147,9 @@ def test_whitening_equals_the_closed_form(rng):
 
 def test_an_empty_synset_costs_one_when_whitened(ready):
     points = ddm.make_match_points(ready.task, 10)(
-        ready.run, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([3, 9])
+        ready.run.checkpoints, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([3, 9])
     )
-    weights = matching.balance_weights(points, "whitened", 0.5)
+    weights = matching.balance_weights(matching.distance_norms(points, "whitened"), 0.5)
     for t in range(2):
         point = take(points, t)
         shared = jax.vmap(matching.shared_part, (0, None, None))(
@@ -166,9 +164,10 @@ def test_an_empty_synset_costs_one_when_whitened(ready):
 @pytest.mark.parametrize("distance", sorted(matching.DISTANCES))
 def test_the_matching_loss_under_vmap_and_pmap_equals_a_loop(ready, synset, distance):
     points = ddm.make_match_points(ready.task, 10)(
-        ready.run, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([9])
+        ready.run.checkpoints, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([9])
     )
-    point, weights = take(points, 0), matching.balance_weights(points, distance, 0.5)[0]
+    point = take(points, 0)
+    weights = matching.balance_weights(matching.distance_norms(points, distance), 0.5)[0]
     slope = jax.value_and_grad(ddm.make_matching_loss(ready.task, distance))
     items = take((synset, point.gradients, weights), slice(0, 4))
     each = [jax.jit(slope)(*take(items, k), point) for k in range(4)]
@@ -186,7 +185,7 @@ def test_the_matching_loss_under_vmap_and_pmap_equals_a_loop(ready, synset, dist
 
 def test_matching_error_is_zero_for_the_real_members_and_one_for_nothing(ready):
     points = ddm.make_match_points(ready.task, 10)(
-        ready.run, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([8, 9])
+        ready.run.checkpoints, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([8, 9])
     )
     error = jax.jit(ddm.make_matching_error(ready.task))
     real = real_synset(ready)

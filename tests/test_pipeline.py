@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny_run import CHUNK, compile_once, finished, read_stages, tiny_config  # noqa: F401
 
-from ddm_jax import checkpoint, config, parallel, pipeline, report
+from ddm_jax import checkpoint, config, offline, pipeline, report, workdir
 from ddm_jax.attribution import Attribution
 from ddm_jax.pipeline import DEPENDS, SILENT, Progress
 from ddm_jax.plan import make_plan
@@ -45,7 +45,7 @@ class Recorder:
 
 @pytest.fixture(autouse=True)
 def chunk(monkeypatch):
-    monkeypatch.setattr(pipeline, "DISTILL_CHUNK", CHUNK)
+    monkeypatch.setattr(offline, "STEPS_AT_ONCE", CHUNK)
 
 
 @pytest.fixture
@@ -181,12 +181,12 @@ def test_a_second_run_computes_nothing_again(copy, monkeypatch, without_pictures
 
 
 def test_gradients_that_cannot_be_held_are_refused_before_any_work(tmp_path, copy, monkeypatch):
-    monkeypatch.setattr(parallel, "device_memory", lambda: 1000)
-    with pytest.raises(ValueError, match=r"GiB, and there are 0: use fewer groups"):
+    monkeypatch.setattr(offline, "device_memory", lambda: 1000)
+    with pytest.raises(ValueError, match="gradients of 10 groups at 2 checkpoints at once, 0 GiB"):
         pipeline.run(tiny_config(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     before = _written(copy)
-    with pytest.raises(ValueError, match="use fewer groups"):
+    with pytest.raises(ValueError, match="use distance='squared'"):
         pipeline.run_stage("synset", copy, tiny_config())
     assert _written(copy) == before
     pipeline.run_stage("groups", copy, tiny_config())  # distils nothing
@@ -532,3 +532,32 @@ def test_the_fingerprint_follows_settings_and_data_but_not_where_they_lie():
     assert all(
         a != b for a, b in zip(prints(base), prints(make_plan(tiny_config("seed=1"))), strict=True)
     )
+
+
+def test_a_partial_result_for_other_devices_is_not_taken(tmp_path, monkeypatch):
+    """Blocks of groups are cut for the devices; on others the stage starts again, and says so."""
+    monkeypatch.setattr(workdir, "fingerprint_of", lambda plan, name: "same")
+    checkpoint.save(
+        tmp_path / "synset.partial",
+        {"blocks": np.full((4, 3), 7.0)},
+        {"fingerprint": "same", "position": 2, "seconds": 1.0},
+    )
+    said = []
+    progress = workdir.Progress(said.append, lambda what, total: lambda done, note: None)
+
+    def kept(blocks):
+        def compute(resume):
+            return resume({"blocks": np.zeros((blocks, 3))}, 3, lambda c, p: (c, p + 1, ""))
+
+        like = {"blocks": np.zeros((blocks, 3))}
+        return workdir.keep_stage(None, tmp_path, "synset", "distil", like, compute, progress)
+
+    assert kept(2)["blocks"].sum() == 0
+    assert any("another number of devices" in text for text in said)
+    checkpoint.save(
+        tmp_path / "synset.partial",
+        {"blocks": np.full((4, 3), 7.0)},
+        {"fingerprint": "same", "position": 2, "seconds": 1.0},
+    )
+    checkpoint.remove(tmp_path / "synset")
+    assert kept(4)["blocks"].sum() == 4 * 3 * 7

@@ -109,7 +109,7 @@ def test_pursuit_residual_shrinks_with_more_items_and_small_groups_repeat():
 
 def test_pursuit_matches_gradients_far_better_than_random_members(ready):
     points = ddm.make_match_points(ready.task, 10)(
-        ready.run, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([7, 9])
+        ready.run.checkpoints, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([7, 9])
     )
     error = jax.jit(ddm.make_matching_error(ready.task))
     pursuit, random = (np.median(error(make(ready, m, 3), points)) for m in ("pursuit", "random"))

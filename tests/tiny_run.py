@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from ddm_jax import config, pipeline
+from ddm_jax import config, offline, pipeline
 from ddm_jax.config import Config
 from ddm_jax.pipeline import CheckResult, Plan, SynsetResult
 from ddm_jax.plan import make_plan
@@ -68,7 +68,7 @@ def finished(tmp_path_factory, compile_once) -> Path:
 @cache
 def _finished(folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "DISTILL_CHUNK", CHUNK)
+        patch.setattr(offline, "STEPS_AT_ONCE", CHUNK)
         pipeline.run(tiny_config(), folder / "finished")
     return folder / "finished"
 

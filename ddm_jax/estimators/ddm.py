@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ddm_jax.cluster import check_groups
-from ddm_jax.distill import make_distiller, make_match_points, trajectory_indices
+from ddm_jax.distill import make_distiller, trajectory_indices
 from ddm_jax.loo import (
     Response,
     check_rewind,
@@ -19,8 +19,8 @@ from ddm_jax.loo import (
     subset_outputs,
     trajectory_point,
 )
-from ddm_jax.matching import group_batches
 from ddm_jax.objectives import Output
+from ddm_jax.offline import make_blockwise, plan_blocks
 from ddm_jax.synset import initial_synset
 from ddm_jax.types import Array, Batch, Estimator, Params, Synset, Task, TrainRun
 
@@ -93,17 +93,14 @@ def make_ddm(
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> DDMState:
         groups = check_groups(groups, len(data.x))
-        count = int(groups.max()) + 1
         checkpoints = jax.tree.leaves(run.checkpoints)[0].shape[0]
         indices, _ = trajectory_indices(checkpoints, part)
         initial_key, draw_key = jax.random.split(key)
         first = initial_synset(initial_key, task, start, run, data, groups, items, indices)
-        points = jax.jit(make_match_points(task, count, offset))(
-            run, data, group_batches(groups, count), jnp.asarray(indices)
-        )
-        advance = jax.jit(distiller.advance, static_argnums=3)
-        state, _ = advance(draw_key, distiller.start(first), points, distill_steps)
-        return DDMState(run.checkpoints, state.synset, jnp.max(run.learning_rates))
+        blocks = plan_blocks(distiller, groups, len(indices), run.params, data)
+        offline = make_blockwise(task, distiller, blocks, offset)
+        synset, _ = offline.distil(draw_key, first, run, data, indices, distill_steps)
+        return DDMState(run.checkpoints, synset, jnp.max(run.learning_rates))
 
     def outputs(state: DDMState, masks: Any, query: Batch) -> Array:
         return mapped(masks, state, query)

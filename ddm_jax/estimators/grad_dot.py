@@ -8,8 +8,9 @@ import jax
 
 from ddm_jax.cluster import check_groups
 from ddm_jax.matching import group_batches, make_group_gradients
-from ddm_jax.objectives import Output
+from ddm_jax.objectives import Output, output_change
 from ddm_jax.parallel import chunked_vmap
+from ddm_jax.pieces import bytes_an_example, map_pieces, piece_size
 from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun
 
 
@@ -23,7 +24,7 @@ def make_grad_dot(task: Task, output: Output | None = None) -> Estimator:
 
     At the trained network a descent step on group k moves the parameters along `-g_k`; the score
     is the change of the output per unit of that step. Charpiat et al., "Input similarity from
-    the neural network perspective", 2019. Computed as one forward-mode derivative of all outputs
+    the neural network perspective", 2019. Computed as one directional derivative of all outputs
     a group, without any gradient of a query.
     """
     explained = task.output if output is None else output
@@ -38,10 +39,14 @@ def make_grad_dot(task: Task, output: Output | None = None) -> Estimator:
 
     @jax.jit
     def score(state: GradDotState, query: Batch) -> Array:
-        def along(gradient: Params) -> Array:
-            down = jax.tree.map(lambda leaf: -leaf, gradient)
-            return jax.jvp(lambda p: explained(p, query), (state.params,), (down,))[1]
+        def of_queries(query: Batch) -> Array:
+            change = output_change(lambda params: explained(params, query), state.params)
+            return -chunked_vmap(change)(state.gradients).T
 
-        return chunked_vmap(along)(state.gradients)
+        count = len(query.x)
+        if jax.eval_shape(explained, state.params, query).shape != (count,):
+            return of_queries(query).T  # one output of all queries, such as an accuracy
+        kept = bytes_an_example(lambda p, batch, w: w @ explained(p, batch), state.params, query)
+        return map_pieces(of_queries, query, piece_size(count, kept)).T
 
     return Estimator(fit, score)
