@@ -21,6 +21,7 @@ RUNS = {
     "digits": ["digits"],
     "mnist": ["mnist"],
     "mnist-convnet": ["mnist", "--preset", "mnist-convnet"],
+    "mnist-60k": ["mnist", "--preset", "mnist-60k"],
 }
 QUICK = ["--set", "train.epochs=4", "--set", "distill.steps=50", "--set", "check.seeds=2"]
 
@@ -46,6 +47,7 @@ def measure(words: list[str], workdir: Path) -> dict[str, Any]:
         "online_seconds": seconds["attribution"],
         "offline_seconds": seconds["synset"],
         "retraining_seconds": metrics["seconds_a_retrained_network"],
+        "stage_seconds": seconds,
         "wall_seconds": wall,
         # Of all processes so far: the runs go from small to large.
         "peak_gib": peak,

@@ -69,7 +69,7 @@ def expected_bytes(case: dict[str, Any], num_params: int, example_bytes: int) ->
         "synset": 8 * synset,
         "queries": (1 + devices) * queries,
         # One network a device: parameters, momentum, gradient, their updates; a piece of a batch.
-        "networks": devices * (4 * 5 * num_params + max(8 * 2**20, example_bytes)),
+        "networks": devices * (4 * 5 * num_params + max(6 * 2**20, example_bytes)),
     }
 
 

@@ -75,9 +75,9 @@ def group_share(groups: np.ndarray, num_groups: int) -> Array:
 
 
 def _from_rows(data: Batch, rows: np.ndarray, mass: np.ndarray, share: Array) -> Synset:
-    labels = jnp.asarray(data.y)[rows]
+    labels = jnp.asarray(data.y[rows])
     return Synset(
-        x=jnp.asarray(data.x)[rows],
+        x=jnp.asarray(data.x[rows]),  # these rows alone, where the data are on the host
         y=SHARPNESS * labels,
         mass=jnp.asarray(mass, jnp.float32),
         share=share,

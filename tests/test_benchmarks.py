@@ -1,5 +1,7 @@
 """The quick form of each benchmark runs, and says what it must."""
 
+import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -38,6 +40,12 @@ def mnist_data():
     if not DATA.exists():
         pytest.skip(f"needs prepared MNIST in {DATA.relative_to(ROOT.parent)} beside the project")
     return ["--data-dir", str(DATA)]
+
+
+def needs(*libraries):
+    missing = [name for name in libraries if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}: python -m pip install '.[benchmarks]'")
 
 
 def test_digits_protocol():
@@ -122,3 +130,115 @@ def test_kill_store():
     assert result["result"]["kills_while_filling"] >= 1
     assert result["result"]["rows_lost"] == result["result"]["rows_repeated"] == 0
     assert result["result"]["equal_bits"] is True
+
+
+def test_torch_steps():
+    needs("torch")
+    result = quick("torch_steps")
+    check_told(result, "torch_steps")
+    rows = {(row["network"], row["step"]): row for row in result["rows"]}
+    assert len(rows) == 4
+    for row in rows.values():
+        assert row["difference"] < 1e-4
+        others = set(row["milliseconds"]) - {"jax"}
+        assert others == {
+            "loop",
+            "vmap",
+            "loop, channels last" if "ConvNet" in row["network"] else "stacked",
+        }
+        best = min(row["milliseconds"][form] for form in others)
+        assert row["ratio_to_best"] == pytest.approx(row["milliseconds"]["jax"] / best)
+    # 4 examples of 3 models through 64-64-10: forward, kernel gradients, one error signal.
+    dense = rows["MLP 64-64-10", "fine-tune"]
+    assert dense["operations_a_step"] == 12 * 2 * (2 * 64 * 64 + 3 * 64 * 10)
+    # 2 items of 3 groups, all seven products of each layer but two of the first.
+    matching = rows["MLP 64-64-10", "matching"]
+    assert matching["operations_a_step"] == 6 * 2 * (5 * 64 * 64 + 7 * 64 * 10)
+    # 8x8x2 through width 4, halved to 4x4x4, halved to 2x2x4.
+    assert rows["ConvNet w4, 8x8x2", "matching"]["operations_a_step"] == 6 * 2 * (
+        5 * 64 * 18 * 4 + 7 * (16 * 36 * 4 + 16 * 10)
+    )
+
+
+def test_torch_steps_without_torch(tmp_path):
+    """A plain word about what to install, before anything else."""
+    (tmp_path / "torch.py").write_text("raise ImportError('none here')")
+    done = subprocess.run(
+        [sys.executable, "benchmarks/torch_steps.py", "--quick"],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 1
+    assert "python -m pip install '.[benchmarks]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_peers():
+    needs("torch", "dattri", "trak")
+    result = quick("peers", *mnist_data())
+    check_told(result, "peers")
+    assert set(result["peers"]) == {"torch", "dattri", "traker"}
+    rows = {row["estimator"]: row for row in result["rows"]}
+    assert len(rows) == 6
+    assert [row["error"] for row in rows.values() if "error" in row] == []
+    ours, theirs = rows["ddm_jax: grad-dot"], rows["dattri: grad-dot"]
+    assert theirs["agreement_with_ours"] > 0.99
+    assert theirs["value"] == pytest.approx(ours["value"], abs=0.01)
+    for row in rows.values():
+        assert (row["counterfactuals"], row["queries"]) == (9, 45)  # three quarters of each
+        assert -1 <= row["value"] <= 1
+        assert row["online_seconds"] > 0
+    influence = rows["dattri: influence, CG"]
+    assert len(influence["tuning_values"]) == 6  # as many as `ddm compare` allows
+    assert influence["tuning_values"][str(influence["damping"])] == max(
+        influence["tuning_values"].values()
+    )
+
+
+def test_a_peer_that_fails_keeps_its_row(tmp_path, monkeypatch):
+    needs("torch", "dattri")
+    (tmp_path / "trak.py").write_text("raise ImportError('no such projector')")
+    before = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), before]))
+    result = quick("peers", *mnist_data())
+    row = next(row for row in result["rows"] if row["estimator"] == "traker: TRAK-1")
+    assert row["error"] == "ImportError: no such projector"
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    render_peers = importlib.import_module("render_peers")
+    assert "failed: ImportError: no such projector" in render_peers.peers(result)
+
+
+def test_convolutions():
+    result = quick("convolutions")
+    check_told(result, "convolutions")
+    assert len(result["layers"]) == 3 * 3 * 2  # orders, forms, placements
+    assert all(row["gflops_a_second"] > 0 for row in result["layers"])
+    (cut,) = result["pieces"]
+    assert 1 <= cut["piece"] <= cut["batch"]
+
+
+def test_scaling():
+    result = quick("scaling")
+    check_told(result, "scaling")
+    one, two = result["rows"]
+    assert (one["devices"], one["blocks"]) == (1, 1)
+    assert (two["devices"], two["blocks"]) == (2, 2)
+    assert one["num_params"] == 784 * 16 + 16 + 16 * 64 + 64 + 64 * 10 + 10
+    for row in result["rows"]:
+        assert row["peak_bytes"] > row["start_bytes"] > 0
+        assert row["online_seconds"] > 0
+        assert row["expected_bytes"]["gradients"] == 4 * 8 * 10 * row["num_params"]
+
+
+def test_cost():
+    result = quick("cost", *mnist_data())
+    check_told(result, "cost")
+    (row,) = result["rows"]
+    assert row["example_gradients"] == 50 * 5 * 10
+    assert row["retraining_example_gradients"] == 10 * 200
+    assert [short["epochs"] for short in row["short"]] == [1, 2, 5, 10]
+    assert row["rival"] in [*row["short"], row["retraining"]]
+    assert row["lds"] > 0

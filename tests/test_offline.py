@@ -161,6 +161,28 @@ def test_rounds_after_the_first_compile_nothing(ready, synset):
     assert counts[1:] == [0, 0]
 
 
+def test_rows_are_read_from_a_file_a_block_at_a_time(ready, tmp_path, monkeypatch):
+    """A `numpy.memmap` serves as data: nothing reads it as a whole."""
+    np.save(tmp_path / "x.npy", np.asarray(ready.data.x))
+    most = []
+
+    class Reads(np.memmap):
+        def __getitem__(self, index):
+            most.append(np.size(index))
+            return np.asarray(super().__getitem__(index))
+
+        def __array__(self, *args, **kwargs):
+            raise AssertionError("read as a whole")
+
+    opened = np.load(tmp_path / "x.npy", mmap_mode="r").view(Reads)
+    host = ddm.Batch(opened, np.asarray(ready.data.y))
+    estimator = ddm.make_ddm(ready.task, items=2, distill_steps=20, steps=2)
+    want = estimator.fit(jax.random.key(1), ready.run, ready.data, ready.groups).synset
+    got = estimator.fit(jax.random.key(1), ready.run, host, ready.groups).synset
+    assert most
+    np.testing.assert_allclose(got.x, want.x, rtol=1e-2, atol=1e-3)
+
+
 def test_data_are_arguments_and_never_constants_of_a_program(ready, synset):
     """What a program closes over is compiled into it: slow, and twice in memory."""
     points = ddm.make_match_points(ready.task, 10)

@@ -31,7 +31,8 @@ def test_bytes_an_example_are_what_its_gradient_keeps():
 
 
 @pytest.mark.parametrize(
-    ("count", "each", "size"), [(100, 1, 100), (100, 2**20, 8), (7, 2**23, 1), (5, 2**30, 1)]
+    ("count", "each", "size"),
+    [(100, 1, 100), (100, 2**20, 6), (100, 2**19, 12), (7, 2**21, 2), (7, 2**22, 1), (5, 2**30, 1)],
 )
 def test_pieces_are_as_few_as_fit_and_about_equal(count, each, size):
     assert pieces.piece_size(count, each) == size
