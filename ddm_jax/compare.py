@@ -75,6 +75,8 @@ def make_ddm_candidate(plan: Plan, chosen: Settings) -> Estimator:
         "part": distill.part,
         "distance": distill.distance,
         "balance": distill.balance,
+        "offset": distill.offset,
+        "precision": distill.precision,
         "distill_steps": distill.steps,
         "distill_rate": distill.learning_rate,
         "update": online.update,

@@ -82,6 +82,7 @@ class DistillConfig:
     learning_rate: float = 0.005
     steps: int = 3000
     points_per_step: int = 1
+    precision: str = "float32"  # of the gradients to match: float32, or bfloat16 for less memory
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from ddm_jax.pieces import bytes_an_example
 from ddm_jax.types import Array, Batch, Params, Synset, Task, take
 
 LEARNABLE = ("x", "y", "mass")
+PRECISIONS = {"float32": 4, "bfloat16": 2}  # of matched gradients, and the bytes of a number
 
 
 class DistillState(NamedTuple):
@@ -185,20 +186,29 @@ def trajectory_indices(
 
 
 def make_match_points(
-    task: Task, num_groups: int, offset: int = 0, *, directions: bool = True
+    task: Task,
+    num_groups: int,
+    offset: int = 0,
+    *,
+    directions: bool = True,
+    precision: str = "float32",
 ) -> Callable[[Params, Batch, GroupBatches, Array], MatchPoints]:
     """Make `match_points(checkpoints, data, batches, indices [T']) -> MatchPoints`.
 
     The real gradients are taken at the checkpoints `indices` of a run and are to be reproduced
     `offset` checkpoints later (the s of the paper's objective), at most at the trained network.
     The `directions` that all groups share are for the distance "whitened" alone, and cost several
-    passes over the gradients.
+    passes over the gradients. With the `precision` "bfloat16" the gradients are computed and added
+    up in float32, and kept in half the memory: each number is off by at most 0.4 %, far below the
+    error at which distillation ends.
 
     Raises:
-        ValueError: for a negative offset.
+        ValueError: for a negative offset or an unknown precision.
     """
     if offset < 0:
         raise ValueError(f"offset={offset}; it must be at least 0 checkpoints")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}; choose one of {', '.join(PRECISIONS)}")
     group_gradients = make_group_gradients(task, num_groups)
 
     def match_points(checkpoints: Params, data: Batch, batches: GroupBatches, indices: Array):
@@ -206,10 +216,13 @@ def make_match_points(
 
         def at(index: Array):
             gradients = group_gradients(take(checkpoints, index), data, batches)
+            kept = gradients
+            if precision != "float32":
+                kept = jax.tree.map(lambda leaf: leaf.astype(precision), gradients)
             if directions:
-                return gradients, *leading_directions(gradients)
+                return kept, *leading_directions(gradients)
             none = jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape[1:])), gradients)
-            return gradients, none, jnp.zeros(0)
+            return kept, none, jnp.zeros(0)
 
         later = jnp.minimum(indices + offset, last)
         return MatchPoints(take(checkpoints, later), *lax.map(at, indices))

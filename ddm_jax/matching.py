@@ -234,6 +234,7 @@ def make_matching_loss(task: Task, distance: str = "squared") -> Callable[..., A
 
     def matching_loss(synset: Synset, gradient: Params, weight: Array, point: MatchPoints) -> Array:
         h = synset_gradient(point.params, synset)
+        gradient = at_least_float32(gradient)
         cost = measure(gradient, h)
         if distance == "whitened":
             error = jax.tree.map(jnp.subtract, gradient, h)
@@ -241,6 +242,13 @@ def make_matching_loss(task: Task, distance: str = "squared") -> Callable[..., A
         return weight * cost
 
     return matching_loss
+
+
+def at_least_float32(gradients: Params) -> Params:
+    """Gradients that were kept in fewer bits, to compute with."""
+    return jax.tree.map(
+        lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), gradients
+    )
 
 
 def squared_norms(gradients: Params) -> Array:
@@ -252,12 +260,13 @@ def squared_norms(gradients: Params) -> Array:
 
 def distance_norms(points: MatchPoints, distance: str) -> Array:
     """The distance [T, K] between each group's gradient and nothing; 1 for the cosines."""
-    norms = jax.vmap(squared_norms)(points.gradients)
+    gradients = at_least_float32(points.gradients)
+    norms = jax.vmap(squared_norms)(gradients)
     if distance not in ("squared", "whitened"):
         return jnp.ones_like(norms)
     if distance == "whitened":
         every_group = jax.vmap(shared_part, (0, None, None))
-        norms = norms - jax.vmap(every_group)(points.gradients, points.directions, points.shrinkage)
+        norms = norms - jax.vmap(every_group)(gradients, points.directions, points.shrinkage)
     return norms
 
 
@@ -284,9 +293,10 @@ def make_matching_error(task: Task, chunk: int | None = None) -> Callable[..., A
 
     def matching_error(synset: Synset, points: MatchPoints) -> Array:
         def at_point(point: MatchPoints):
+            g = at_least_float32(point.gradients)
             h = chunked_vmap(lambda one: synset_gradient(point.params, one), chunk)(synset)
-            error = squared_norms(jax.tree.map(jnp.subtract, point.gradients, h))
-            return error / (squared_norms(point.gradients) + 1e-30)
+            error = squared_norms(jax.tree.map(jnp.subtract, g, h))
+            return error / (squared_norms(g) + 1e-30)
 
         return lax.map(at_point, points)
 

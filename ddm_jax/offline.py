@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax.distill import Distiller, make_match_points
+from ddm_jax.distill import PRECISIONS, Distiller, make_match_points
 from ddm_jax.matching import GroupBatches, MatchPoints, group_batches, make_matching_error
 from ddm_jax.parallel import device_memory, device_vmap
 from ddm_jax.streaming import bytes_of
@@ -83,7 +83,12 @@ def group_blocks(groups: np.ndarray, num_groups: int, count: int, size: int = 64
 
 
 def plan_blocks(
-    distiller: Distiller, groups: np.ndarray, points: int, params: Any, data: Batch
+    distiller: Distiller,
+    groups: np.ndarray,
+    points: int,
+    params: Any,
+    data: Batch,
+    precision: str = "float32",
 ) -> GroupBlocks:
     """Cut the groups into blocks: one a device, or several where memory is short.
 
@@ -94,17 +99,22 @@ def plan_blocks(
         ValueError: where one block does not fit, saying how to need less.
     """
     num_groups = int(np.max(groups)) + 1
-    count = blocks_needed(distiller, points, num_groups, params, bytes_of(data))
+    count = blocks_needed(distiller, points, num_groups, params, bytes_of(data), precision)
     return group_blocks(groups, num_groups, count)
 
 
 def blocks_needed(
-    distiller: Distiller, points: int, num_groups: int, params: Any, data_bytes: int
+    distiller: Distiller,
+    points: int,
+    num_groups: int,
+    params: Any,
+    data_bytes: int,
+    precision: str = "float32",
 ) -> int:
     """The number of blocks of `plan_blocks`; of `params` only the shapes matter."""
     devices = min(jax.device_count(), num_groups)
     limit = device_memory()
-    one = 4 * points * sum(leaf.size for leaf in jax.tree.leaves(params))
+    one = PRECISIONS[precision] * points * sum(leaf.size for leaf in jax.tree.leaves(params))
     if distiller.distance == "whitened":
         if limit is not None and one * num_groups > limit:
             raise ValueError(
@@ -121,8 +131,8 @@ def blocks_needed(
     if one > share:
         raise ValueError(
             f"the gradients of one group at {points} checkpoints take {one / 2**30:.2f} GiB, and "
-            f"a device has {share / 2**30:.2f} for them: use a smaller distill.part or a larger "
-            "train.checkpoint_every"
+            f"a device has {share / 2**30:.2f} for them: use a smaller distill.part, a larger "
+            "train.checkpoint_every or distill.precision=bfloat16"
         )
     rounds = max(-(-num_groups // (share // one * devices)), -(-data_bytes // (share * devices)))
     return devices * min(rounds, -(-num_groups // devices))
@@ -137,14 +147,19 @@ class Blockwise(NamedTuple):
 
 
 def make_blockwise(
-    task: Task, distiller: Distiller, blocks: GroupBlocks, offset: int = 0
+    task: Task,
+    distiller: Distiller,
+    blocks: GroupBlocks,
+    offset: int = 0,
+    precision: str = "float32",
 ) -> Blockwise:
     """Make `distil` and `errors` for the groups of `blocks`, see `plan_blocks`.
 
     `distil(key, start, run, data, indices, steps, loop)` takes `steps` steps of `distiller` for
     every group, matching at the checkpoints `indices`, and equals its `advance` over all groups
     at once to rounding. `errors(synset, run, data, indices)` is `matching.make_matching_error`.
-    `offset` is the s of the paper's objective, in checkpoints. `loop` runs
+    `offset` is the s of the paper's objective, in checkpoints, and `precision` that of the matched
+    gradients, both as in `distill.make_match_points`. `loop` runs
     `step(carry, position)`, and may save and show what it likes between steps.
     """
     count, each = blocks.members.shape
@@ -152,7 +167,11 @@ def make_blockwise(
     at_once = min(jax.device_count(), count)
     rounds = [slice(first, first + at_once) for first in range(0, count, at_once)]
     match_points = make_match_points(
-        task, each, offset, directions=distiller.distance == "whitened"
+        task,
+        each,
+        offset,
+        directions=distiller.distance == "whitened",
+        precision=precision,
     )
     points_of = device_vmap(
         lambda block, checkpoints, indices: match_points(

@@ -209,10 +209,12 @@ def synset_stage(
         start = initial_synset(
             key, plan.task, config.start, target, train, groups, config.items, fit
         )
-        blocks = plan_blocks(plan.distiller, groups, len(fit), target.params, train)
+        blocks = plan_blocks(
+            plan.distiller, groups, len(fit), target.params, train, config.precision
+        )
         if blocks.members.shape[0] > jax.device_count():
             progress.say(f"  {len(blocks.members)} blocks of groups, as memory asks for")
-        offline = make_blockwise(plan.task, plan.distiller, blocks, config.offset)
+        offline = make_blockwise(plan.task, plan.distiller, blocks, config.offset, config.precision)
 
         def checked(carry, total: int, step: Step):
             def step_and_check(carry, position: int):

@@ -11,7 +11,7 @@ import optax
 
 from ddm_jax import cluster, data, objectives
 from ddm_jax.config import Config
-from ddm_jax.distill import Distiller, make_distiller, trajectory_indices
+from ddm_jax.distill import PRECISIONS, Distiller, make_distiller, trajectory_indices
 from ddm_jax.estimators.retraining import retraining_response, subset_retraining_response
 from ddm_jax.loo import Response, ddm_response, make_finetune, subset_size
 from ddm_jax.models import classification, make_module
@@ -128,7 +128,8 @@ def check_distillation_fits(plan: Plan) -> None:
     checkpoints = config.train.epochs // config.train.checkpoint_every
     matched, _ = trajectory_indices(checkpoints, config.distill.part)
     params = jax.eval_shape(plan.task.init, jax.random.key(0))
-    blocks_needed(plan.distiller, len(matched), count, params, bytes_of(plan.split.train))
+    held, precision = bytes_of(plan.split.train), config.distill.precision
+    blocks_needed(plan.distiller, len(matched), count, params, held, precision)
 
 
 def _trainer(task: Task, config: Config, num_points: int) -> Trainer:
@@ -166,6 +167,7 @@ def check_settings(config: Config) -> None:
         "cluster.method": (config.cluster.method, (*cluster.METHODS, "file")),
         "cluster.features": (config.cluster.features, ("pixels", "network")),
         "distill.start": (distill.start, STARTS),
+        "distill.precision": (distill.precision, tuple(PRECISIONS)),
         "distill.optimizer": (distill.optimizer, OPTIMIZERS),
         "online.design": (online.design, ("difference", "masks")),
     }

@@ -161,6 +161,34 @@ def test_rounds_after_the_first_compile_nothing(ready, synset):
     assert counts[1:] == [0, 0]
 
 
+def test_gradients_in_bfloat16_give_nearly_the_same_synset(ready, synset):
+    blocks = offline.group_blocks(ready.groups, 10, 4)
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        made = offline.make_blockwise(ready.task, distiller(ready), blocks, 0, precision)
+        got, _ = made.distil(jax.random.key(4), synset, ready.run, ready.data, INDICES, 100)
+        exact = offline.make_blockwise(ready.task, distiller(ready), blocks)
+        found[precision] = exact.errors(got, ready.run, ready.data, INDICES)
+    start = exact.errors(synset, ready.run, ready.data, INDICES).mean()
+    full, half = found["float32"].mean(), found["bfloat16"].mean()
+    assert full != half
+    assert abs(full - half) < 0.02 * abs(start - full)
+
+
+def test_bfloat16_takes_half_the_memory(ready, monkeypatch):
+    size = 4 * 4 * sum(leaf.size for leaf in jax.tree.leaves(ready.run.params))
+    monkeypatch.setattr(offline, "device_memory", lambda: 16 * size)
+    arguments = (distiller(ready), 4, 10, ready.run.params, 0)
+    assert offline.blocks_needed(*arguments) == 12
+    assert offline.blocks_needed(*arguments, "bfloat16") == 8
+    kept = ddm.make_match_points(ready.task, 10, precision="bfloat16")(
+        ready.run.checkpoints, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([9])
+    ).gradients
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype("bfloat16")}
+    with pytest.raises(ValueError, match="precision='float16'; choose one of float32, bfloat16"):
+        ddm.make_ddm(ready.task, precision="float16")
+
+
 def test_rows_are_read_from_a_file_a_block_at_a_time(ready, tmp_path, monkeypatch):
     """A `numpy.memmap` serves as data: nothing reads it as a whole."""
     np.save(tmp_path / "x.npy", np.asarray(ready.data.x))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ddm_jax.cluster import check_groups
-from ddm_jax.distill import make_distiller, trajectory_indices
+from ddm_jax.distill import make_distiller, make_match_points, trajectory_indices
 from ddm_jax.loo import (
     Response,
     check_rewind,
@@ -40,6 +40,7 @@ def make_ddm(
     offset: int = 0,
     distance: str = "squared",
     balance: float = 0.5,
+    precision: str = "float32",
     distill_steps: int = 3000,
     distill_rate: float = 0.005,
     update: str = "retain",
@@ -61,6 +62,7 @@ def make_ddm(
         part: the late part of the trajectory that is matched, in (0, 1].
         offset: s, in checkpoints.
         distance, balance: of the matching loss, see `distill.make_distiller`.
+        precision: of the gradients to match, "float32" or "bfloat16", which takes half the memory.
         distill_steps, distill_rate: Adam steps and their peak rate, with a cosine to zero.
         update: "retain" or "forget".
         steps, learning_rate, momentum: of the online SGD (Nesterov); the rate defaults to the
@@ -83,6 +85,7 @@ def make_ddm(
 
     # A wrong setting fails here, not after distillation.
     make_response(1.0)
+    make_match_points(task, 1, offset, precision=precision)
     check_rewind(rewind)
 
     def response(keep: Array, state: DDMState, query: Batch) -> Array:
@@ -97,8 +100,8 @@ def make_ddm(
         indices, _ = trajectory_indices(checkpoints, part)
         initial_key, draw_key = jax.random.split(key)
         first = initial_synset(initial_key, task, start, run, data, groups, items, indices)
-        blocks = plan_blocks(distiller, groups, len(indices), run.params, data)
-        offline = make_blockwise(task, distiller, blocks, offset)
+        blocks = plan_blocks(distiller, groups, len(indices), run.params, data, precision)
+        offline = make_blockwise(task, distiller, blocks, offset, precision)
         synset, _ = offline.distil(draw_key, first, run, data, indices, distill_steps)
         return DDMState(run.checkpoints, synset, jnp.max(run.learning_rates))
 
