@@ -1,8 +1,8 @@
 """Placement: map a function over K things within one device and over several.
 
-The only file that knows about devices. It stands at the bottom of the import order (only
-`types` is below), because the maths of every stage is written against `device_vmap` instead of
-`jax.vmap` where K or R networks are trained or updated side by side.
+The only file that knows about meshes and processes. It stands near the bottom of the import
+order, because the maths of every stage is written against `device_vmap` instead of `jax.vmap`
+where K or R networks are trained or updated side by side.
 """
 
 from __future__ import annotations
