@@ -86,7 +86,10 @@ def runs(result: dict[str, Any]) -> str:
         "peak memory": lambda row: f"{row['peak_gib']:.1f} GiB",
     }
     rows = [{"command": _command(name)} | row for name, row in result["runs"].items()]
-    note = "\n\nSeconds of stages include compilation. "
+    note = (
+        "\n\nSeconds of stages include compilation; one retraining is the check stage by its "
+        "networks, all devices busy, with the few predictions of the check in it. "
+    )
     return cells.table(columns, rows) + note + cells.machine(result)
 
 

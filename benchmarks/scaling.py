@@ -33,7 +33,7 @@ BASE: dict[str, Any] = {
 CONVNET = BASE | {"model": "convnet", "width": 16, "points": 1000, "groups": 16, "items": 2}
 VARIED: dict[str, tuple[Any, ...]] = {
     "devices": (1, 2, 4, 8),
-    "groups": (10, 50, 200, 1000),
+    "groups": (10, 50, 200, 400),
     "width": (32, 128, 512),
     "queries": (500, 5000),
     "items": (1, 5, 10),
