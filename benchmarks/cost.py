@@ -32,7 +32,7 @@ from ddm_jax.plan import make_plan
 from ddm_jax.workdir import Progress
 
 SIZES = ((1000, 10), (1000, 100), (5000, 10), (5000, 100), (5000, 1000))
-SIZES += ((20_000, 100), (20_000, 1000), (60_000, 100), (60_000, 1000))
+SIZES += ((20_000, 100), (20_000, 1000), (60_000, 100))
 SHORT = (1, 2, 5, 10)  # epochs
 HALVES = 12
 SEEDS = 2

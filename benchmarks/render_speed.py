@@ -40,7 +40,8 @@ def cost(result: dict[str, Any]) -> str:
 
     def rival(row: dict[str, Any]) -> str:
         found = row["rival"]
-        return f"{found['epochs']} epochs, {found['lds']:.3f}"
+        unit = "epoch" if found["epochs"] == 1 else "epochs"
+        return f"{found['epochs']} {unit}, {found['lds']:.3f}"
 
     columns = {
         "N": lambda row: f"{row['points']:,}",
