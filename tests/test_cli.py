@@ -511,7 +511,11 @@ PREPARED = """
 import jax
 from ddm_jax import terminal
 terminal.prepare_jax()
-jax.jit(lambda x: jax.lax.fori_loop(0, 9, lambda i, y: jax.numpy.sort(y @ y), x))(jax.numpy.eye(9))
+def slow_to_compile(x):
+    for _ in range(100):
+        x = jax.numpy.sort(jax.numpy.sin(x @ x), 0)
+    return x
+jax.jit(slow_to_compile)(jax.numpy.eye(9))
 print(jax.local_device_count(), jax.config.jax_compilation_cache_dir)
 """
 

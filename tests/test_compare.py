@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from tiny_run import tiny_config
 
-from ddm_jax import compare, metrics, parallel
+from ddm_jax import compare, metrics, offline
 from ddm_jax.compare import CANDIDATES, LEAVE_ONE_OUT, Candidates, check_estimators, split_parts
 from ddm_jax.estimators import make_ddm
 from ddm_jax.plan import make_plan
@@ -575,11 +575,11 @@ def test_groups_whose_gradients_cannot_be_held_are_refused_before_any_work(monke
     matched = 4 * 2 * 610
     for change, groups in (("cluster.num_groups=20", 20), ("cluster.method=point", 120)):
         plan = make_plan(tiny_config("cluster.method=random", change))
-        monkeypatch.setattr(parallel, "device_memory", lambda size=groups * matched: size)
+        monkeypatch.setattr(offline, "device_memory", lambda size=groups * matched: size)
         check_estimators(["ddm", "grad_dot"], plan)
-        monkeypatch.setattr(parallel, "device_memory", lambda size=groups * matched: size - 1)
+        monkeypatch.setattr(offline, "device_memory", lambda size=groups * matched: size - 1)
         with pytest.raises(ValueError, match=rf"gradients of {groups} groups at 2 checkpoints"):
             check_estimators(["grad_dot", "ddm"], plan)
         check_estimators(["grad_dot"], plan)  # it distils nothing
-        monkeypatch.setattr(parallel, "device_memory", lambda: None)
+        monkeypatch.setattr(offline, "device_memory", lambda: None)
         check_estimators(["ddm"], plan)
