@@ -32,7 +32,14 @@ from ddm_jax.store import Store
 
 SECTIONS = ("data", "model", "train")  # of the settings, that the outputs depend on
 # The files whose code the outputs depend on.
-CODE = ("train.py", "models.py", "objectives.py", "estimators/retraining.py")
+CODE = (
+    "train.py",
+    "models.py",
+    "convolution.py",
+    "pieces.py",
+    "objectives.py",
+    "estimators/retraining.py",
+)
 
 
 class Declared(NamedTuple):

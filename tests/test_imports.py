@@ -160,3 +160,13 @@ def test_public_names_are_the_same_for_type_checkers_and_when_they_are_used():
         assert getattr(ddm_jax, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         ddm_jax.nothing  # noqa: B018
+
+
+def test_a_truth_knows_all_code_that_its_networks_run():
+    """Beside who is removed, and where it runs, which change no bit."""
+    from ddm_jax import truth
+
+    used = set().union(*(siblings(TREES[name]) for name in truth.CODE))
+    used = {name for name in used if name.islower()} - {"types", "cluster", "loo", "parallel"}
+    assert {"convolution", "pieces"} <= used
+    assert {f"{name}.py" for name in used} <= set(truth.CODE)
