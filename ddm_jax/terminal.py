@@ -1,4 +1,4 @@
-"""What the `ddm` command shows on a terminal: tables and progress bars."""
+"""What the `ddm` command shows on a terminal, and how it sets JAX up."""
 
 from __future__ import annotations
 
