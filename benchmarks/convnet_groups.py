@@ -19,7 +19,7 @@ from typing import Any
 
 import protocol
 
-from ddm_jax import compare, evaluate
+from ddm_jax import candidates, compare, evaluate
 
 PRESETS = {
     "mnist-convnet": ("model.width=16",),
@@ -70,9 +70,9 @@ def main() -> None:
             "rows": [],
         }
         for name in ESTIMATORS:
-            candidates = compare.CANDIDATES[name]
+            chosen = candidates.CANDIDATES[name]
             if name == "ddm" and options.quick:
-                candidates = candidates._replace(online=FEW)
+                chosen = chosen._replace(online=FEW)
             results[preset]["rows"] += compare.judge(
                 name,
                 ready.plan,
@@ -80,7 +80,7 @@ def main() -> None:
                 ready.target,
                 ready.groups,
                 protocol.say,
-                candidates=candidates,
+                candidates=chosen,
             )
         protocol.write_json(
             "convnet_groups",

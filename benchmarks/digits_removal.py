@@ -27,7 +27,7 @@ import numpy as np
 import protocol
 
 import ddm_jax as ddm
-from ddm_jax import compare, metrics
+from ddm_jax import candidates, metrics
 from ddm_jax.evaluate import Ready
 
 REMOVED = (1, 2, 4, 8)  # groups, of 50
@@ -62,8 +62,8 @@ def helpfulness(ready: Ready, seed: int) -> dict[str, Helpfulness]:
     retrained = (effects.shape[1] + 1) * effects.shape[0] * ready.truth.seconds
     found = {"exact order": Helpfulness(-effects.mean(0), 0.0, retrained)}
     for name, estimator in (
-        ("DDM", compare.make_ddm_candidate(ready.plan, chosen)),
-        ("grad-dot", compare.make_grad_dot_candidate(ready.plan, {})),
+        ("DDM", candidates.make_ddm_candidate(ready.plan, chosen)),
+        ("grad-dot", candidates.make_grad_dot_candidate(ready.plan, {})),
     ):
         begin = time.perf_counter()
         state = estimator.fit(jax.random.key(seed), ready.target, data, ready.groups)

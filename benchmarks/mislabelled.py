@@ -28,7 +28,7 @@ import numpy as np
 import protocol
 
 import ddm_jax as ddm
-from ddm_jax import compare, config
+from ddm_jax import candidates, config
 from ddm_jax.plan import Plan, make_plan
 
 NOISE = 0.1
@@ -104,7 +104,7 @@ def suspicions(plan: Plan, seed: int) -> dict[str, Suspicion]:
 
     settings = {"steps": plan.config.online.steps, "rewind": plan.config.online.rewind}
     margin = plan._replace(truth_output=task.output)
-    estimator = compare.make_ddm_candidate(margin, settings)
+    estimator = candidates.make_ddm_candidate(margin, settings)
     begin = time.perf_counter()
     state = jax.block_until_ready(estimator.fit(keys[2], run, data, groups))
     distilling = time.perf_counter() - begin

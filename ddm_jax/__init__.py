@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         make_matching_loss,
         make_synset_gradient,
     )
-    from ddm_jax.models import classification
+    from ddm_jax.models import classification, regression
     from ddm_jax.parallel import device_vmap
     from ddm_jax.synset import initial_synset
     from ddm_jax.train import cosine_schedule, make_train, make_trainer
@@ -63,7 +63,7 @@ _NAMES = {
         "make_matching_loss",
         "make_synset_gradient",
     ),
-    "models": ("classification",),
+    "models": ("classification", "regression"),
     "parallel": ("device_vmap",),
     "synset": ("initial_synset",),
     "train": ("cosine_schedule", "make_train", "make_trainer"),
@@ -120,6 +120,7 @@ __all__ = [
     "models",
     "objectives",
     "random_masks",
+    "regression",
     "retraining_response",
     "ridge_datamodel",
     "subset_outputs",

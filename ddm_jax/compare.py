@@ -19,27 +19,16 @@ import jax
 import numpy as np
 
 from ddm_jax import metrics
-from ddm_jax.estimators import make_ddm, make_grad_dot, make_retraining
+from ddm_jax.candidates import BUDGET, CANDIDATES, Candidates, Settings
 from ddm_jax.metrics import Ceiling
 from ddm_jax.plan import Plan, check_distillation_fits
 from ddm_jax.truth import Truth, truth_key
 from ddm_jax.types import Estimator, TrainRun, take
 
-BUDGET = 6  # candidates an estimator
 TUNING = 0.25  # of the subsets and of the queries
 ENOUGH = 3  # subsets, at least, to tune on and to report on
 REPEAT_SECONDS = 30.0  # what took longer is not run twice to tell compilation apart
 LEAVE_ONE_OUT = "leave-one-out"  # the name of that score; the others are "LDS, keep <fraction>"
-
-Settings = dict[str, Any]
-
-
-class Candidates(NamedTuple):
-    """An estimator and the settings that it may choose from."""
-
-    make: Callable[[Plan, Settings], Estimator]
-    offline: dict[str, tuple[Any, ...]]  # of `fit`
-    online: dict[str, tuple[Any, ...]]  # of `score` and `outputs` alone: they share a fit
 
 
 class Part(NamedTuple):
@@ -64,45 +53,6 @@ class Fitted(NamedTuple):
     estimator: Estimator
     state: Any
     seconds: float  # of its fit
-
-
-def make_ddm_candidate(plan: Plan, chosen: Settings) -> Estimator:
-    """The distilled datamodel with the run's settings, and the chosen ones instead of its own."""
-    distill, online = plan.config.distill, plan.config.online
-    fixed: Settings = {
-        "items": distill.items,
-        "start": distill.start,
-        "part": distill.part,
-        "distance": distill.distance,
-        "balance": distill.balance,
-        "offset": distill.offset,
-        "precision": distill.precision,
-        "distill_steps": distill.steps,
-        "distill_rate": distill.learning_rate,
-        "update": online.update,
-        "learning_rate": online.learning_rate,
-        "momentum": online.momentum,
-        "weight_decay": plan.config.train.weight_decay,
-        "output": plan.truth_output,
-    }
-    return make_ddm(plan.task, **(fixed | chosen))
-
-
-def make_retraining_candidate(plan: Plan, chosen: Settings) -> Estimator:
-    """Retraining once, as the truth does it."""
-    return make_retraining(plan.task, plan.trainer.train, response=plan.truth_retraining, **chosen)
-
-
-def make_grad_dot_candidate(plan: Plan, chosen: Settings) -> Estimator:
-    """Grad-dot, which has no settings."""
-    return make_grad_dot(plan.task, plan.truth_output, **chosen)
-
-
-CANDIDATES: dict[str, Candidates] = {
-    "ddm": Candidates(make_ddm_candidate, {}, {"steps": (50, 100, 200), "rewind": (0.0, 0.75)}),
-    "grad_dot": Candidates(make_grad_dot_candidate, {}, {}),
-    "retraining": Candidates(make_retraining_candidate, {}, {}),
-}
 
 
 def check_estimators(names: Sequence[str], plan: Plan) -> None:

@@ -7,7 +7,7 @@ depends on the parameters and that example alone. Convolutions are `convolution.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -180,6 +180,35 @@ def classification(module: nn.Module, input_shape: Sequence[int]) -> Task:
     Raises:
         ValueError: when the module has mutable state, or does not return `[B, C]`.
     """
+    return _module_task(module, input_shape, optax.softmax_cross_entropy, objectives.margin)
+
+
+def regression(module: nn.Module, input_shape: Sequence[int]) -> Task:
+    """Make a regression `Task` from a flax module: targets `batch.y [B, C]` are any real numbers.
+
+    The loss is half the squared error, summed over the C targets, and the output that is
+    explained is its negative: a positive score means that the group makes the prediction better.
+    The methods that need labels (the DDM's synset, margins) are for classification.
+
+    Args and Raises: as `classification`.
+    """
+
+    def goodness(apply: objectives.Apply) -> objectives.Output:
+        return lambda params, batch: -_half_squared_error(apply(params, batch.x), batch.y)
+
+    return _module_task(module, input_shape, _half_squared_error, goodness)
+
+
+def _half_squared_error(predictions: Array, targets: Array) -> Array:
+    return jnp.sum(optax.l2_loss(predictions, targets), -1)
+
+
+def _module_task(
+    module: nn.Module,
+    input_shape: Sequence[int],
+    loss_of: Callable[[Array, Array], Array],
+    make_output: Callable[[objectives.Apply], objectives.Output],
+) -> Task:
     sample = jnp.zeros((1, *input_shape), jnp.float32)
 
     def init(key: Array) -> Params:
@@ -189,7 +218,7 @@ def classification(module: nn.Module, input_shape: Sequence[int]) -> Task:
         return module.apply({"params": params}, x)  # type: ignore[return-value]
 
     def loss(params: Params, batch: Batch) -> Array:
-        return optax.softmax_cross_entropy(forward(params, batch.x), batch.y)
+        return loss_of(forward(params, batch.x), batch.y)
 
     def apply(params: Params, x: Array) -> Array:
         size = piece_size(len(x), example_bytes)
@@ -200,7 +229,7 @@ def classification(module: nn.Module, input_shape: Sequence[int]) -> Task:
 
     def training_loss(params: Params, batch: Batch, key: Array) -> Array:
         logits = module.apply({"params": params}, batch.x, train=True, rngs={"dropout": key})
-        return optax.softmax_cross_entropy(logits, batch.y)
+        return loss_of(logits, batch.y)  # type: ignore
 
     variables = jax.eval_shape(lambda key: module.init(key, sample), jax.random.key(0))
     if set(variables) != {"params"}:
@@ -223,7 +252,7 @@ def classification(module: nn.Module, input_shape: Sequence[int]) -> Task:
         init=init,
         apply=apply,
         loss=loss,
-        output=objectives.margin(apply),
+        output=make_output(apply),
         features=features if "return_features" in arguments else None,
         training_loss=training_loss if is_random else None,
     )

@@ -43,9 +43,28 @@ class Ready:
         self.num_groups = 10
 
 
+class Planted(Ready):
+    """The same, with six zeros called one, in a group of their own: the eleventh."""
+
+    def __init__(self):
+        super().__init__()
+        labels = np.asarray(self.data.y).argmax(1)
+        bad = np.flatnonzero(labels == 0)[:6]
+        self.data = self.data._replace(y=self.data.y.at[bad].set(jnp.eye(10)[1]))
+        self.groups = self.groups.copy()
+        self.groups[bad] = 10
+        self.num_groups = 11
+        self.run = jax.jit(self.train)(jax.random.key(0), self.data, jnp.ones(150))
+
+
 @pytest.fixture(scope="session")
 def ready():
     return Ready()
+
+
+@pytest.fixture(scope="session")
+def planted():
+    return Planted()
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 from ddm_jax import checkpoint, config, evaluate, pipeline, report, store
 from ddm_jax.attribution import Attribution
+from ddm_jax.candidates import CANDIDATES, Candidates
 from ddm_jax.cli import app
-from ddm_jax.compare import CANDIDATES, Candidates
 from ddm_jax.types import Estimator
 
 COMMANDS = (

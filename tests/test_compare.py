@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from tiny_run import tiny_config
 
-from ddm_jax import compare, metrics, offline
-from ddm_jax.compare import CANDIDATES, LEAVE_ONE_OUT, Candidates, check_estimators, split_parts
+from ddm_jax import candidates, compare, metrics, offline
+from ddm_jax.candidates import BUDGET, CANDIDATES, Candidates
+from ddm_jax.compare import LEAVE_ONE_OUT, check_estimators, split_parts
 from ddm_jax.estimators import make_ddm
 from ddm_jax.plan import make_plan
 from ddm_jax.truth import Truth, truth_key
@@ -501,14 +502,14 @@ def test_candidates_name_settings_that_their_estimator_has(plan, monkeypatch):
     """And what they do not name is the run's, not the library's default."""
     known = set(inspect.signature(make_ddm).parameters) - {"task"}
     calls = []
-    monkeypatch.setattr(compare, "make_ddm", lambda task, **named: calls.append(named))
-    candidates = CANDIDATES["ddm"]
-    candidates.make(plan, {"steps": 100, "rewind": 0.0})
-    candidates.make(plan, {"items": 7})
+    monkeypatch.setattr(candidates, "make_ddm", lambda task, **named: calls.append(named))
+    ours = CANDIDATES["ddm"]
+    ours.make(plan, {"steps": 100, "rewind": 0.0})
+    ours.make(plan, {"items": 7})
     named, other = calls
     assert other["items"] == 7
     assert set(named) <= known
-    assert set(candidates.offline | candidates.online) <= known
+    assert set(ours.offline | ours.online) <= known
     assert (named["steps"], named["rewind"]) == (100, 0.0)
     assert named["output"] is plan.truth_output
     config = plan.config
@@ -537,7 +538,7 @@ def test_no_more_candidates_than_the_budget(plan, monkeypatch):
         monkeypatch.setitem(CANDIDATES, "greedy", candidates)
         if fine:
             check_estimators(["greedy"], plan)
-            assert len(made) == compare.BUDGET == 6
+            assert len(made) == BUDGET == 6
         else:
             with pytest.raises(ValueError, match="greedy has 8 candidates; the budget is 6"):
                 check_estimators(["greedy"], plan)

@@ -19,7 +19,8 @@ from tiny_run import TINY, compile_once, finished, tiny_config  # noqa: F401
 
 import ddm_jax
 from ddm_jax import checkpoint, config, evaluate, filling, metrics, pipeline, report, store
-from ddm_jax.compare import CANDIDATES, LEAVE_ONE_OUT, Candidates
+from ddm_jax.candidates import CANDIDATES, Candidates
+from ddm_jax.compare import LEAVE_ONE_OUT
 from ddm_jax.evaluate import ComparisonError, compare_estimators, fill_truth
 from ddm_jax.figures import comparison_figure
 from ddm_jax.plan import make_plan
