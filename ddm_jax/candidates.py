@@ -40,7 +40,7 @@ def make_ddm_candidate(plan: Plan, chosen: Settings) -> Estimator:
         "distill_steps": distill.steps,
         "distill_rate": distill.learning_rate,
         "update": online.update,
-        "learning_rate": online.learning_rate,
+        "learning_rate": online.learning_rate or None,
         "momentum": online.momentum,
         "weight_decay": plan.config.train.weight_decay,
         "output": plan.truth_output,

@@ -93,7 +93,7 @@ class OnlineConfig:
     design: str = "difference"  # difference, or masks: random masks and a ridge regression
     masks: int = 200  # with design=masks
     steps: int = 50
-    learning_rate: float = 0.3
+    learning_rate: float = 0.0  # 0: half of what is stable on the synset, see loo.stable_rate
     momentum: float = 0.9  # Nesterov
     rewind: float = 0.0
     objective: str = "margin"  # margin, loss, probability, accuracy or logit:<class>
@@ -161,7 +161,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
             data=DataConfig("mnist", 5000, 500),
             model=ModelConfig(hidden=(128, 64)),
             train=TrainConfig(20, 100, 0.1, 0.005, momentum=0.9),
-            online=OnlineConfig(steps=100, learning_rate=0.1),
+            online=OnlineConfig(steps=100),
             truth=TruthConfig(subset_seeds=4),
         ),
     ),
@@ -173,7 +173,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
             train=TrainConfig(6, 100, 0.05, 0.001, momentum=0.9),
             cluster=ClusterConfig(num_groups=20),
             distill=DistillConfig(steps=300),
-            online=OnlineConfig(steps=50, learning_rate=0.05),
+            online=OnlineConfig(steps=50),
             check=CheckConfig(groups=4, subsets=4, seeds=2),
             truth=TruthConfig(seeds=8, subsets=20, subset_seeds=4),
         ),
@@ -186,7 +186,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
             train=TrainConfig(5, 100, 0.05, 0.001, momentum=0.9),
             cluster=ClusterConfig(num_groups=100),
             distill=DistillConfig(items=2, steps=1000),
-            online=OnlineConfig(steps=25, learning_rate=0.3),
+            online=OnlineConfig(steps=25),
             check=CheckConfig(groups=6, subsets=10, seeds=2),
             truth=TruthConfig(seeds=2, subsets=12, subset_seeds=2),
         ),
@@ -199,7 +199,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
             train=TrainConfig(15, 100, 0.05, 0.001, momentum=0.9),
             cluster=ClusterConfig(num_groups=20),
             distill=DistillConfig(steps=300),
-            online=OnlineConfig(steps=50, learning_rate=0.05),
+            online=OnlineConfig(steps=50),
             check=CheckConfig(groups=4, subsets=4, seeds=2),
         ),
     ),
@@ -211,7 +211,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
             train=TrainConfig(5, 100, 0.05, 0.001, momentum=0.9),
             cluster=ClusterConfig(num_groups=20),
             distill=DistillConfig(steps=300),
-            online=OnlineConfig(steps=50, learning_rate=0.05),
+            online=OnlineConfig(steps=50),
             check=CheckConfig(groups=4, subsets=4, seeds=2),
             truth=TruthConfig(seeds=6, subsets=20, subset_seeds=4),
         ),

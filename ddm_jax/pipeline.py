@@ -236,6 +236,14 @@ def synset_stage(
     return keep_stage(plan, workdir, "synset", "distilling the synset", shapes, compute, progress)
 
 
+def predict(plan: Plan, target: TrainRun, synset: Synset, masks: Any) -> jax.Array:
+    """The queries' outputs [R, Q] without what each mask leaves out, all in one compiled step."""
+    online = plan.config.online
+    start = trajectory_point(target.checkpoints, online.rewind)
+    rate = online.learning_rate or float(plan.stable_rate(start, synset))
+    return subset_outputs(plan.make_response(rate))(masks, start, synset, plan.split.test)
+
+
 def attribution_stage(
     plan: Plan,
     workdir: Path,
@@ -247,17 +255,15 @@ def attribution_stage(
     """Leave out every group, all in one compiled step, and save attribution.npz."""
     config, query = plan.config.online, plan.split.test
     num_groups = len(synset.error)
-    outputs = subset_outputs(plan.response)
-    start = trajectory_point(target.checkpoints, config.rewind)
     width = jax.eval_shape(plan.output, target.params, query).shape[0]
 
     def compute(resume: Resume) -> np.ndarray:
         if config.design == "masks":
             masks = random_masks(_key(plan, "attribution"), config.masks, num_groups)
-            kept = outputs(masks, start, synset.synset, query)
+            kept = predict(plan, target, synset.synset, masks)
             scores = ridge_datamodel(masks, kept).astype(np.float32)
         else:
-            kept = outputs(leave_one_out_masks(num_groups), start, synset.synset, query)
+            kept = predict(plan, target, synset.synset, leave_one_out_masks(num_groups))
             scores = np.asarray(kept[0] - kept[1:])
         return make_attribution(scores, groups).scores  # not kept where it is not finite
 
@@ -327,8 +333,7 @@ def check_stage(
 
         empty = np.zeros(shapes.retrained.shape, np.float32)
         retrained = resume(empty, len(jobs), step)
-        start = trajectory_point(target.checkpoints, plan.config.online.rewind)
-        predicted = subset_outputs(plan.response)(masks, start, synset.synset, query)
+        predicted = predict(plan, target, synset.synset, masks)
         baseline = make_grad_dot(plan.task, plan.output)
         return CheckResult(
             groups=left_out.astype(np.int32),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,14 +14,14 @@ from ddm_jax import cluster, data, objectives
 from ddm_jax.config import Config
 from ddm_jax.distill import PRECISIONS, Distiller, make_distiller, trajectory_indices
 from ddm_jax.estimators.retraining import retraining_response, subset_retraining_response
-from ddm_jax.loo import Response, ddm_response, make_finetune, subset_size
+from ddm_jax.loo import Response, ddm_response, make_finetune, stable_rate, subset_size
 from ddm_jax.models import classification, make_module
 from ddm_jax.objectives import Output
 from ddm_jax.offline import blocks_needed
 from ddm_jax.streaming import bytes_of
 from ddm_jax.synset import STARTS
 from ddm_jax.train import Trainer, cosine_schedule, make_trainer, steps_an_epoch
-from ddm_jax.types import Task
+from ddm_jax.types import Array, Params, Synset, Task
 
 OPTIMIZERS = ("adam", "sgd")
 
@@ -34,7 +35,8 @@ class Plan(NamedTuple):
     trainer: Trainer
     distiller: Distiller
     output: Output
-    response: Response  # of the distilled datamodel
+    make_response: Callable[[float], Response]  # of the distilled datamodel, at a learning rate
+    stable_rate: Callable[..., Array]  # params, synset -> the online stage's own learning rate
     retraining: Response
     truth_output: Output
     truth_retraining: Response  # of the ground truth's own objective and way of removing
@@ -85,13 +87,24 @@ def make_plan(config: Config) -> Plan:
         truth_retraining = subset_retraining_response(trained, truth_output, kept)
     else:
         truth_retraining = retraining_response(trainer.train, truth_output)
-    finetune = make_finetune(
-        task,
-        update=online.update,
-        steps=online.steps,
-        optimizer=optax.sgd(online.learning_rate, momentum=online.momentum or None, nesterov=True),
-        weight_decay=train.weight_decay,
-    )
+
+    def make_response(rate: float) -> Response:
+        finetune = make_finetune(
+            task,
+            update=online.update,
+            steps=online.steps,
+            optimizer=optax.sgd(rate, momentum=online.momentum or None, nesterov=True),
+            weight_decay=train.weight_decay,
+        )
+        return ddm_response(finetune, output)
+
+    make_response(1.0)  # a wrong setting fails here
+
+    def stable(params: Params, synset: Synset) -> Array:
+        return stable_rate(
+            task, params, synset, momentum=online.momentum, weight_decay=train.weight_decay
+        )
+
     distiller = make_distiller(
         task,
         optimizer=_optimizer(distill.optimizer, distill.learning_rate, distill.steps),
@@ -107,7 +120,8 @@ def make_plan(config: Config) -> Plan:
         trainer=trainer,
         distiller=distiller,
         output=output,
-        response=ddm_response(finetune, output),
+        make_response=make_response,
+        stable_rate=jax.jit(stable),
         retraining=retraining_response(trainer.train, output),
         truth_output=truth_output,
         truth_retraining=truth_retraining,
@@ -201,14 +215,15 @@ def check_settings(config: Config) -> None:
     for name, rate in (
         ("train.learning_rate", train.learning_rate),
         ("distill.learning_rate", distill.learning_rate),
-        ("online.learning_rate", online.learning_rate),
     ):
         if not 0 < rate < float("inf"):
             raise ValueError(f"{name}={rate}; it must be positive and finite")
-    if not train.final_learning_rate >= 0:
-        raise ValueError(
-            f"train.final_learning_rate={train.final_learning_rate}; it must be at least 0"
-        )
+    for name, rate in (
+        ("train.final_learning_rate", train.final_learning_rate),
+        ("online.learning_rate", online.learning_rate),
+    ):
+        if not 0 <= rate < float("inf"):
+            raise ValueError(f"{name}={rate}; it must be at least 0 and finite")
     if train.warmup_epochs >= train.epochs:
         raise ValueError(
             f"train.warmup_epochs={train.warmup_epochs}; it must be below train.epochs, "

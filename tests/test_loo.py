@@ -282,3 +282,42 @@ def test_wrong_arguments_are_named(ready, synset):
         ddm.ridge_datamodel(np.eye(2), np.eye(2), strength=0)
     with pytest.raises(ValueError, match="rewind=1"):
         ddm.trajectory_point(ready.run.checkpoints, 1)
+
+
+# The learning rate of the online stage
+
+
+def parabola():
+    """Half squared errors of a linear model, as a task of its own: the Hessian is a literal."""
+
+    def apply(params, x):
+        return x @ params
+
+    return ddm.Task(
+        init=lambda key: jnp.zeros(3),
+        apply=apply,
+        loss=lambda params, batch: 0.5 * apply(params, batch.x) ** 2,
+        output=lambda params, batch: apply(params, batch.x),
+    )
+
+
+@pytest.mark.parametrize(("momentum", "limit"), [(0.0, 2.0), (0.9, 3.8 / 2.8)])
+def test_the_stable_rate_is_half_of_what_diverges(momentum, limit):
+    from ddm_jax.loo import stable_rate
+
+    # Two groups of one item; the whole objective has the curvatures 4, 1 and 0.
+    x = jnp.array([[[4.0, 0.0, 0.0]], [[0.0, 2.0, 0.0]]])
+    share = jnp.array([0.25, 0.25])
+    synset = ddm.Synset(x, jnp.zeros((2, 1, 2)), jnp.array([[0.5], [0.5]]), share)
+    task, start = parabola(), jnp.ones(3)
+    rate = stable_rate(task, start, synset, momentum=momentum)
+    assert rate.shape == ()
+    np.testing.assert_allclose(rate, 0.5 * limit / 4.0, rtol=1e-3)
+    decayed = stable_rate(task, start, synset, momentum=momentum, weight_decay=1.0)
+    np.testing.assert_allclose(decayed, 0.5 * limit / 5.0, rtol=1e-3)
+    for factor, stable in ((1.9, True), (2.1, False)):
+        optimizer = optax.sgd(factor * float(rate), momentum=momentum or None, nesterov=True)
+        finetune = ddm.make_finetune(task, steps=200, optimizer=optimizer)
+        moved = finetune(start, synset, jnp.ones(2))
+        assert moved.shape == (3,)
+        assert (jnp.abs(moved[0]) < 0.1) == stable

@@ -16,6 +16,7 @@ from ddm_jax.loo import (
     ddm_response,
     leave_one_out_masks,
     make_finetune,
+    stable_rate,
     subset_outputs,
     trajectory_point,
 )
@@ -28,7 +29,6 @@ from ddm_jax.types import Array, Batch, Estimator, Params, Synset, Task, TrainRu
 class DDMState(NamedTuple):
     checkpoints: Params  # of the target network, leaves [T, ...]
     synset: Synset
-    learning_rate: Array  # the highest of the target's training
 
 
 def make_ddm(
@@ -65,8 +65,8 @@ def make_ddm(
         precision: of the gradients to match, "float32" or "bfloat16", which takes half the memory.
         distill_steps, distill_rate: Adam steps and their peak rate, with a cosine to zero.
         update: "retain" or "forget".
-        steps, learning_rate, momentum: of the online SGD (Nesterov); the rate defaults to the
-            highest rate of the training run.
+        steps, learning_rate, momentum: of the online SGD (Nesterov); the rate defaults to
+            `loo.stable_rate`, which follows the curvature of the synset.
         weight_decay: of the training objective.
         rewind: start the online stage this part of the training before its end, in [0, 1).
         output: what is explained; default `task.output`.
@@ -75,8 +75,7 @@ def make_ddm(
     distiller = make_distiller(task, optimizer=optimizer, distance=distance, balance=balance)
     explained = task.output if output is None else output
 
-    def make_response(highest: Array | float) -> Response:
-        rate = highest if learning_rate is None else learning_rate
+    def make_response(rate: Array | float) -> Response:
         online = optax.sgd(rate, momentum=momentum or None, nesterov=True)
         finetune = make_finetune(
             task, update=update, steps=steps, optimizer=online, weight_decay=weight_decay
@@ -88,9 +87,12 @@ def make_ddm(
     make_match_points(task, 1, offset, precision=precision)
     check_rewind(rewind)
 
-    def response(keep: Array, state: DDMState, query: Batch) -> Array:
-        start = trajectory_point(state.checkpoints, rewind)
-        return make_response(state.learning_rate)(keep, start, state.synset, query)
+    @jax.jit
+    def online_rate(start: Params, synset: Synset) -> Array:
+        return stable_rate(task, start, synset, momentum=momentum, weight_decay=weight_decay)
+
+    def response(keep: Array, start: Params, rate: Array, synset: Synset, query: Batch) -> Array:
+        return make_response(rate)(keep, start, synset, query)
 
     mapped = subset_outputs(response)
 
@@ -103,10 +105,12 @@ def make_ddm(
         blocks = plan_blocks(distiller, groups, len(indices), run.params, data, precision)
         offline = make_blockwise(task, distiller, blocks, offset, precision)
         synset, _ = offline.distil(draw_key, first, run, data, indices, distill_steps)
-        return DDMState(run.checkpoints, synset, jnp.max(run.learning_rates))
+        return DDMState(run.checkpoints, synset)
 
     def outputs(state: DDMState, masks: Any, query: Batch) -> Array:
-        return mapped(masks, state, query)
+        start = trajectory_point(state.checkpoints, rewind)
+        rate = online_rate(start, state.synset) if learning_rate is None else learning_rate
+        return mapped(masks, start, jnp.asarray(rate, jnp.float32), state.synset, query)
 
     def score(state: DDMState, query: Batch) -> Array:
         kept = outputs(state, leave_one_out_masks(state.synset.share.shape[0]), query)
