@@ -20,6 +20,7 @@ import numpy as np
 
 from ddm_jax import metrics
 from ddm_jax.candidates import BUDGET, CANDIDATES, Candidates, Settings
+from ddm_jax.flops import count_flops
 from ddm_jax.metrics import Ceiling
 from ddm_jax.plan import Plan, check_distillation_fits
 from ddm_jax.truth import Truth, truth_key
@@ -151,6 +152,7 @@ def judge(
         row |= score_row(found.value, true_runs(truth, score, reporting))
         if score == LEAVE_ONE_OUT:
             row |= _class_rows(plan, truth, groups, reporting, found.value)
+        flops = _online_flops(best, plan, truth, score, reporting)
         row |= {
             "settings": best.settings,
             "candidates": len(fitted),
@@ -158,6 +160,7 @@ def judge(
             "offline_seconds": offline_seconds,
             "online_seconds": found.seconds,
             "compile_seconds": found.compile_seconds,
+            "online_gflop": None if flops is None else flops / 1e9,
         }
         rows.append(row)
         say(f"  {name}, {score}: {row['value']:.3f}, ceiling {row['ceiling']:.3f}")
@@ -252,6 +255,20 @@ def _ask(
         return lambda: metrics.additive_outputs(estimator.score(state, query), masks)
     predict = estimator.outputs
     return lambda: np.asarray(predict(state, masks, query))
+
+
+def _online_flops(fitted: Fitted, plan: Plan, truth: Truth, score: str, part: Part) -> float | None:
+    """What `_ask` does, by its matrix products; None where that cannot be traced."""
+    estimator, state = fitted.estimator, fitted.state
+    query = jax.device_put(take(plan.split.test, part.queries))
+    try:
+        if score == LEAVE_ONE_OUT or estimator.outputs is None:
+            return count_flops(estimator.score, state, query)
+        masks = truth.masks[_subset_rows(truth, score, part)]
+        predict = estimator.outputs
+        return count_flops(lambda state, query: predict(state, masks, query), state, query)
+    except TypeError:  # numpy on the host, say
+        return None
 
 
 def true_runs(truth: Truth, score: str, part: Part) -> np.ndarray:

@@ -150,12 +150,12 @@ def compare_estimators(
         begin = time.perf_counter()
         try:
             rows = compare.judge(name, plan, found, ready.target, ready.groups, progress.say)
+            rows = [row | {"peak_gib": peak_gib()} for row in rows]
         except Exception as error:  # whatever it is, the others go on and the table shows it
             told = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             progress.say(f"  {name} failed: {told}")
             rows = [{"estimator": name, "error": told}]
         result["rows"] += rows
-        result["peak_gib"] = peak_gib()
         progress.say(f"  {time.perf_counter() - begin:.1f} s")
         _write(result | {"rows": result["rows"] + list(chain(*before.values()))}, workdir)
     result["rows"] += chain(*before.values())

@@ -339,7 +339,7 @@ def test_the_estimators_that_there_are_end_to_end(filled, copy, monkeypatch):
     assert kept["settings"] == settings
     assert kept["versions"] == result["versions"] == filled.summary["versions"]
     assert kept["seconds_per_retraining"] == filled.summary["seconds_per_network"]
-    assert 0.1 < kept["peak_gib"] < 100
+    assert all(0.1 < row["peak_gib"] < 100 for row in kept["rows"] if "error" not in row)
     told = [(row["estimator"], row["score"]) for row in kept["rows"]]
     assert told == [(name, score) for name in names for score in (LEAVE_ONE_OUT, LDS)]
     for row in kept["rows"]:

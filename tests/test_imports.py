@@ -15,7 +15,7 @@ PACKAGE = Path(ddm_jax.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {str(f.relative_to(PACKAGE)): ast.parse(f.read_text(), str(f)) for f in FILES}
 OUTER = {"config", "checkpoint", "plan", "workdir", "pipeline", "figures", "report", "cli"}
-OUTER |= {"store", "filling", "truth", "candidates", "compare", "evaluate", "terminal"}
+OUTER |= {"flops", "store", "filling", "truth", "candidates", "compare", "evaluate", "terminal"}
 STAGES = sorted(set(TREES) - {f"{name}.py" for name in OUTER})
 
 # Who is below whom; a file imports files of lower levels only. The stages follow the data.
