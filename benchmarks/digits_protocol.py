@@ -57,7 +57,7 @@ def partition(settings: Settings, seed: int, folder: Path | None) -> list[dict[s
     rows = protocol.score_ceilings(ready)
     rows.append(protocol.additive_row(ready))
     rows.append(protocol.score_grad_dot(ready))
-    rate, back = config.online.learning_rate, config.online.rewind
+    rate, back = config.train.learning_rate, config.online.rewind
     online = optax.sgd(rate, config.online.momentum, nesterov=True)
     data, query, groups = jax.device_put((plan.split.train, plan.split.test, ready.groups))
     num_groups = config.cluster.num_groups
@@ -79,11 +79,14 @@ def partition(settings: Settings, seed: int, folder: Path | None) -> list[dict[s
     def ddm_row(synset: ddm.Synset, offline: float, name: str, **how: Any) -> None:
         update, steps, rewind = how["update"], how["steps"], how["rewind"]
         items = synset.mass.shape[1]
+        start = ddm.trajectory_point(run.checkpoints, rewind)
         finetune = ddm.make_finetune(
             plan.task,
             update=update,
             steps=steps,
-            optimizer=online if update == "retain" else optax.sgd(rate),
+            optimizer=(
+                protocol.online_sgd(ready, start, synset) if update == "retain" else optax.sgd(rate)
+            ),
             weight_decay=config.train.weight_decay,
         )
         # Forgetting touches only the groups that are left out: one of them, or half.
@@ -92,7 +95,7 @@ def partition(settings: Settings, seed: int, folder: Path | None) -> list[dict[s
             protocol.score_response(
                 ready,
                 ddm.ddm_response(finetune, plan.truth_output),
-                (ddm.trajectory_point(run.checkpoints, rewind), synset, query),
+                (start, synset, query),
                 steps * items * used,
                 estimator=name,
                 items=items,
@@ -112,11 +115,11 @@ def partition(settings: Settings, seed: int, folder: Path | None) -> list[dict[s
         if items == max(settings.items):
             for steps in (1, 5):
                 ddm_row(synset, offline, "DDM", update="forget", rewind=0.0, steps=steps)
-    for start in ("pursuit", "random"):
+    for first in ("pursuit", "random"):
         synset, offline = protocol.distil(
-            ready, max(settings.items), distill_steps=0, start=start, distance="squared"
+            ready, max(settings.items), distill_steps=0, start=first, distance="squared"
         )
-        name = f"undistilled, {start} start"
+        name = f"undistilled, {first} start"
         for steps in (settings.few, settings.many):
             ddm_row(synset, offline, name, update="retain", rewind=back, steps=steps)
     return rows

@@ -31,7 +31,7 @@ class Settings:
 
     changes: tuple[str, ...] = ()  # to the preset
     items: tuple[int, ...] = (1, 5)
-    steps: tuple[int, ...] = (50, 200)
+    steps: tuple[int, ...] = (20, 40, 200)
     real_steps: tuple[int, ...] = (50,)
 
 
@@ -62,7 +62,7 @@ def partition(
     rows = protocol.score_ceilings(ready)
     rows.append(protocol.additive_row(ready))
     rows.append(protocol.score_grad_dot(ready))
-    online = optax.sgd(config.online.learning_rate, config.online.momentum, nesterov=True)
+    online = optax.sgd(config.train.learning_rate, config.online.momentum, nesterov=True)
     start = ready.target.params
     data, query, groups = jax.device_put((plan.split.train, plan.split.test, ready.groups))
     for count in settings.real_steps:
@@ -89,7 +89,7 @@ def partition(
                 finetune = ddm.make_finetune(
                     plan.task,
                     steps=count,
-                    optimizer=online,
+                    optimizer=protocol.online_sgd(ready, start, synset),
                     weight_decay=config.train.weight_decay,
                 )
                 rows.append(

@@ -113,6 +113,12 @@ def distil(ready: Ready, items: int, **settings: Any) -> tuple[ddm.Synset, float
     return state.synset, time.perf_counter() - begin
 
 
+def online_sgd(ready: Ready, start: Any, synset: ddm.Synset) -> optax.GradientTransformation:
+    """The online optimiser at the rate that the synset's curvature allows."""
+    rate = float(ready.plan.stable_rate(start, synset))
+    return optax.sgd(rate, ready.plan.config.online.momentum, nesterov=True)
+
+
 def score_response(
     ready: Ready,
     response: Response,

@@ -9,10 +9,12 @@ import argparse
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cells
+import render_comparison
 import render_peers
 import render_speed
 
@@ -32,7 +34,7 @@ def render(page: str) -> str:
         body = TABLES[name](json.loads(path.read_text())) if path.exists() else "not measured yet"
         return f"<!-- table: {name} -->\n{body}\n<!-- end -->"
 
-    return re.sub(r"<!-- table: ([\w.]+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)
+    return re.sub(r"<!-- table: ([\w.-]+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)
 
 
 def digits(result: dict[str, Any]) -> str:
@@ -270,11 +272,16 @@ TABLES = {
     "torch_steps": render_peers.torch_steps,
     "peers": render_peers.peers,
     "convolutions": render_speed.convolutions,
+    "comparison": render_comparison.main_table,
+    "comparison.mislabelled": render_comparison.wrong_labels,
     "cost": render_speed.cost,
     "scaling": render_speed.scaling,
     "scaling.rates": render_speed.rates,
     "scaling.predictions": render_speed.predictions,
 }
+
+for _case in (*render_comparison.GROUPS, *render_comparison.POINTS):
+    TABLES[f"comparison.{_case}"] = partial(render_comparison.protocol_table, case=_case)
 
 
 def main() -> None:
