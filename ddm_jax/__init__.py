@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.3.0"
 
 if TYPE_CHECKING:
-    from ddm_jax import data, metrics, models, objectives
+    from ddm_jax import data, estimators, metrics, models, objectives
     from ddm_jax.attribution import Attribution, make_attribution
     from ddm_jax.cluster import check_groups, make_groups
     from ddm_jax.distill import make_distiller, make_match_points, trajectory_indices
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ddm_jax.train import cosine_schedule, make_train, make_trainer
     from ddm_jax.types import Batch, Estimator, Synset, Task, TrainRun
 
-_MODULES = ("data", "metrics", "models", "objectives")
+_MODULES = ("data", "estimators", "metrics", "models", "objectives")
 _NAMES = {
     "attribution": ("Attribution", "make_attribution"),
     "cluster": ("check_groups", "make_groups"),
@@ -98,6 +98,7 @@ __all__ = [
     "data",
     "ddm_response",
     "device_vmap",
+    "estimators",
     "group_batches",
     "initial_synset",
     "leave_one_out",

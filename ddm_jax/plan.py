@@ -128,6 +128,19 @@ def make_plan(config: Config) -> Plan:
     )
 
 
+def shorter_trainer(plan: Plan, epochs: int) -> Trainer:
+    """The training recipe of a plan with another number of epochs, its schedule compressed.
+
+    Raises:
+        ValueError: for fewer than one epoch.
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs={epochs}; it must be at least 1")
+    changed = dataclasses.replace(plan.config.train, epochs=epochs, checkpoint_every=epochs)
+    config = dataclasses.replace(plan.config, train=changed)
+    return _trainer(plan.task, config, len(plan.split.train.x))
+
+
 def check_distillation_fits(plan: Plan) -> None:
     """Check that the gradients to match can be in memory, a block of groups at a time.
 

@@ -16,9 +16,30 @@ class Case(NamedTuple):
     joint: bool = False  # has `outputs`, for groups that are gone together
     trains: bool = False  # trains networks, whose batches depend on the order of the points
     without_query: bool = False  # values data as such: every query has the same scores
-    blind: bool = False  # sees no labels, or no data at all: cannot find those that are wrong
+    overlooks: str = ""  # why a small mislabelled group is not the most harmful one to it
     bad: tuple[tuple[dict[str, Any], str], ...] = ()  # settings, what the error says of them
 
+
+def of_task(name: str, **small: Any) -> Callable[..., ddm.Estimator]:
+    """An estimator that takes the task, with small settings."""
+    make: Any = ddm.estimators.ESTIMATORS[name]
+    return lambda problem, **chosen: make(problem.task, **(small | chosen))
+
+
+def training(name: str, **small: Any) -> Callable[..., ddm.Estimator]:
+    """One that trains networks too."""
+    make: Any = ddm.estimators.ESTIMATORS[name]
+    return lambda problem, **chosen: make(problem.task, problem.train, **(small | chosen))
+
+
+def influence(name: str, **small: Any) -> Callable[..., ddm.Estimator]:
+    """An influence function with the weight decay of the problem."""
+    return of_task(name, **({"damping": 0.01, "weight_decay": 1e-3} | small))
+
+
+NEGATIVE = ({"damping": -0.1}, r"damping=-0\.1")
+NOISE = "the presence of the other groups is noise, which takes thousands of networks to average"
+FEW_SUBSETS = ({"subsets": 1}, "subsets=1")
 
 CASES: dict[str, Case] = {
     "ddm": Case(
@@ -42,4 +63,177 @@ CASES: dict[str, Case] = {
         trains=True,
         bad=(({"seeds": 0}, "seeds=0"),),
     ),
+    "banzhaf": Case(
+        training("banzhaf", subsets=30), trains=True, overlooks=NOISE, bad=(FEW_SUBSETS,)
+    ),
+    "class_fraction": Case(
+        lambda problem, **chosen: ddm.estimators.make_class_fraction(**chosen),
+        additive=True,
+        overlooks="a wrong label counts as the class that it names",
+    ),
+    "complexity_gap": Case(
+        lambda problem, **chosen: ddm.estimators.make_complexity_gap(**chosen),
+        additive=True,
+        without_query=True,
+        bad=(({"damping": 0.0}, "damping=0"),),
+    ),
+    "data_oob": Case(
+        training("data_oob", models=8),
+        trains=True,
+        without_query=True,
+        bad=(({"models": 1}, "models=1"),),
+    ),
+    "datamodel": Case(
+        training("datamodel", subsets=30),
+        trains=True,
+        bad=(
+            FEW_SUBSETS,
+            ({"regression": "stepwise"}, "regression='stepwise'"),
+            ({"penalty": 0.0}, "penalty=0"),
+        ),
+    ),
+    "density_support": Case(
+        lambda problem, **chosen: ddm.estimators.make_density_support(**chosen),
+        additive=True,
+        overlooks="a wrong label counts as the class that it names",
+        bad=(({"bandwidth": 0.0}, "bandwidth=0"),),
+    ),
+    "encoded_ensemble": Case(
+        training("encoded_ensemble", members=20),
+        overlooks=NOISE,
+        trains=True,
+        bad=(({"members": 7}, "members=7"), ({"members": 0}, "members=0")),
+    ),
+    "forward_matching": Case(
+        of_task("forward_matching", items=1, distill_steps=40, steps=30),
+        joint=True,
+        overlooks="a network trained on one item a group alone is too poor",
+        bad=(({"part": 0.5}, "part"), ({"steps": -1}, "steps=-1")),
+    ),
+    "grad_cos": Case(of_task("grad_cos"), additive=True),
+    "group_size": Case(
+        lambda problem, **chosen: ddm.estimators.make_group_size(**chosen),
+        additive=True,
+        without_query=True,
+        overlooks="it sees sizes alone",
+    ),
+    "in_run_shapley": Case(
+        of_task("in_run_shapley", momentum=0.5, weight_decay=1e-3),
+        additive=True,
+        bad=(
+            ({"order": 3}, "order=3"),
+            ({"every": 0}, "every=0"),
+            ({"momentum": 1.0}, "momentum=1"),
+        ),
+    ),
+    "knn_shapley": Case(
+        of_task("knn_shapley"), additive=True, bad=(({"neighbours": 0}, "neighbours=0"),)
+    ),
+    "merging": Case(
+        of_task("merging", steps=10),
+        joint=True,
+        overlooks="a small group's parameters weigh little in the average, right or wrong",
+        bad=(({"steps": 0}, "steps=0"), ({"rewind": 1.0}, "rewind=1")),
+    ),
+    "metagradient": Case(
+        of_task("metagradient", momentum=0.5, weight_decay=1e-3),
+        additive=True,
+        bad=(({"momentum": 1.0}, "momentum=1"),),
+    ),
+    "mirrored_influence": Case(
+        of_task("mirrored_influence"),
+        additive=True,
+        bad=(({"steps": 0}, "steps=0"), ({"learning_rate": 0.0}, "learning_rate=0")),
+    ),
+    "random": Case(
+        lambda problem, **chosen: ddm.estimators.make_random(**chosen), overlooks="it sees nothing"
+    ),
+    "representation": Case(
+        of_task("representation"),
+        additive=True,
+        overlooks="all groups of other classes count as harm, and larger ones more",
+    ),
+    "representer": Case(
+        of_task("representer"),
+        additive=True,
+        bad=(({"l2": 0.0}, "l2=0"), ({"steps": 0}, "steps=0")),
+    ),
+    "self_influence": Case(
+        of_task("self_influence"),
+        additive=True,
+        without_query=True,
+        overlooks="early in training every hard point moves the network far",
+    ),
+    "source": Case(
+        of_task("source", momentum=0.5, weight_decay=1e-3, points=60),
+        additive=True,
+        bad=(({"segments": 0}, "segments=0"), ({"points": 0}, "points=0")),
+    ),
+    "tracin": Case(of_task("tracin"), additive=True, bad=(({"checkpoints": 0}, "checkpoints=0"),)),
+    "training_dynamics": Case(
+        of_task("training_dynamics"),
+        additive=True,
+        without_query=True,
+        bad=(({"measure": "area"}, "measure 'area'"),),
+    ),
+    "training_loss": Case(of_task("training_loss"), additive=True, without_query=True),
+    "trak": Case(
+        training("trak", projection=64, damping=0.1),
+        additive=True,
+        bad=(
+            ({"models": 0}, "models=0"),
+            ({"projection": 0}, "projection=0"),
+            ({"damping": -1.0}, "damping=-1"),
+        ),
+    ),
+    "untrac": Case(
+        of_task("untrac"),
+        bad=(
+            ({"steps": 0}, "steps=0"),
+            ({"learning_rate": 0.0}, "learning_rate=0"),
+            ({"optimizer": "newton"}, "optimizer 'newton'"),
+            ({"batch_size": 0}, "batch_size=0"),
+        ),
+    ),
+    "untrac_inverse": Case(
+        of_task("untrac_inverse"),
+        additive=True,
+        bad=(({"steps": 0}, "steps=0"), ({"optimizer": "newton"}, "optimizer 'newton'")),
+    ),
+    "influence_exact": Case(
+        influence("influence_exact", damping=1.0),
+        additive=True,
+        bad=(NEGATIVE, ({"weight_decay": -1.0}, r"weight_decay=-1")),
+    ),
+    "influence_cg": Case(
+        influence("influence_cg", damping=1.0, iterations=60),
+        additive=True,
+        bad=(NEGATIVE, ({"iterations": 0}, "iterations=0")),
+    ),
+    "influence_lissa": Case(
+        influence("influence_lissa", damping=0.1, depth=100),
+        bad=(
+            NEGATIVE,
+            ({"depth": 0}, "depth=0"),
+            ({"batch": 0}, "batch=0"),
+            ({"scale": 0.0}, "scale=0"),
+        ),
+    ),
+    "influence_arnoldi": Case(
+        influence("influence_arnoldi", iterations=60, rank=30),
+        additive=True,
+        bad=(NEGATIVE, ({"rank": 0}, "rank=0"), ({"iterations": 9, "rank": 10}, "rank=10")),
+    ),
+    "influence_second_order": Case(
+        influence("influence_second_order", damping=0.1, iterations=10),
+        joint=True,
+        bad=(NEGATIVE, ({"iterations": 0}, "iterations=0")),
+    ),
+    "gauss_newton": Case(
+        influence("gauss_newton", points=60),
+        additive=True,
+        bad=(NEGATIVE, ({"points": 0}, "points=0")),
+    ),
+    "ekfac": Case(influence("ekfac"), additive=True, bad=(NEGATIVE,)),
+    "datainf": Case(influence("datainf", damping=0.1), additive=True, bad=(NEGATIVE,)),
 }

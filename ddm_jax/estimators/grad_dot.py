@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import jax
 
 from ddm_jax.cluster import check_groups
+from ddm_jax.gradients import output_changes
 from ddm_jax.matching import group_batches, make_group_gradients
-from ddm_jax.objectives import Output, output_change
-from ddm_jax.parallel import chunked_vmap
-from ddm_jax.pieces import bytes_an_example, map_pieces, piece_size
+from ddm_jax.objectives import Output
 from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun
 
 
@@ -39,14 +38,6 @@ def make_grad_dot(task: Task, output: Output | None = None) -> Estimator:
 
     @jax.jit
     def score(state: GradDotState, query: Batch) -> Array:
-        def of_queries(query: Batch) -> Array:
-            change = output_change(lambda params: explained(params, query), state.params)
-            return -chunked_vmap(change)(state.gradients).T
-
-        count = len(query.x)
-        if jax.eval_shape(explained, state.params, query).shape != (count,):
-            return of_queries(query).T  # one output of all queries, such as an accuracy
-        kept = bytes_an_example(lambda p, batch, w: w @ explained(p, batch), state.params, query)
-        return map_pieces(of_queries, query, piece_size(count, kept)).T
+        return -output_changes(explained, state.params, query, state.gradients)
 
     return Estimator(fit, score)

@@ -1,0 +1,112 @@
+"""TRAK: a kernel regression on the projected gradients of one or several networks."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ddm_jax.cluster import check_groups
+from ddm_jax.estimators.retraining import Train
+from ddm_jax.gradients import flatten, map_gradients
+from ddm_jax.loo import random_masks
+from ddm_jax.objectives import Output
+from ddm_jax.parallel import device_vmap
+from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun, take
+
+
+class TrakState(NamedTuple):
+    params: Params  # leaves [M, ...]
+    keys: Array  # [M], of the projections
+    readout: Array  # [M, D, K]
+
+
+def make_trak(
+    task: Task,
+    train: Train,
+    *,
+    models: int = 1,
+    projection: int | None = 1024,
+    damping: float = 0.0,
+    output: Output | None = None,
+) -> Estimator:
+    """Make the estimator of Park et al., "TRAK", 2023, arXiv 2303.14186, eq. 13.
+
+    With `phi_m(z) = R_m^T grad output(z; theta_m)` for the margin as output, `Phi_m` its rows
+    over the training points, and `q_i = mean_m d loss_i / d(-output_i)` (one minus the
+    probability of the label, for cross-entropy):
+
+        score[i, q] = mean_m [ phi_m(q)^T (Phi_m^T Phi_m + ridge I)^-1 phi_m(i) ] * q_i
+
+    summed over the points of a group. One model is the trained network itself; several are
+    trained anew, each on a random half of the points, side by side. For another explained output
+    than the margin, `phi_m(q)` is that output's gradient.
+
+    Args:
+        models: M, at least 1.
+        projection: D, columns of the Gaussian R_m; None keeps all P parameters.
+        damping: the ridge, in units of the mean diagonal of `Phi^T Phi`; must be positive where
+            D exceeds N.
+
+    Raises:
+        ValueError: for a setting out of range.
+    """
+    for name, value, fine in (
+        ("models", models, models >= 1),
+        ("projection", projection, projection is None or projection >= 1),
+        ("damping", damping, damping >= 0),
+    ):
+        if not fine:
+            raise ValueError(f"{name}={value} is out of range; see make_trak")
+    explained = task.output if output is None else output
+
+    def project(objective: Output, params: Params, key: Array, data: Batch) -> Array:
+        if projection is None:
+            return map_gradients(lambda rows: rows, objective, params, data)
+        matrix = jax.random.normal(key, (flatten(params).size, projection)) / projection**0.5
+        return map_gradients(lambda rows: rows @ matrix, objective, params, data)
+
+    def one_model(params: Params, key: Array, data: Batch) -> tuple[Array, Array]:
+        """`(Phi^T Phi + ridge)^-1 Phi^T` [D, N], and d loss / d(-output) [N]."""
+        features = project(task.output, params, key, data)
+        slopes = project(task.loss, params, key, data)
+        along = -jnp.sum(slopes * features, 1) / jnp.maximum(jnp.sum(features**2, 1), 1e-20)
+        gram = features.T @ features
+        ridge = damping * jnp.trace(gram) / len(gram)
+        solved = jnp.linalg.solve(gram + ridge * jnp.eye(len(gram)), features.T)
+        return solved, along
+
+    @jax.jit
+    def prepare(params: Params, keys: Array, data: Batch, groups: Array, like: Array) -> Array:
+        solved, along = lax.map(lambda model: one_model(model[0], model[1], data), (params, keys))
+        members = jax.nn.one_hot(groups, len(like))
+        return solved @ (along.mean(0)[:, None] * members)
+
+    train_each = device_vmap(lambda item, data: train(item["key"], data, item["keep"]).params)
+
+    def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> TrakState:
+        groups = check_groups(groups, len(data.x))
+        mask_key, train_key, project_key = jax.random.split(key, 3)
+        keys = jax.random.split(project_key, models)
+        if models == 1:
+            params = jax.tree.map(lambda leaf: leaf[None], run.params)
+        else:
+            keep = random_masks(mask_key, models, len(groups))
+            items = {"keep": keep, "key": jax.random.split(train_key, models)}
+            params = train_each(items, data)
+        like = jnp.zeros(int(groups.max()) + 1)
+        return TrakState(params, keys, prepare(params, keys, data, jnp.asarray(groups), like))
+
+    @jax.jit
+    def score(state: TrakState, query: Batch) -> Array:
+        def one(total: Array, index: Array):
+            params, key, readout = take(state, index)
+            features = project(explained, params, key, query)
+            return total + (features @ readout).T, None
+
+        total = jnp.zeros((state.readout.shape[-1], len(query.x)))
+        return lax.scan(one, total, jnp.arange(models))[0] / models
+
+    return Estimator(fit, score)
