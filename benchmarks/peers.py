@@ -1,7 +1,7 @@
 """dattri's and traker's own attributors beside ours, on dattri's MNIST protocols.
 
-The presets "dattri-lr" and "dattri-mlp" (see `dattri_protocol.py`): the truth from the store,
-four retrainings on each of 50 random halves, and the one trained network, converted to PyTorch
+The presets "dattri-lr" and "dattri-mlp" (5,000 MNIST images): the truth from the store, four
+retrainings on each of 50 random halves, and the one trained network, converted to PyTorch
 and checked to give the same logits within 1e-4. Every method scores the same 5,000 x 500 points
 on one thread. LDS on three quarters of the halves and of the queries, for all methods alike; the
 damping of the influence function is chosen on the other quarter. One checkpoint, so TracIn is
@@ -33,7 +33,6 @@ from typing import Any
 if hasattr(os, "sched_setaffinity"):  # before either library counts the cores
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
-import dattri_protocol
 import numpy as np
 import protocol
 from peer_methods import METHODS, THEIRS, Scored, ours, to_torch
@@ -44,6 +43,13 @@ from ddm_jax.evaluate import Ready
 PRESETS = ("dattri-lr", "dattri-mlp")
 OURS = "ddm_jax: grad-dot"
 REPEAT_SECONDS = 20.0
+QUICK = (
+    "data.train_size=400",
+    "data.test_size=60",
+    "train.epochs=5",
+    "truth.subsets=12",
+    "truth.subset_seeds=3",
+)
 
 
 def judge(ready: Ready, calls: dict[float, Callable[[], Scored]]) -> tuple[dict[str, Any], Any]:
@@ -82,7 +88,7 @@ def judge(ready: Ready, calls: dict[float, Callable[[], Scored]]) -> tuple[dict[
 
 def rows_of(preset: str, options: Any, folder: Path | None) -> list[dict[str, Any]]:
     """Every method on one preset, ours first."""
-    changes = dattri_protocol.QUICK if options.quick else ()
+    changes = QUICK if options.quick else ()
     ready = protocol.prepare(
         preset, options.partition, *changes, data_dir=options.data_dir, folder=folder
     )

@@ -95,26 +95,6 @@ def runs(result: dict[str, Any]) -> str:
     return cells.table(columns, rows) + note + cells.machine(result)
 
 
-def dattri(result: dict[str, Any]) -> str:
-    """Point LDS with one run a half and with four."""
-    names = {"dattri-lr": "logistic regression", "dattri-mlp": "MLP"}
-    columns = {
-        "": lambda row: f"{names[row['preset']]}: {row['estimator'].replace('_', '-')}",
-        "published, one run": lambda row: cells.score(row.get("published_one_run")),
-        "one run": lambda row: cells.score(row["value_one_run"]),
-        "four runs": lambda row: cells.score(row["value"]),
-        "of ceiling": lambda row: cells.of_ceiling(row["value"], row["ceiling"]),
-        "95 % over halves": lambda row: cells.interval(row["over_rows"]),
-    }
-    seconds = ", ".join(
-        f"{names[row['preset']]} {cells.seconds(row['seconds_per_retraining'])}"
-        for row in result["rows"]
-        if "seconds_per_retraining" in row
-    )
-    note = f"\n\n50 halves, 500 queries. A retraining took: {seconds}. "
-    return cells.table(columns, result["rows"]) + note + cells.machine(result)
-
-
 def convnets(result: dict[str, Any]) -> str:
     """Ceilings and scores of both data sets."""
     names = {"mnist-convnet": "MNIST 5,000", "cifar10-convnet": "CIFAR-10 10,000"}
@@ -263,7 +243,6 @@ TABLES = {
     "digits_protocol": digits,
     "mnist_groups": mnist,
     "runs": runs,
-    "dattri_protocol": dattri,
     "convnet_groups": convnets,
     "mislabelled": mislabelled,
     "digits_removal": removal,

@@ -75,14 +75,20 @@ def test_runs():
     assert 0 < result["runs"]["digits"]["test_accuracy"] <= 1
 
 
-def test_dattri_protocol():
-    result = quick("dattri_protocol", *mnist_data())
-    check_told(result, "dattri_protocol")
-    ceiling, grad_dot = result["rows"]
-    assert 0 < grad_dot["value_one_run"] < ceiling["value_one_run"] < ceiling["value"] < 1
-    assert grad_dot["counterfactuals"] == 12
-    assert grad_dot["queries"] == 60
-    assert grad_dot["published_one_run"] == 0.327
+def test_comparison():
+    result = quick("comparison")
+    check_told(result, "comparison")
+    judged = {(r["estimator"], r["score"]): r for r in result["protocols"]["digits"]["rows"]}
+    assert len(judged) == 4
+    for row in judged.values():
+        assert -1 <= row["value"] <= 1
+        assert row["online_gflop"] > 0
+        assert row["peak_gib"] > 0.1
+    assert judged["ddm", "LDS, keep 0.5"]["candidates"] == 6
+    assert result["protocols"]["digits"]["seconds_per_retraining"] > 0
+    found = {r["estimator"]: r for r in result["protocols"]["mislabelled digits"]["rows"]}
+    assert set(found) == {"ddm", "grad_dot"}
+    assert all(0.5 < row["auc"] <= 1 for row in found.values())
 
 
 def test_convnet_groups():
