@@ -198,7 +198,11 @@ CANDIDATES: dict[str, Candidates] = {
     "influence_second_order": Candidates(
         of_curvature(estimators.make_influence_second_order),
         {},
-        {"damping": (0.003, 0.01, 0.05), "iterations": (10,), "linear": (True, False)},
+        {
+            "damping": (0.003, 0.01, 0.03),
+            "iterations": (10,),
+            "curvature": ("hessian", "gauss_newton"),
+        },
     ),
     "gauss_newton": Candidates(
         of_curvature(estimators.make_gauss_newton), {"damping": (0.001, 0.01, 0.1)}, {}

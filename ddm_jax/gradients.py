@@ -151,7 +151,9 @@ def gauss_newton_product(
     def along(moved: Params, batch: Batch, weights: Array) -> Array:
         chances = jax.nn.softmax(task.apply(params, batch.x))
         change = output_change(lambda p: task.apply(p, batch.x), params)(direction)
-        pull = chances * (change - jnp.sum(chances * change, -1, keepdims=True))
+        # An einsum, as of `sum(chances * change, -1)` XLA:CPU makes wrong numbers under vmap: its
+        # YNNPACK fusion (jaxlib 0.10.2), from about 1,000 examples on.
+        pull = chances * (change - jnp.einsum("bc,bc->b", chances, change)[:, None])
         return weights @ jnp.sum(pull * task.apply(moved, batch.x), -1)
 
     return flatten(value_and_gradient(along)(params, data, weights)[1])

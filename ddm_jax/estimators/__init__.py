@@ -35,9 +35,11 @@ from ddm_jax.estimators.tracin import make_tracin
 from ddm_jax.estimators.training_dynamics import make_training_dynamics
 from ddm_jax.estimators.training_loss import make_training_loss
 from ddm_jax.estimators.trak import make_trak
+from ddm_jax.estimators.triage import make_triage
 from ddm_jax.estimators.untrac import make_untrac
 from ddm_jax.estimators.untrac_inverse import make_untrac_inverse
 
+# `make_triage` is for regressions, the others of this table for any task with labels.
 ESTIMATORS = {
     "banzhaf": make_banzhaf,
     "class_fraction": make_class_fraction,
@@ -115,6 +117,7 @@ __all__ = [
     "make_training_dynamics",
     "make_training_loss",
     "make_trak",
+    "make_triage",
     "make_untrac",
     "make_untrac_inverse",
     "retraining_response",

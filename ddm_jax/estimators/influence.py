@@ -120,20 +120,21 @@ def conjugate_gradient(
     """`x ~ (H + diagonal I)^-1 v` for `product(p) = H p`, from zero, in so many iterations. `[P]`.
 
     H may be indefinite, as the Hessian of a network is: it stops before a direction along which
-    H curves down, but for the first one, along which it takes H for zero.
+    `H + diagonal I` curves down, but for the first one, along which it takes H for zero.
     """
     start = vector @ vector
 
     def step(carry, count: Array):
         x, residual, direction, size = carry
         image = product(direction)
-        bend, own = direction @ image, diagonal * (direction @ direction)
-        goes = (size > 1e-14 * start) & ((bend >= 0) | (count == 0))
-        length = jnp.where(goes, size / jnp.where(goes, jnp.maximum(bend, 0) + own, 1.0), 0.0)
+        own = diagonal * (direction @ direction)
+        bend = direction @ image + own
+        goes = (size > 1e-14 * start) & ((bend > 0) | (count == 0))
+        length = jnp.where(goes, size / jnp.where(bend > 0, bend, jnp.maximum(own, 1e-30)), 0.0)
         left = residual - length * (image + diagonal * direction)
         rest = left @ left
         turn = left + rest / jnp.where(goes, size, 1.0) * direction
-        ahead = jnp.where(goes & (bend >= 0), turn, direction)
+        ahead = jnp.where(goes & (bend > 0), turn, direction)
         return (x + length * direction, left, ahead, jnp.where(goes, rest, size)), None
 
     begin = (jnp.zeros_like(vector), vector, vector, start)

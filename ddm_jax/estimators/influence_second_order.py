@@ -13,14 +13,22 @@ from ddm_jax.cluster import check_groups
 from ddm_jax.estimators.influence import (
     check_at_least_one,
     check_diagonal,
+    check_labels,
     conjugate_gradient,
     mean_weights,
 )
-from ddm_jax.gradients import flatten, hessian_product, vectors_at_once
+from ddm_jax.gradients import (
+    flatten,
+    gauss_newton_product,
+    hessian_product,
+    vectors_at_once,
+)
 from ddm_jax.loo import check_masks, leave_one_out_masks, subset_outputs
-from ddm_jax.objectives import Output, output_change
+from ddm_jax.objectives import Output
 from ddm_jax.pieces import value_and_gradient
 from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun
+
+CURVATURES = {"hessian": hessian_product, "gauss_newton": gauss_newton_product}
 
 
 class InfluenceSecondOrderState(NamedTuple):
@@ -34,9 +42,9 @@ def make_influence_second_order(
     task: Task,
     *,
     damping: float = 0.01,
-    iterations: int = 20,
+    iterations: int = 30,
+    curvature: str = "hessian",
     weight_decay: float = 0.0,
-    linear: bool = False,
     output: Output | None = None,
 ) -> Estimator:
     """Make the group influence function with the Hessian of what is kept, for any subset.
@@ -49,7 +57,8 @@ def make_influence_second_order(
     At the optimum of the training objective `G = -weight_decay * theta`, and this is the Newton
     step of the kept points' objective: exact leave-group-out for a ridge regression. Subtracting
     G elsewhere is what pairs the change with the network that keeps everything, which stays
-    where it is. Effects of groups that are gone together do not add up.
+    where it is. Effects of groups that are gone together do not add up. The outputs are those of
+    the moved network; the papers take their derivative along the step.
 
     Koh, Ang, Teo & Liang, "On the accuracy of influence functions for measuring group effects",
     2019, arXiv 1905.13289 (their one-step Newton approximation); Basu, You & Feizi, "On
@@ -60,9 +69,9 @@ def make_influence_second_order(
     Args:
         damping: at least 0.
         iterations: of conjugate gradients, at least 1.
+        curvature: "hessian", as in the papers, or "gauss_newton", which is never indefinite and
+            the same for a softmax of linear logits; for classification.
         weight_decay: of the training objective.
-        linear: take the outputs' derivative along the step, as the papers do, for the outputs
-            themselves at `theta'`.
         output: what is explained; default `task.output`.
 
     Raises:
@@ -70,6 +79,9 @@ def make_influence_second_order(
     """
     diagonal = check_diagonal(damping, weight_decay)
     check_at_least_one(iterations=iterations)
+    if curvature not in CURVATURES:
+        raise ValueError(f"curvature={curvature!r}; choose one of {', '.join(CURVATURES)}")
+    curvature_product = CURVATURES[curvature]
     explained = task.output if output is None else output
     of_losses = value_and_gradient(lambda params, batch, w: w @ task.loss(params, batch))
 
@@ -79,19 +91,13 @@ def make_influence_second_order(
         weights = kept / jnp.sum(kept)
 
         def product(vector: Array) -> Array:
-            return hessian_product(task, params, data, weights, vector)
+            return curvature_product(task, params, data, weights, vector)
 
         _, change = of_losses(params, data, mean_weights(data) - weights)
         move = ravel_pytree(params)[1](
             conjugate_gradient(product, diagonal, flatten(change), iterations)
         )
-        if not linear:
-            return explained(jax.tree.map(jnp.add, params, move), query)
-
-        def outputs(params: Params) -> Array:
-            return explained(params, query)
-
-        return outputs(params) + output_change(outputs, params)(move)
+        return explained(jax.tree.map(jnp.add, params, move), query)
 
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     on_cpu = jax.default_backend() == "cpu"
@@ -99,6 +105,8 @@ def make_influence_second_order(
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> InfluenceSecondOrderState:
         groups = check_groups(groups, len(data.x))
+        if curvature == "gauss_newton":
+            check_labels(data)
         sizes = jnp.asarray(np.bincount(groups))
         return InfluenceSecondOrderState(run.params, data, jnp.asarray(groups), sizes)
 

@@ -1,0 +1,291 @@
+"""Our estimators beside the scores that other libraries give the same fixed networks.
+
+`golden/make_golden.py` wrote the scores down; the libraries themselves are not needed here. They
+explain the loss of a query and call positive what lowers it, for one training point of weight
+one: `<grad loss_i, C grad loss_q>`. Ours are positive where the point raises the output, here the
+loss, and a point of the mean over N weighs 1/N. So a score of theirs is -N times one of ours,
+unless a test says otherwise.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import ddm_jax as ddm
+from ddm_jax.estimators import ESTIMATORS
+
+FOLDER = Path(__file__).parent / "golden"
+N, Q, CLASSES = 48, 10, 4
+LIBRARIES = ("dattri", "traker", "captum", "pydvl")
+
+
+class Side(NamedTuple):
+    """One network of the problem as our types."""
+
+    task: ddm.Task
+    data: ddm.Batch
+    query: ddm.Batch
+    run: ddm.TrainRun
+
+
+class Golden:
+    """What one library scored, by name."""
+
+    def __init__(self, library):
+        with np.load(FOLDER / f"{library}.npz") as file:
+            self.found = dict(file)
+        self.settings = json.loads(str(self.found["settings"]))
+
+    def __getitem__(self, name):
+        return self.found[name]
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return {library: Golden(library) for library in LIBRARIES}
+
+
+def read_problem():
+    with np.load(FOLDER / "problem.npz") as file:
+        return dict(file)
+
+
+def make_side(problem, name):
+    """The network `name` after its training, with the points of the training that are kept."""
+    split = problem["pixels"].astype(np.float32).reshape(-1, 8, 8, 1) / 16
+    labels = np.eye(CLASSES, dtype=np.float32)[problem["labels"]]
+    hidden = [f"{name}.hidden"] if f"{name}.hidden.weight" in problem else []
+    checkpoints = {
+        f"Dense_{index}": {
+            "kernel": jnp.asarray(problem[f"{layer}.weight"]).transpose(0, 2, 1),
+            "bias": jnp.asarray(problem[f"{layer}.bias"]),
+        }
+        for index, layer in enumerate([*hidden, f"{name}.last"])
+    }
+    module = ddm.models.MLP(CLASSES, (8,)) if hidden else ddm.models.Logistic(CLASSES)
+    steps = len(problem["rows"])
+    run = ddm.TrainRun(
+        key=jax.random.key(0),
+        params=ddm.types.take(checkpoints, -1),
+        checkpoints=checkpoints,
+        learning_rates=jnp.full(steps, problem[f"learning_rate.{name}"]),
+        rows=jnp.asarray(problem["rows"]),
+        losses=jnp.zeros(steps),
+    )
+    data, query = (
+        ddm.Batch(jnp.asarray(split[part]), jnp.asarray(labels[part]))
+        for part in (slice(None, N), slice(N, None))
+    )
+    return Side(ddm.classification(module, (8, 8, 1)), data, query, run)
+
+
+@pytest.fixture(scope="module")
+def sides():
+    problem = read_problem()
+    return {name: make_side(problem, name) for name in ("linear", "mlp")}
+
+
+@pytest.fixture(scope="module", params=("linear", "mlp"))
+def side(request, sides):
+    return request.param, sides[request.param]
+
+
+def loss_of(side):
+    return ddm.objectives.loss(side.task.apply)
+
+
+def make(method, side, **settings):
+    """Our estimator of the loss."""
+    return ESTIMATORS[method](side.task, output=loss_of(side), **settings)
+
+
+def scored(side, estimator, groups=None):
+    """Our scores of each training point, or of groups."""
+    groups = np.arange(N, dtype=np.int32) if groups is None else groups
+    state = estimator.fit(jax.random.key(0), side.run, side.data, groups)
+    scores = np.asarray(estimator.score(state, side.query))
+    assert scores.shape == (groups.max() + 1, Q)
+    return scores
+
+
+def assert_close(ours, theirs, tolerance=1e-3):
+    """Each entry within a part of itself, or of a hundredth of the largest."""
+    assert ours.shape == theirs.shape
+    scale = np.abs(theirs).max()
+    np.testing.assert_allclose(ours / scale, theirs / scale, rtol=tolerance, atol=tolerance / 100)
+
+
+def assert_near(ours, theirs, tolerance, least):
+    """Where one of both is random: within a part of the largest, and ranked alike by query."""
+    assert ours.shape == theirs.shape
+    error = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    ranks = [stats.spearmanr(ours[:, q], theirs[:, q]).statistic for q in range(ours.shape[1])]
+    assert error < tolerance
+    assert min(ranks) > least
+
+
+def test_the_scores_are_of_this_problem(golden):
+    problem = read_problem()
+    content = b"".join(key.encode() + problem[key].tobytes() for key in sorted(problem))
+    digest = hashlib.sha256(content).hexdigest()
+    for library in LIBRARIES:
+        assert str(golden[library]["problem"]) == digest
+        assert any(library in version for version in golden[library]["versions"])
+
+
+def damping_of(name):
+    """Of the influence functions; the perceptron's Hessian has eigenvalues down to -.4."""
+    return {"linear": 0.02, "mlp": 0.8}[name]
+
+
+def test_grad_dot(golden, side):
+    name, ours = side
+    scores = -N * scored(ours, make("grad_dot", ours))
+    assert_close(scores, golden["dattri"][f"{name}.grad_dot"])
+
+
+def test_influence_with_the_whole_hessian(golden, side):
+    name, ours = side
+    scores = -N * scored(ours, make("influence_exact", ours, damping=damping_of(name)))
+    assert_close(scores, golden["dattri"][f"{name}.influence_exact"])
+    assert_close(scores, golden["pydvl"][f"{name}.influence_exact"])
+    # Captum's Hessian is of the sum of the losses, and so is what is added to its diagonal.
+    assert_close(scores, N * golden["captum"][f"{name}.influence_exact"])
+
+
+def test_influence_by_conjugate_gradients(golden, side):
+    """Both libraries start from the gradient and not from zero: compared where it converges."""
+    name, ours = side
+    estimator = make("influence_cg", ours, damping=damping_of(name), iterations=60)
+    scores = -N * scored(ours, estimator)
+    assert_close(scores, golden["dattri"][f"{name}.influence_cg"])
+    assert_close(scores, golden["pydvl"][f"{name}.influence_cg"])
+
+
+@pytest.mark.parametrize(("name", "damping"), [("linear", 1e-6), ("mlp", 0.8)])
+def test_influence_by_arnoldi(golden, sides, name, damping):
+    """The largest eigenvalues, which do not depend on the vector that it starts from."""
+    theirs = golden["dattri"].settings[f"{name}.influence_arnoldi"]
+    settings = {"rank": theirs["proj_dim"], "iterations": theirs["max_iter"]}
+    estimator = make("influence_arnoldi", sides[name], damping=damping, **settings)
+    scores = -N * scored(sides[name], estimator)
+    if name == "mlp":
+        assert_close(scores, golden["pydvl"][f"{name}.influence_arnoldi"])
+    else:  # theirs is not damped; ours wants some, here much less than the least that is kept
+        assert_close(scores, golden["dattri"][f"{name}.influence_arnoldi"])
+        assert_close(scores, N * golden["captum"][f"{name}.influence_arnoldi"])
+
+
+def test_gauss_newton_is_the_hessian_of_a_logistic_regression(golden, sides):
+    ours = sides["linear"]
+    estimator = make("gauss_newton", ours, damping=damping_of("linear"), points=N)
+    scores = -N * scored(ours, estimator)
+    assert_close(scores, golden["dattri"]["linear.influence_exact"])
+
+
+def test_influence_by_lissa(golden, sides):
+    """dattri's 40 steps are over all data; ours over batches, so large that they say the same."""
+    ours, theirs = sides["linear"], golden["dattri"].settings["linear.influence_lissa"]
+    estimator = make(
+        "influence_lissa",
+        ours,
+        damping=theirs["damping"] * theirs["scaling"],  # added before dividing by the scale
+        scale=theirs["scaling"],
+        depth=theirs["recursion_depth"],
+        batch=100 * N,
+    )
+    scores = -N * scored(ours, estimator)
+    assert_near(scores, golden["dattri"]["linear.influence_lissa"], 0.02, 0.998)
+
+
+def one_leaf_a_layer(side):
+    """The same networks with each bias as the last row of its kernel."""
+
+    def fold(params):
+        return [jnp.concatenate([leaf["kernel"], leaf["bias"][None]]) for leaf in params.values()]
+
+    def apply(params, x):
+        x = x.reshape(len(x), -1)
+        for index, leaf in enumerate(params):
+            x = jax.nn.relu(x) if index else x
+            x = x @ leaf[:-1] + leaf[-1]
+        return x
+
+    loss = ddm.objectives.loss(apply)
+    task = ddm.Task(lambda key: fold(side.task.init(key)), apply, loss, loss)
+    return side._replace(task=task, run=side.run._replace(params=fold(side.run.params)))
+
+
+def test_datainf(golden, side):
+    """Theirs takes a layer for a block, and ours a leaf; its damping is no multiple of anything."""
+    name, ours = side
+    ours = one_leaf_a_layer(ours)
+    estimator = make("datainf", ours, damping=0.0, weight_decay=damping_of(name))
+    scores = -N * scored(ours, estimator)
+    assert_close(scores, golden["dattri"][f"{name}.datainf"])
+    # pyDVL divides once more, by the number of training gradients that it multiplies with.
+    theirs = golden["pydvl"][f"{name}.datainf" + ("" if name == "linear" else "_by_layer")]
+    assert_close(scores, N * theirs)
+
+
+def test_ekfac(golden, side):
+    """pyDVL's, with the exact Fisher matrix; ours draws labels, here 400 for each point."""
+    name, ours = side
+    copies = 400
+    many = jax.tree.map(lambda leaf: jnp.tile(leaf, (copies,) + (1,) * (leaf.ndim - 1)), ours.data)
+    groups = np.tile(np.arange(N, dtype=np.int32), copies)
+    estimator = make("ekfac", ours, damping=damping_of(name))
+    scores = -N * scored(ours._replace(data=many), estimator, groups)
+    theirs = golden["pydvl"][f"{name}.ekfac_of_fisher"]
+    assert_near(scores, theirs, 0.01, 0.998)
+
+
+def test_grad_cos_and_tracin(golden, side):
+    name, ours = side
+    scores = -N * scored(ours, make("grad_cos", ours))
+    assert_close(scores, golden["dattri"][f"{name}.grad_cos"])
+    scores = -N * scored(ours, make("tracin", ours, checkpoints=3))
+    assert_close(scores, golden["dattri"][f"{name}.tracin"])
+    assert_close(scores, golden["captum"][f"{name}.tracin"])
+
+
+def test_self_influence(golden, sides):
+    """Captum weighs the checkpoints with the learning rate; ours are less their mean."""
+    ours, theirs = sides["mlp"], golden["captum"]["mlp.self_influence"]
+    estimator = ddm.estimators.make_self_influence(ours.task)
+    rate = golden["captum"].settings["mlp.self_influence"]["learning_rate"]
+    scores = -N * rate * scored(ours, estimator)[:, 0]
+    assert_close(scores, theirs - theirs.mean())
+
+
+def test_knn_shapley(golden, sides):
+    """On pixels, as the peers have it; pyDVL's are means over the queries."""
+    ours = sides["linear"]
+    on_pixels = ours.task._replace(features=None)
+    scores = N * scored(ours, ddm.estimators.make_knn_shapley(on_pixels, neighbours=5))
+    assert_close(scores, golden["dattri"]["pixels.knn_shapley"])
+    assert_close(scores.mean(1), golden["pydvl"]["pixels.knn_shapley"])
+
+
+def test_trak_without_projection(golden, side):
+    """Their ridge is of features divided by sqrt(P); a constant factor of the scores is free."""
+    name, ours = side
+    outputs = jax.jacobian(ours.task.output)(ours.run.params, ours.data)
+    squares = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(outputs))
+    ridge = golden["dattri"].settings[f"{name}.trak"]["regularization"]
+    # In units of the mean diagonal, squares / P, of what they divide by P once more.
+    damping = ridge * sum(leaf[0].size for leaf in jax.tree.leaves(outputs)) ** 2 / squares
+    estimator = ddm.estimators.make_trak(ours.task, None, projection=None, damping=damping)
+    scores = scored(ours, estimator)
+    for library in ("dattri", "traker"):
+        theirs = golden[library][f"{name}.trak"]
+        factor = np.sum(scores * theirs) / np.sum(theirs**2)
+        assert factor > 0
+        assert_close(scores, factor * theirs, 0.02)
