@@ -143,12 +143,12 @@ CANDIDATES: dict[str, Candidates] = {
     ),
     "trak": Candidates(
         of_training(estimators.make_trak),
-        {"projection": (512, 2048), "damping": (0.0, 0.1, 1.0)},
+        {"projection": (512, 2048), "damping": (0.1, 1.0, 3.0)},
         {},
     ),
     "trak_10": Candidates(
         lambda plan, chosen: of_training(estimators.make_trak)(plan, {"models": 10} | chosen),
-        {"projection": (512, 2048), "damping": (0.0, 0.1, 1.0)},
+        {"projection": (512, 2048), "damping": (0.1, 1.0, 3.0)},
         {},
     ),
     # Fine-tuning on real data, or on the synset from the start.

@@ -146,7 +146,9 @@ CASES: dict[str, Case] = {
         bad=(({"steps": 0}, "steps=0"), ({"learning_rate": 0.0}, "learning_rate=0")),
     ),
     "random": Case(
-        lambda problem, **chosen: ddm.estimators.make_random(**chosen), overlooks="it sees nothing"
+        lambda problem, **chosen: ddm.estimators.make_random(**chosen),
+        additive=True,
+        overlooks="it sees nothing",
     ),
     "representation": Case(
         of_task("representation"),

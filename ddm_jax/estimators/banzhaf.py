@@ -15,7 +15,9 @@ def make_banzhaf(
 
     The mean output of the networks that saw group k less the mean of those that did not: every
     network serves every group (their maximum sample reuse). Subsets keep half of the groups
-    exactly, where the paper tosses a coin for each.
+    exactly, where the paper tosses a coin for each: where k is, one less of the others is, so
+    effects s that add up come out as `s_k - (sum s - s_k) / (K - 1)`. Ranks are those of s; the
+    zero is not.
 
     Raises:
         ValueError: for fewer than two subsets.

@@ -27,7 +27,8 @@ def make_datamodel(
     Networks are trained on random halves of the groups when fitting; the score minimises
     `(1/2R) sum_r (output_r - b - masks_r s)^2 + penalty * R(s)` for each query, with outputs in
     units of their standard deviation and `R(s) = |s|^2 / 2` (ridge) or `|s|_1` (lasso, the
-    paper's).
+    paper's). As every mask keeps half of the groups, a shift of all effects changes nothing:
+    ridge centres them, lasso takes their median for zero.
 
     Args:
         subsets: R, networks to train, at least 2.

@@ -87,9 +87,8 @@ def make_in_run_shapley(
             t, rows = item
 
             def ask(total: Array) -> Array:
-                rate = every * run.learning_rates[t]
-                parts = of_step(moment.params, rows, rate, data, query)
-                return total.at[state.groups[rows]].add(parts)
+                parts = of_step(moment.params, rows, run.learning_rates[t], data, query)
+                return total.at[state.groups[rows]].add(every * parts)
 
             total = lax.cond(t % every == 0, ask, lambda total: total, total)
             return (step(moment, t, rows, jnp.ones(size), run, data), total), None

@@ -32,7 +32,8 @@ def make_knn_shapley(task: Task, *, neighbours: int = 5) -> Estimator:
         s_N = [y_N = y] / N
         s_i = s_{i+1} + ([y_i = y] - [y_{i+1} = y]) / neighbours * min(neighbours, i) / i
 
-    It explains being right, whatever the output is. Groups get the sum of their points.
+    It explains being right, whatever the output is. A group gets the sum of its points, over N
+    as every score here is.
 
     Raises:
         ValueError: for fewer than one neighbour.

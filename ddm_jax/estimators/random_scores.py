@@ -6,37 +6,52 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ddm_jax.cluster import check_groups
+from ddm_jax.pieces import map_pieces
 from ddm_jax.types import Array, Batch, Estimator, TrainRun
 
 
 class RandomState(NamedTuple):
-    keys: Array  # [K]
+    key: Array
+    names: Array  # [N] uint32
+    groups: Array  # [N]
+    like: Array  # [K], for its size
 
 
 def make_random() -> Estimator:
-    """Make the estimator whose scores are drawn from a normal distribution.
+    """Make the estimator whose score of a point and a query is a standard normal number.
 
-    A query's scores depend on the query, so that asking again, or for others beside it, gives
-    the same.
+    Drawn from the key and the contents of both, so that asking again, for others beside it, or
+    with the points in another order, gives the same. Groups get the sum of their points.
     """
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> RandomState:
         groups = check_groups(groups, len(data.x))
-        # Named by their first point's pixels: as every estimator's, rows follow their groups.
-        names = jnp.sum(jnp.abs(data.x.reshape(len(data.x), -1)), 1) * 1000
-        sums = jax.ops.segment_max(names, jnp.asarray(groups), int(groups.max()) + 1)
-        return RandomState(jax.vmap(lambda s: jax.random.fold_in(key, s))(sums.astype(jnp.uint32)))
+        like = jnp.zeros(int(groups.max()) + 1)
+        return RandomState(key, _names(data), jnp.asarray(groups), like)
 
     @jax.jit
     def score(state: RandomState, query: Batch) -> Array:
-        names = jnp.sum(jnp.abs(query.x.reshape(len(query.x), -1)), 1) * 1000
+        def one(name: Array) -> Array:
+            key = jax.random.fold_in(state.key, name)
+            each = jax.vmap(lambda n: jax.random.normal(jax.random.fold_in(key, n)))(state.names)
+            return jax.ops.segment_sum(each, state.groups, len(state.like))
 
-        def one(key: Array, name: Array) -> Array:
-            return jax.random.normal(jax.random.fold_in(key, name))
-
-        of_group = jax.vmap(one, (None, 0))
-        return jax.vmap(of_group, (0, None))(state.keys, names.astype(jnp.uint32))
+        return map_pieces(jax.vmap(one), _names(query), 16).T
 
     return Estimator(fit, score)
+
+
+def _names(batch: Batch) -> Array:
+    """A number for each example, by all of its bits: uint32 [B].
+
+    A sum of the pixels would not do: hundreds of digits share one.
+    """
+    flat = [jnp.asarray(leaf, jnp.float32).reshape(len(leaf), -1) for leaf in batch]
+    bits = lax.bitcast_convert_type(jnp.concatenate(flat, 1), jnp.uint32)
+    # The low bits of a pixel are mostly zero, and a product carries upwards only.
+    bits = bits ^ (bits >> 16)
+    factors = jax.random.bits(jax.random.key(0), bits.shape[1:], jnp.uint32) | 1
+    return jnp.sum(bits * factors, 1, dtype=jnp.uint32)

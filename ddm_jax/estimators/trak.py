@@ -51,7 +51,7 @@ def make_trak(
             D exceeds N.
 
     Raises:
-        ValueError: for a setting out of range.
+        ValueError: for a setting out of range, or (when fitted) no damping where D exceeds N.
     """
     for name, value, fine in (
         ("models", models, models >= 1),
@@ -88,6 +88,12 @@ def make_trak(
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> TrakState:
         groups = check_groups(groups, len(data.x))
+        columns = projection or sum(leaf.size for leaf in jax.tree.leaves(run.params))
+        if damping == 0 and columns > len(groups):
+            raise ValueError(
+                f"damping=0 with {columns} columns for {len(groups)} points has no solution; use a "
+                "positive damping or a smaller projection"
+            )
         mask_key, train_key, project_key = jax.random.split(key, 3)
         keys = jax.random.split(project_key, models)
         if models == 1:

@@ -39,7 +39,7 @@ def make_untrac(
     batch_size: int = 20,
     output: Output | None = None,
 ) -> Estimator:
-    """Make the estimator of Misonuma & Titov, "Unlearning traces the influential training data of
+    """Make the estimator of Isonuma & Titov, "Unlearning traces the influential training data of
     language models", 2024, arXiv 2401.15241, eq. 6.
 
     From the trained network, ascend on the loss of each group; `score[k, q] = output_q(theta) -

@@ -30,7 +30,7 @@ def make_untrac_inverse(
     optimizer: str = "adam",
     output: Output | None = None,
 ) -> Estimator:
-    """Make the inverse estimator of Misonuma & Titov, 2024, arXiv 2401.15241, eq. 8.
+    """Make the inverse estimator of Isonuma & Titov, 2024, arXiv 2401.15241, eq. 8.
 
     From the trained network, *descend* on the output of each query, which unlearns it; the
     score is the rise of the group's training loss, `(1/N) sum_{i in D_k} loss_i(theta without q)

@@ -77,6 +77,19 @@ def tracin(record: Record, problem: Arrays, name: str, train: Any, query: Any) -
         record.add(f"{name}.{method}", scores, steps=points, weights=weights.tolist())
 
 
+def in_run(record: Record, problem: Arrays, name: str, points: Any) -> None:
+    """In-Run Data Shapley of the first order: grad-dot of each step with its batch."""
+    (x, labels), query = points
+    scores = torch.zeros(len(x), len(query[0]))
+    for step, rows in enumerate(torch.tensor(problem["rows"]).long()):
+        weights = torch.tensor([RATES[name] / len(rows)])
+        task, _ = tasks(problem, name, [step])
+        attributor = TracInAttributor(task, weights, normalized_grad=False)
+        attributor.projector_kwargs = None
+        scores[rows] += attributor.attribute(loader((x[rows], labels[rows])), loader(query))
+    record.add(f"{name}.in_run_shapley", scores, order=1)
+
+
 def influence(record: Record, problem: Arrays, name: str, train: Any, query: Any) -> None:
     """Every inverse of a curvature but that of EK-FAC.
 
@@ -128,14 +141,32 @@ def trak(record: Record, problem: Arrays, name: str, train: Any, query: Any) -> 
 
 
 def representer(record: Record, problem: Arrays, name: str, train: Any, query: Any) -> None:
-    """Its loss is of logits and probabilities, and its last layer has no bias in the fine-tune."""
+    """Its last layer has no bias in the fine-tune: here it is the weight of a constant feature.
+
+    The labels that it fits are the network's own probabilities.
+    """
     model = network(problem, name)
-    task = AttributionTask(functional.cross_entropy, model, state(problem, name))
+    weights = torch.cat([model.last.weight, model.last.bias[:, None]], 1).detach()
+    last = torch.nn.Linear(weights.shape[1], weights.shape[0], bias=False)
+    last.load_state_dict({"weight": weights})
+    model = torch.nn.Sequential()
+    model.add_module("last", last)
+    parts = []
+    for part in (train, query):
+        x, labels = part.dataset.tensors
+        x = hidden(problem, name, x)
+        parts.append(loader((torch.cat([x, torch.ones(len(x), 1)], 1), labels)))
+    task = AttributionTask(functional.cross_entropy, model, model.state_dict())
     settings = {"l2_strength": 0.01, "epoch": 20000}
     attributor = RPSAttributor(task, "last", **settings)
-    attributor.cache(train)
-    record.add(f"{name}.representer", attributor.attribute(train, query), **settings)
-    record.add(f"{name}.representer_weights", attributor.finetuned_theta)
+    attributor.cache(parts[0])
+    record.add(f"{name}.representer", attributor.attribute(*parts), **settings)
+
+
+def hidden(problem: Arrays, name: str, x: Any) -> Any:
+    """The features that the last layer sees."""
+    model = network(problem, name)
+    return model.relu(model.hidden(x)).detach() if name == "mlp" else x
 
 
 def knn_shapley(record: Record, train: Any, query: Any) -> None:
@@ -170,6 +201,7 @@ def score(problem: Arrays) -> Record:
     for name in NETWORKS:
         for method in (tracin, influence, trak, representer):
             method(record, problem, name, train, query)
+    in_run(record, problem, "linear", points)
     data_value_embedding(record, problem, "linear", points)
     knn_shapley(record, train, query)
     return record

@@ -123,7 +123,8 @@ class RidgeUtility(UtilityBase):
 def ridge_outputs(problem: Arrays) -> dict[tuple[int, ...], np.ndarray]:
     """Each query's output of its own class for every set of groups, without an intercept.
 
-    The weights are `(X^T X + ridge I)^-1 X^T Y`, over the points of the groups.
+    The weights are `(X^T X + ridge I)^-1 X^T Y`, over the points of the groups, with 1 in Y for
+    a point's class and -1 for the others, as scikit-learn's ridge classifier has it.
     """
     (x, labels), (queries, wanted) = tensors(problem)
     count = int(problem["groups"].max()) + 1
@@ -131,7 +132,7 @@ def ridge_outputs(problem: Arrays) -> dict[tuple[int, ...], np.ndarray]:
     for code in range(2**count):
         kept = tuple(group for group in range(count) if code >> group & 1)
         rows = np.isin(problem["groups"], kept)
-        some, targets = x[rows], functional.one_hot(labels[rows], 4).double()
+        some, targets = x[rows], 2 * functional.one_hot(labels[rows], 4) - 1.0
         gram = some.T @ some + RIDGE * torch.eye(x.shape[1])
         outputs = queries @ torch.linalg.solve(gram, some.T @ targets)
         found[kept] = outputs[torch.arange(len(wanted)), wanted].numpy()

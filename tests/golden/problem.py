@@ -57,7 +57,7 @@ def make_problem() -> Arrays:
         "pixels": digits.data[rows].astype(np.uint8),  # 0 to 16; the inputs are a 16th of them
         "labels": labels.astype(np.int32),
         "train_size": np.int32(48),
-        "groups": (np.arange(48) % 6).astype(np.int32),
+        "groups": (np.arange(48) % 8).astype(np.int32),
     }
     generator = np.random.default_rng(1)
     order = [generator.permutation(48) for _ in range(STEPS * BATCH // 48)]

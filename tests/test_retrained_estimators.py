@@ -1,0 +1,311 @@
+"""Estimators that train networks, on networks whose outputs are known, and TRAK by its matrices."""
+
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import softmax
+from sklearn.linear_model import Lasso, Ridge
+
+import ddm_jax as ddm
+from ddm_jax import estimators
+from ddm_jax.estimators.datamodel import lasso, ridge
+from ddm_jax.estimators.encoded_ensemble import codes
+from ddm_jax.estimators.subset_networks import make_subset_networks
+
+KEY = jax.random.key(0)
+GROUPS = np.array([0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5])  # K = 6 of two points each
+EFFECTS = np.array([1.0, -2.0, 0.0, 3.0, 0.0, 0.0])
+
+
+def remember(key, data, weights):
+    """A training whose network is the weights of the points."""
+    none = jnp.zeros((0,))
+    return ddm.TrainRun(key, {"w": weights}, None, none, none, none)
+
+
+def planted(params, batch):
+    """A group that was there adds its effect, times the query's input."""
+    return batch.x[:, 0] * (2.0 + params["w"][:6] @ jnp.asarray(EFFECTS, jnp.float32))
+
+
+def together(params, batch):
+    """What two groups do together is no sum."""
+    return planted(params, batch) + 4 * params["w"][0] * params["w"][1] + batch.x[:, 0] ** 2
+
+
+TASK = ddm.Task(lambda key: {}, lambda params, x: x, planted, planted)
+DATA = ddm.Batch(jnp.zeros((12, 1)), jnp.ones((12, 1)))
+QUERY = ddm.Batch(jnp.array([[1.0], [-2.0], [0.5]]), jnp.ones((3, 1)))
+
+
+def fitted(estimator, groups=GROUPS):
+    """The state on the twelve points, and the scores of the three queries."""
+    state = estimator.fit(KEY, None, DATA, groups)
+    scores = np.asarray(estimator.score(state, QUERY))
+    assert scores.shape == (groups.max() + 1, 3)
+    return state, scores
+
+
+def test_networks_are_trained_on_the_groups_of_their_masks():
+    masks = jnp.array([[1.0, 0, 0, 1, 1, 0], [0, 1, 1, 0, 0, 1]])
+    fit = make_subset_networks(remember, lambda key, count: masks[:, :count])
+    state = fit(KEY, None, DATA, GROUPS)
+    assert state.masks.shape == (2, 6)
+    np.testing.assert_array_equal(state.masks, masks)
+    np.testing.assert_array_equal(state.params["w"], np.asarray(masks)[:, GROUPS])
+
+
+def test_networks_follow_their_groups_under_other_numbers():
+    estimator = estimators.make_banzhaf(TASK, remember, subsets=8, output=together)
+    names = np.array([3, 0, 5, 1, 2, 4])
+    state, scores = fitted(estimator)
+    moved, permuted = fitted(estimator, names[GROUPS])
+    np.testing.assert_array_equal(moved.params["w"], state.params["w"])
+    np.testing.assert_array_equal(np.asarray(moved.masks)[:, names], state.masks)
+    np.testing.assert_allclose(permuted[names], scores, rtol=1e-5)
+
+
+def test_subsets_are_halves_that_differ():
+    state, _ = fitted(estimators.make_datamodel(TASK, remember, subsets=12))
+    assert state.masks.shape == (12, 6)
+    np.testing.assert_array_equal(state.masks.sum(1), 3)
+    assert len(np.unique(state.masks, axis=0)) > 5
+
+
+def test_a_ridge_datamodel_recovers_a_planted_linear_function():
+    """Halves of six: all effects up to a common shift, and the penalty makes that zero."""
+    estimator = estimators.make_datamodel(TASK, remember, subsets=60, penalty=1e-5)
+    _, got = fitted(estimator)
+    want = np.outer(EFFECTS - EFFECTS.mean(), [1.0, -2.0, 0.5])
+    assert got.shape == want.shape
+    np.testing.assert_allclose(got, want, atol=1e-2)
+
+
+def test_a_lasso_datamodel_is_zero_where_nothing_is():
+    """The common shift is that of the smallest absolute sum, here none."""
+    estimator = estimators.make_datamodel(
+        TASK, remember, subsets=60, regression="lasso", penalty=0.02
+    )
+    _, got = fitted(estimator)
+    scaled = got / [1.0, -2.0, 0.5]
+    assert scaled.shape == (6, 3)
+    np.testing.assert_allclose(scaled, scaled[:, :1].repeat(3, 1), atol=1e-4)
+    np.testing.assert_array_equal(got[[2, 4, 5]], 0)
+    assert (np.sign(scaled[[0, 1, 3], 0]) == [1, -1, 1]).all()
+
+
+@pytest.mark.parametrize("count", [15, 80])  # fewer and more subsets than groups
+@pytest.mark.parametrize("regression", ["ridge", "lasso"])
+def test_regressions_are_those_of_scikit_learn(regression, count, rng):
+    masks = rng.normal(size=(count, 20))
+    outputs = masks[:, :3] @ rng.normal(size=(3, 2)) + 0.3 * rng.normal(size=(count, 2))
+    penalty = 0.1
+    if regression == "ridge":
+        want = Ridge(alpha=penalty * count, fit_intercept=False).fit(masks, outputs).coef_.T
+    else:
+        known = Lasso(alpha=penalty, fit_intercept=False, tol=1e-8, max_iter=100_000)
+        want = known.fit(masks, outputs).coef_.T
+    solve = {"ridge": ridge, "lasso": lasso}[regression]
+    got = np.asarray(solve(jnp.asarray(masks, jnp.float32), jnp.asarray(outputs), penalty))
+    assert got.shape == want.shape == (20, 2)
+    np.testing.assert_allclose(got, want, atol=2e-3)
+    if regression == "lasso":
+        assert (want == 0).any()
+        np.testing.assert_array_equal(got[want == 0], 0)
+
+
+@pytest.mark.parametrize("regression", ["ridge", "lasso"])
+def test_a_datamodel_is_scikit_learns_on_scaled_outputs(regression):
+    estimator = estimators.make_datamodel(
+        TASK, remember, subsets=10, regression=regression, penalty=0.05, output=together
+    )
+    state, got = fitted(estimator)
+    masks = np.asarray(state.masks, float)
+    outputs = np.stack([together({"w": w}, QUERY) for w in state.params["w"]]).astype(float)
+    spread = outputs.std(0)
+    if regression == "ridge":
+        known = Ridge(alpha=0.05 * 10)
+    else:
+        known = Lasso(alpha=0.05, tol=1e-8, max_iter=100_000)
+    want = (known.fit(masks, outputs / spread).coef_ * spread[:, None]).T
+    assert got.shape == want.shape == (6, 3)
+    np.testing.assert_allclose(got, want, atol=2e-3)
+
+
+def test_banzhaf_is_with_less_without():
+    estimator = estimators.make_banzhaf(TASK, remember, subsets=10, output=together)
+    state, got = fitted(estimator)
+    masks = np.asarray(state.masks) > 0
+    outputs = np.stack([together({"w": w}, QUERY) for w in state.params["w"]])
+    want = np.stack(
+        [outputs[masks[:, k]].mean(0) - outputs[~masks[:, k]].mean(0) for k in range(6)]
+    )
+    assert got.shape == want.shape == (6, 3)
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_banzhaf_comes_near_the_mean_over_all_halves():
+    """Of twenty halves each; 400 draws leave a standard error of about 0.3."""
+    estimator = estimators.make_banzhaf(TASK, remember, subsets=400, output=together)
+    _, got = fitted(estimator)
+    want = np.zeros((6, 3))
+    for half in combinations(range(6), 3):
+        seen = np.isin(np.arange(6), half)
+        output = np.asarray(together({"w": jnp.asarray(seen[GROUPS], jnp.float32)}, QUERY))
+        want += np.where(seen, 0.1, -0.1)[:, None] * output
+    assert got.shape == want.shape
+    assert np.abs(want[:, 0]).max() > 2
+    np.testing.assert_allclose(got, want, atol=0.7)
+
+
+def test_banzhaf_says_nothing_of_a_group_that_all_or_no_subsets_saw():
+    """Of six groups in two halves, some are in both or in neither."""
+    state, got = fitted(estimators.make_banzhaf(TASK, remember, subsets=2))
+    split = (np.asarray(state.masks).sum(0) % 2).astype(bool)
+    assert split.any()
+    assert not split.all()
+    np.testing.assert_array_equal(got[~split], 0)
+    assert (got[split] != 0).all()
+
+
+def test_codes_are_distinct_halves():
+    found = np.asarray(codes(KEY, 4, 6))  # all there are
+    assert found.shape == (4, 6)
+    assert set(np.unique(found)) == {0, 1}
+    np.testing.assert_array_equal(found.sum(0), 2)
+    assert len(np.unique(found, axis=1).T) == 6
+    other = np.asarray(codes(jax.random.key(1), 4, 6))
+    assert (other != found).any()
+    np.testing.assert_array_equal(codes(KEY, 4, 6), found)
+
+
+def test_more_groups_than_codes_are_refused():
+    estimator = estimators.make_encoded_ensemble(TASK, remember, members=4)
+    with pytest.raises(ValueError, match="members=4 make 6 codes; 11 groups"):
+        estimator.fit(KEY, None, DATA, np.append(np.arange(11), 0))
+
+
+def test_an_encoded_ensemble_is_all_members_less_those_without():
+    estimator = estimators.make_encoded_ensemble(TASK, remember, members=6, output=together)
+    state, got = fitted(estimator)
+    masks = np.asarray(state.masks) > 0
+    np.testing.assert_array_equal(state.params["w"], masks[:, GROUPS])
+    outputs = np.stack([together({"w": w}, QUERY) for w in state.params["w"]])
+    want = np.stack([outputs.mean(0) - outputs[~masks[:, k]].mean(0) for k in range(6)])
+    assert got.shape == want.shape == (6, 3)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+# TRAK, on logistic regression
+
+
+class Linear:
+    """Sixty points of four inputs and three classes, and a training that is one step."""
+
+    def __init__(self):
+        rng = np.random.default_rng(5)
+        x = rng.normal(size=(60, 4))
+        labels = (x @ rng.normal(size=(4, 3)) + rng.normal(size=(60, 3))).argmax(1)
+        self.data = ddm.Batch(jnp.asarray(x, jnp.float32), jnp.eye(3)[labels])
+        self.query = ddm.Batch(
+            jnp.asarray(rng.normal(size=(7, 4)), jnp.float32), jnp.eye(3)[np.arange(7) % 3]
+        )
+        self.groups = rng.permutation(np.arange(60) % 5)
+        self.w = jnp.asarray(0.5 * rng.normal(size=(4, 3)), jnp.float32)
+
+        def apply(params, x):
+            return x @ params["w"]
+
+        self.task = ddm.Task(
+            lambda key: {"w": self.w},
+            apply,
+            ddm.objectives.loss(apply),
+            ddm.objectives.margin(apply),
+        )
+        self.run = remember(KEY, self.data, self.w)
+        self.seen = []
+
+    def train(self, key, data, weights):
+        """Another network for each choice of the points: `w + x^T (weights y) / 60`."""
+        jax.debug.callback(lambda seen: self.seen.append(np.asarray(seen)), weights)
+        w = self.w + data.x.T @ (weights[:, None] * data.y) / 60
+        return remember(key, data, w)
+
+    def scores(self, run=None, groups=None, **settings):
+        estimator = estimators.make_trak(self.task, self.train, **settings)
+        groups = self.groups if groups is None else groups
+        state = estimator.fit(KEY, run or self.run, self.data, groups)
+        scores = np.asarray(estimator.score(state, self.query))
+        assert scores.shape == (groups.max() + 1, 7)
+        return state, scores
+
+
+@pytest.fixture(scope="module")
+def logistic():
+    return Linear()
+
+
+def margin_features(w, batch):
+    """`x (y - p')^T`, p' the probabilities among the other classes; and one minus p_y."""
+    x, y, w = (np.asarray(a, float) for a in (batch.x, batch.y, w))
+    others = softmax(np.where(y > 0, -np.inf, x @ w), axis=1)
+    wrong = 1 - (softmax(x @ w, axis=1) * y).sum(1)
+    return np.einsum("nf,nc->nfc", x, y - others).reshape(len(x), -1), wrong
+
+
+def trak_by_matrices(logistic, networks, damping, of_queries=None):
+    """TRAK's equation 13 without a projection, `[K, Q]`; by default of the queries' margin."""
+    kernel, wrong = 0.0, 0.0
+    for w in networks:
+        of_points, chance = margin_features(w, logistic.data)
+        explained = margin_features(w, logistic.query)[0] if of_queries is None else of_queries
+        gram = of_points.T @ of_points
+        gram += damping * np.trace(gram) / len(gram) * np.eye(len(gram))
+        kernel = kernel + of_points @ np.linalg.inv(gram) @ explained.T / len(networks)
+        wrong = wrong + chance / len(networks)
+    points = kernel * wrong[:, None]
+    return np.stack([points[logistic.groups == k].sum(0) for k in range(5)])
+
+
+@pytest.mark.parametrize("damping", [0.01, 1.0])
+def test_trak_is_its_equation_in_matrices(damping, logistic):
+    _, got = logistic.scores(projection=None, damping=damping)
+    want = trak_by_matrices(logistic, [logistic.w], damping)
+    assert got.shape == want.shape == (5, 7)
+    np.testing.assert_allclose(got, want, atol=1e-3 * np.abs(want).max())
+
+
+def test_trak_explains_another_output_by_its_gradient(logistic):
+    second = ddm.objectives.logit(logistic.task.apply, 1)
+    _, got = logistic.scores(projection=None, damping=0.1, output=second)
+    of_queries = np.einsum("qf,c->qfc", logistic.query.x, [0.0, 1.0, 0.0]).reshape(7, 12)
+    want = trak_by_matrices(logistic, [logistic.w], 0.1, of_queries)
+    assert got.shape == want.shape == (5, 7)
+    np.testing.assert_allclose(got, want, atol=1e-3 * np.abs(want).max())
+
+
+def test_trak_of_two_networks_is_the_mean_of_each_part(logistic):
+    state, got = logistic.scores(models=2, projection=None, damping=0.1)
+    jax.effects_barrier()
+    halves = np.stack(logistic.seen)
+    assert halves.shape == (2, 60)
+    np.testing.assert_array_equal(halves.sum(1), 30)
+    networks = np.asarray(state.params["w"])
+    assert networks.shape == (2, 4, 3)
+    assert np.abs(networks[0] - networks[1]).max() > 0.01
+    want = trak_by_matrices(logistic, networks, 0.1)
+    assert got.shape == want.shape == (5, 7)
+    np.testing.assert_allclose(got, want, atol=1e-3 * np.abs(want).max())
+
+
+def test_a_projection_keeps_the_ranking_of_the_points(logistic):
+    """The ridge is in units of the mean diagonal, which a projection to D spreads out."""
+    points = np.arange(60)
+    _, whole = logistic.scores(groups=points, projection=None, damping=0.1)
+    _, wide = logistic.scores(groups=points, projection=512, damping=0.1 * 512 / 12)
+    kept = np.mean([stats.spearmanr(whole[:, q], wide[:, q])[0] for q in range(7)])
+    assert 0.97 < kept < 1

@@ -1,0 +1,390 @@
+"""Estimators that follow or continue the training run, against sums and steps written by hand."""
+
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+from jax.flatten_util import ravel_pytree
+
+import ddm_jax as ddm
+from ddm_jax import estimators
+from ddm_jax.estimators.replay import first_moment, make_replay_step
+from ddm_jax.gradients import example_gradients
+from ddm_jax.types import take
+
+gradients_of = jax.jit(example_gradients, static_argnums=0)
+
+
+def fitted_scores(estimator, problem, run=None, groups=None):
+    groups = problem.groups if groups is None else groups
+    state = estimator.fit(jax.random.key(1), run or problem.run, problem.data, groups)
+    return np.asarray(estimator.score(state, problem.query))
+
+
+def slopes(problem, params):
+    """The gradients of the points' losses over N, and those of the queries' outputs."""
+    losses = gradients_of(problem.task.loss, params, problem.data) / len(problem.data.x)
+    outputs = gradients_of(problem.task.output, params, problem.query)
+    return np.asarray(losses, np.float64), np.asarray(outputs, np.float64)
+
+
+def by_group(points, groups):
+    """Rows of points, added up for each group."""
+    return np.stack([points[groups == k].sum(0) for k in range(groups.max() + 1)])
+
+
+def replayed(task, run, data, steps, **settings):
+    """The parameters after so many steps from the start."""
+    step, ones = make_replay_step(task, **settings), jnp.ones(len(data.x))
+
+    @jax.jit
+    def replay(run):
+        take_step = lambda t, moment: step(moment, t, run.rows[t], ones, run, data)  # noqa: E731
+        return jax.lax.fori_loop(0, steps, take_step, first_moment(task, run))
+
+    moment = replay(run)
+    return ravel_pytree(moment.params)[0]
+
+
+def assert_close(got, want, shape, tolerance):
+    """Equal up to a part of the largest value."""
+    assert got.shape == want.shape == shape
+    largest = np.abs(want).max()
+    assert largest > 0
+    np.testing.assert_allclose(got / largest, want / largest, atol=tolerance)
+
+
+def test_tracin_at_the_last_checkpoint_is_grad_dot_times_the_rate(ready):
+    rates = ready.run.learning_rates.at[-1].set(0.07)
+    run = ready.run._replace(learning_rates=rates)
+    dots = fitted_scores(ddm.make_grad_dot(ready.task), ready)
+    got = fitted_scores(estimators.make_tracin(ready.task, checkpoints=1), ready, run)
+    assert_close(got, 0.07 * dots, (10, 50), 1e-5)
+
+
+@pytest.mark.parametrize("points_are_groups", [False, True])
+def test_tracin_adds_up_checkpoints_with_the_rate_of_the_step_before_each(ready, points_are_groups):
+    rates = jnp.linspace(0.5, 0.1, 60)
+    run = ready.run._replace(learning_rates=rates)
+    groups = np.arange(150) if points_are_groups else ready.groups
+    got = fitted_scores(estimators.make_tracin(ready.task, checkpoints=3), ready, run, groups)
+    # Ten are kept, one every six steps: the fourth, the seventh and the last one are used.
+    want = 0
+    for t in (3, 6, 9):
+        losses, outputs = slopes(ready, take(run.checkpoints, t))
+        want = want - float(rates[6 * (t + 1) - 1]) * by_group(losses @ outputs.T, groups)
+    assert_close(got, want, (groups.max() + 1, 50), 1e-5)
+
+
+def test_all_steps_replayed_end_at_the_trained_network(ready):
+    settings = {"momentum": 0.5, "weight_decay": 1e-3}
+    got = replayed(ready.task, ready.run, ready.data, 60, **settings)
+    halfway = replayed(ready.task, ready.run, ready.data, 30, **settings)
+    for params, want in ((got, ready.run.params), (halfway, take(ready.run.checkpoints, 4))):
+        want = ravel_pytree(want)[0]
+        assert params.shape == want.shape
+        np.testing.assert_allclose(params, want, atol=1e-5)
+    # Without its settings it ends elsewhere.
+    for other in ({"momentum": 0.0}, {"weight_decay": 0.0}):
+        elsewhere = replayed(ready.task, ready.run, ready.data, 60, **(settings | other))
+        assert np.abs(elsewhere - got).max() > 1e-3
+
+
+def test_a_replay_has_the_keys_of_dropout_and_batches_that_are_not_full(ready):
+    task = ddm.classification(ddm.models.MLP(10, (12,), dropout=0.5), (8, 8, 1))
+    recipe = {"steps": 6, "batch_size": 64, "learning_rate": 0.3, "last_batch": "keep"}
+    run = jax.jit(ddm.make_train(task, **recipe))(jax.random.key(2), ready.data, jnp.ones(150))
+    assert (run.rows == -1).any()
+    want = ravel_pytree(run.params)[0]
+    got = replayed(task, run, ready.data, 6, momentum=0.0, weight_decay=0.0)
+    assert got.shape == want.shape
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    without = task._replace(training_loss=None)
+    elsewhere = replayed(without, run, ready.data, 6, momentum=0.0, weight_decay=0.0)
+    assert np.abs(elsewhere - want).max() > 1e-2
+
+
+class Curve(nn.Module):
+    """A small network without kinks, so that slopes say what small changes do."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.avg_pool(x, (2, 2), (2, 2)).reshape(len(x), -1)
+        return nn.Dense(10)(nn.tanh(nn.Dense(6)(x)))
+
+
+@pytest.fixture(scope="module")
+def smooth(ready):
+    """The smooth network on 60 of the points, four groups and five queries."""
+    return SimpleNamespace(
+        task=ddm.classification(Curve(), (8, 8, 1)),
+        data=take(ready.data, slice(0, 60)),
+        query=take(ready.query, slice(0, 5)),
+        groups=np.arange(60) % 7 % 4,
+    )
+
+
+def short_run(problem, **settings):
+    """The function of a few steps, whose batches are not all full, and its run."""
+    recipe = {"steps": 7, "batch_size": 25, "last_batch": "keep", **settings}
+    train = jax.jit(ddm.make_train(problem.task, **recipe))
+    return train, train(jax.random.key(5), problem.data, jnp.ones(len(problem.data.x)))
+
+
+def test_a_metagradient_is_the_slope_of_retraining_in_a_group_weight(smooth):
+    settings = {"momentum": 0.5, "weight_decay": 0.05}
+    train, run = short_run(smooth, learning_rate=0.2, **settings)
+    got = fitted_scores(estimators.make_metagradient(smooth.task, **settings), smooth, run)
+
+    def outputs(k, change):
+        weights = 1 + change * (smooth.groups == k)
+        params = train(run.key, smooth.data, jnp.asarray(weights, jnp.float32)).params
+        return np.asarray(smooth.task.output(params, smooth.query), np.float64)
+
+    want = np.stack([(outputs(k, 0.03) - outputs(k, -0.03)) / 0.06 for k in range(4)])
+    assert_close(got, want, (4, 5), 2e-3)
+
+
+@pytest.mark.parametrize(("order", "every"), [(1, 1), (2, 2)])
+def test_in_run_shapley_is_the_sum_of_its_formula_over_the_steps(order, every, smooth):
+    settings = {"momentum": 0.5, "weight_decay": 0.05}
+    schedule = lambda t: 0.2 / (1 + t)  # noqa: E731
+    _, run = short_run(smooth, learning_rate=schedule, checkpoint_every=1, **settings)
+    estimator = estimators.make_in_run_shapley(smooth.task, order=order, every=every, **settings)
+    got = fitted_scores(estimator, smooth, run)
+    start = jax.jit(smooth.task.init)(jax.random.fold_in(run.key, 0))
+    unravel = ravel_pytree(start)[1]
+    hessian = jax.jit(jax.hessian(lambda v: smooth.task.output(unravel(v), smooth.query)))
+    points = np.zeros((60, 5))
+    for t in range(0, 7, every):
+        params = take(run.checkpoints, t - 1) if t else start
+        rows = np.asarray(run.rows[t])
+        rows = rows[rows >= 0]
+        losses, outputs = slopes(smooth, params)
+        # A step's gradients act twice as long with a momentum of a half.
+        moves = -2 * every * schedule(t) / len(rows) * 60 * losses[rows]
+        points[rows] += moves @ outputs.T
+        if order == 2:
+            curved = np.asarray(hessian(ravel_pytree(params)[0]), np.float64) @ moves.sum(0)
+            points[rows] += moves @ curved.T / 2
+    assert_close(got, by_group(points, smooth.groups), (4, 5), 1e-4)
+
+
+def test_in_run_shapley_adds_up_to_the_change_of_the_outputs(smooth):
+    estimates = [estimators.make_in_run_shapley(smooth.task, order=order) for order in (1, 2)]
+
+    @jax.jit
+    def run_at(rate):
+        recipe = {"steps": 7, "batch_size": 25, "last_batch": "keep"}
+        train = ddm.make_train(smooth.task, learning_rate=lambda t: rate, **recipe)
+        run = train(jax.random.key(5), smooth.data, jnp.ones(60))
+        start = smooth.task.init(jax.random.fold_in(run.key, 0))
+        ends = (smooth.task.output(params, smooth.query) for params in (run.params, start))
+        return run, jnp.subtract(*ends)
+
+    def errors(rate):
+        """What is missing in the sum of all groups, as a part of the change."""
+        run, change = run_at(rate)
+        found = []
+        for estimator in estimates:
+            total = fitted_scores(estimator, smooth, run).sum(0)
+            assert total.shape == change.shape == (5,)
+            found.append(np.linalg.norm(total - change) / np.linalg.norm(change))
+        return found
+
+    first, second = errors(0.3)
+    assert first > 0.01
+    assert second < first / 5
+    tiny_first, tiny_second = errors(0.03)
+    assert tiny_first < first / 5
+    assert tiny_second < 1e-3
+
+
+@pytest.fixture(scope="module")
+def trained(smooth):
+    """The smooth problem after some training, with the scores of grad-dot."""
+    recipe = {"steps": 40, "batch_size": 30, "learning_rate": 0.5, "checkpoint_every": 10}
+    train = jax.jit(ddm.make_train(smooth.task, **recipe))
+    run = train(jax.random.key(6), smooth.data, jnp.ones(60))
+    problem = SimpleNamespace(**vars(smooth), run=run)
+    problem.dots = fitted_scores(ddm.make_grad_dot(smooth.task), problem)
+    return problem
+
+
+ONE_STEP = {"steps": 1, "learning_rate": 1e-2}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("untrac", {"optimizer": "sgd", "batch_size": 60}),
+        ("untrac_inverse", {"optimizer": "sgd"}),
+        ("mirrored_influence", {}),
+    ],
+)
+def test_one_small_step_of_unlearning_is_grad_dot_times_the_rate(name, settings, trained):
+    estimator = estimators.ESTIMATORS[name](trained.task, **ONE_STEP, **settings)
+    assert_close(fitted_scores(estimator, trained), 1e-2 * trained.dots, (4, 5), 0.05)
+
+
+def test_untrac_walks_over_the_batches_of_a_group_with_its_share(trained):
+    estimator = estimators.make_untrac(
+        trained.task, steps=2, learning_rate=0.3, optimizer="sgd", batch_size=12
+    )
+    state = estimator.fit(jax.random.key(0), trained.run, trained.data, trained.groups)
+    flat, unravel = ravel_pytree(trained.run.params)
+    counts = np.bincount(trained.groups)
+    assert counts.min() < 12 < counts.max() < 24
+    for k in range(4):
+        rows = np.flatnonzero(trained.groups == k)
+        params = np.asarray(flat, np.float64)
+        for t in range(2):  # in turn, and round again
+            batch = rows[np.arange(12 * t, 12 * t + min(12, len(rows))) % len(rows)]
+            losses, _ = slopes(trained, unravel(jnp.asarray(params, jnp.float32)))
+            params = params + 0.3 * len(rows) / 60 * losses[batch].mean(0) * 60
+        got = np.asarray(ravel_pytree(take(state.unlearned, k))[0] - flat)
+        assert_close(got, params - np.asarray(flat), flat.shape, 1e-4)
+
+
+def test_the_three_settings_of_a_query_update_are_the_losses_after_it(trained):
+    """Against steps by hand, at a rate where up and down differ."""
+    flat, unravel = ravel_pytree(trained.run.params)
+    before = trained.task.loss(trained.run.params, trained.data)
+    query = take(trained.query, slice(0, 1))
+    slope = jax.jit(jax.grad(lambda v: trained.task.output(unravel(v), query)[0]))
+    makers = {1: estimators.make_mirrored_influence, -1: estimators.make_untrac_inverse}
+    found = {}
+    for sign, make in makers.items():
+        settings = {"optimizer": "sgd"} if sign == -1 else {}
+        estimator = make(trained.task, steps=2, learning_rate=0.2, **settings)
+        moved = flat
+        for _ in range(2):
+            moved = moved + sign * 0.2 * slope(moved)
+        change = np.asarray(trained.task.loss(unravel(moved), trained.data) - before) / 60
+        found[sign] = fitted_scores(estimator, trained)[:, :1]
+        assert_close(found[sign], by_group(-sign * change[:, None], trained.groups), (4, 1), 1e-3)
+    assert np.abs(found[1] - found[-1]).max() > 0.1 * np.abs(found[1]).max()
+
+
+def test_merging_averages_the_parameters_of_steps_by_hand(trained):
+    settings = {"steps": 2, "learning_rate": 0.1, "weight_decay": 0.05}
+    estimator = estimators.make_merging(trained.task, rewind=0.5, **settings)
+    state = estimator.fit(jax.random.key(0), trained.run, trained.data, trained.groups)
+    # Four are kept; half of the training before its end is the second.
+    seed, unravel = ravel_pytree(take(trained.run.checkpoints, 1))
+    assert np.abs(seed - ravel_pytree(trained.run.params)[0]).max() > 0.1
+    networks = []
+    for k in range(4):
+        params, trace = np.asarray(seed, np.float64), 0.0
+        for _ in range(2):
+            losses, _ = slopes(trained, unravel(jnp.asarray(params, jnp.float32)))
+            slope = 60 * losses[trained.groups == k].mean(0) + 0.05 * params
+            trace = slope + 0.9 * trace
+            params = params - 0.1 * (slope + 0.9 * trace)
+        networks.append(params)
+        got = np.asarray(ravel_pytree(take(state.params, k))[0] - seed)
+        assert_close(got, params - np.asarray(seed), seed.shape, 1e-4)
+    counts = np.bincount(trained.groups)
+    assert len(set(counts)) > 1
+
+    def output(kept):
+        average = np.average(np.stack(networks)[kept], axis=0, weights=counts[kept])
+        params = unravel(jnp.asarray(average, jnp.float32))
+        return np.asarray(trained.task.output(params, trained.query))
+
+    everyone = np.arange(4)
+    want = np.stack([output(everyone) - output(everyone[everyone != k]) for k in range(4)])
+    assert_close(np.asarray(estimator.score(state, trained.query)), want, (4, 5), 1e-3)
+    got = np.asarray(estimator.outputs(state, [[0, 1, 0, 1]], trained.query))
+    assert_close(got, output(np.array([1, 3]))[None], (1, 5), 1e-4)
+
+
+def test_source_without_curvature_is_the_time_times_grad_dot_at_the_checkpoints(trained):
+    rates = jnp.linspace(3e-5, 1e-5, 40)
+    run = trained.run._replace(learning_rates=rates)
+    estimator = estimators.make_source(
+        trained.task, segments=2, points=20, momentum=0.5, weight_decay=0.01
+    )
+    _, outputs = slopes(trained, run.params)
+    want = 0
+    for t in range(4):  # two checkpoints in each half of the steps
+        time = 20 / (1 - 0.5) * np.asarray(rates).reshape(2, 20).mean(1)[t // 2]
+        losses, _ = slopes(trained, take(run.checkpoints, t))
+        want = want - time / 2 * losses @ outputs.T
+    got = fitted_scores(estimator, trained, run)
+    assert_close(got, by_group(want, trained.groups), (4, 5), 1e-2)
+
+
+@pytest.mark.parametrize("points_are_groups", [False, True])
+def test_source_is_its_formula_with_exponentials_of_whole_matrices(points_are_groups, rng):
+    """A loss |theta - x|^2 / 2, whose gradients do not need labels, and outputs <theta, x>."""
+    x = rng.normal(size=(8, 3)).astype(np.float32)
+    data = ddm.Batch(jnp.asarray(x), jnp.tile(jnp.array([1.0, 0.0]), (8, 1)))
+    task = ddm.Task(
+        init=lambda key: jnp.zeros(3),
+        apply=lambda theta, x: jnp.zeros((len(x), 2)),
+        loss=lambda theta, batch: jnp.sum((theta - batch.x) ** 2, 1) / 2,
+        output=lambda theta, batch: batch.x @ theta,
+    )
+    path = rng.normal(size=(6, 3)).astype(np.float32)
+    rates = np.linspace(0.3, 0.1, 12)
+    run = ddm.TrainRun(
+        key=jax.random.key(0),
+        params=jnp.asarray(path[-1]),
+        checkpoints=jnp.asarray(path),
+        learning_rates=jnp.asarray(rates, jnp.float32),
+        rows=jnp.zeros((12, 4), jnp.int32),
+        losses=jnp.zeros(12),
+    )
+    queries = rng.normal(size=(4, 3)).astype(np.float32)
+    groups = np.arange(8) if points_are_groups else np.array([0, 0, 0, 1, 1, 2, 2, 2])
+    problem = SimpleNamespace(
+        data=data, query=ddm.Batch(jnp.asarray(queries), data.y[:4]), groups=groups
+    )
+    # Three checkpoints a stretch, with all eight points at each.
+    settings = {"segments": 2, "points": 24, "momentum": 0.25, "weight_decay": 0.1}
+    got = fitted_scores(estimators.make_source(task, **settings), problem, run)
+    total = np.zeros((3, 8))
+    for number in range(2):
+        each = path[3 * number : 3 * number + 3]
+        rows = (each[:, None] - x).astype(np.float64)
+        matrix = np.einsum("cnp,cnq->pq", rows, rows) / 24 + 0.1 * np.eye(3)
+        time = rates[6 * number : 6 * number + 6].sum() / (1 - 0.25)
+        shrink = scipy.linalg.expm(-time * matrix)
+        new = (np.eye(3) - shrink) @ np.linalg.solve(matrix, rows.mean(0).T / 8)
+        total = shrink @ total + new
+    want = by_group(-total.T @ queries.T, groups)
+    assert_close(got, want, (groups.max() + 1, 4), 1e-4)
+
+
+def test_forward_matching_starts_where_the_target_network_did(trained):
+    settings = {"items": 1, "distill_steps": 5, "learning_rate": 0.1}
+    estimator = estimators.make_forward_matching(trained.task, steps=3, **settings)
+    key = jax.random.key(2)
+    state = estimator.fit(key, trained.run, trained.data, trained.groups)
+    start = jax.jit(trained.task.init)(jax.random.fold_in(trained.run.key, 0))
+    want = ravel_pytree(start)[0]
+    got = ravel_pytree(take(state.checkpoints, 0))[0]
+    assert len(jax.tree.leaves(state.checkpoints)[0]) == 1
+    assert got.shape == want.shape
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    # Its synset is that of the whole trajectory, and the rest is the usual method.
+    usual = ddm.make_ddm(trained.task, steps=3, part=1.0, **settings)
+    whole = usual.fit(key, trained.run, trained.data, trained.groups)
+    assert state.synset.x.shape == whole.synset.x.shape
+    np.testing.assert_allclose(state.synset.x, whole.synset.x, atol=1e-5)
+    scores = np.asarray(estimator.score(state, trained.query))
+    from_start = whole._replace(checkpoints=state.checkpoints)
+    assert_close(scores, np.asarray(usual.score(from_start, trained.query)), (4, 5), 1e-5)
+    from_end = np.asarray(usual.score(whole, trained.query))
+    assert np.abs(scores - from_end).max() > 0.1 * np.abs(scores).max()
+
+
+@pytest.mark.parametrize("setting", [{"part": 0.5}, {"rewind": 0.0}])
+def test_forward_matching_refuses_another_part_or_start(setting, ready):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        estimators.make_forward_matching(ready.task, **setting)
