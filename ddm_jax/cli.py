@@ -139,7 +139,7 @@ def truth(
 def compare(
     dataset: Dataset = None,
     estimators: Annotated[
-        str, typer.Option(help="Which, with commas between: ddm, grad_dot, retraining.")
+        str, typer.Option(help="Which, with commas between; a wrong name lists all.")
     ] = "ddm,grad_dot",
     workdir: Workdir = None,
     preset: Preset = None,
