@@ -43,6 +43,7 @@ MISLABELLED = {  # a preset and changes
     ),
 }
 NOISE = ("data.label_noise=0.1", "data.noise_kind=nearest", "cluster.method=point")
+NOISE += ("truth.objective=margin",)  # what the points are asked to raise
 TUNING_PARTITION = 1  # of the wrong labels
 QUICK = (
     "data.train_size=200",
@@ -83,7 +84,6 @@ def suspicion(case: str, name: str, seed: int, options: Any) -> dict[str, Any]:
     if options.data_dir:
         assignments.append(f"data.data_dir={options.data_dir}")
     plan = make_plan(config.override(config.preset(preset), assignments))
-    plan = plan._replace(truth_output=plan.task.output)
     data, query = jax.device_put((plan.split.train, plan.split.test))
     with tempfile.TemporaryDirectory() as folder:
         target = pipeline.target_stage(plan, Path(folder), SILENT)
