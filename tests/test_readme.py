@@ -35,7 +35,7 @@ def test_the_commands_exist():
 
     commands = [line for block in blocks("bash") for line in block.splitlines()]
     assert "python -m pip install . && ddm run" in commands
-    assert "python -m pip install '.[test]' && python -m pytest" in commands
+    assert "python -m pip install '.[test]' && python -m pytest -n auto --dist loadfile" in commands
     known = CliRunner().invoke(app, ["--help"]).output
     for line in commands:
         for name in re.findall(r"\bddm (\w+)", line):
