@@ -120,10 +120,11 @@ def protocol_table(result: dict[str, Any], case: str) -> str:
 def wrong_labels(result: dict[str, Any]) -> str:
     """AUC and average precision of both cases."""
     found = {case: _by_estimator(result, case, "") for case in WRONG}
+    found = {case: rows for case, rows in found.items() if rows}
     names = list(dict.fromkeys(name for rows in found.values() for name in rows))
-    names.sort(key=lambda name: -max(found[case].get(name, {}).get("auc", 0.0) for case in WRONG))
+    names.sort(key=lambda name: -max(found[case].get(name, {}).get("auc", 0.0) for case in found))
     columns: dict[str, Any] = {"": lambda name: name.replace("_", "-")}
-    for number, case in enumerate(WRONG):
+    for number, case in enumerate(found):
         title, gap = case.removeprefix("mislabelled "), " " * number
         columns[f"{title}: AUC"] = lambda name, case=case: cells.score(
             found[case].get(name, {}).get("auc")
