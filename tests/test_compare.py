@@ -547,7 +547,7 @@ def test_no_more_candidates_than_the_budget(plan, monkeypatch):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "no estimators are named; choose from ddm, grad_dot, retraining"),
+        ([], "no estimators are named; choose from ddm, retraining, short_retraining"),
         (["ddm", "nope"], "unknown estimator 'nope'; choose from ddm"),
         (["ddm", "grad_dot", "ddm"], "estimator 'ddm' is named twice"),
     ],
