@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ddm_jax.cluster import check_groups
-from ddm_jax.estimators.replay import check_momentum, first_moment, make_replay_step
+from ddm_jax.estimators.replay import (
+    ReplayState,
+    check_momentum,
+    first_moment,
+    fit_replay,
+    make_replay_step,
+)
 from ddm_jax.gradients import example_gradients, flatten
 from ddm_jax.objectives import Output
-from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun, take
-
-
-class InRunShapleyState(NamedTuple):
-    run: TrainRun
-    data: Batch
-    groups: Array  # [N]
-    like: Array  # [K], for its size
+from ddm_jax.types import Array, Batch, Estimator, Params, Task, take
 
 
 def make_in_run_shapley(
@@ -72,13 +68,8 @@ def make_in_run_shapley(
             return first
         return first + moves @ _curved(explained, params, query, moves.sum(0)).T / 2
 
-    def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> InRunShapleyState:
-        groups = check_groups(groups, len(data.x))
-        like = jnp.zeros(int(groups.max()) + 1)
-        return InRunShapleyState(run, data, jnp.asarray(groups), like)
-
     @jax.jit
-    def score(state: InRunShapleyState, query: Batch) -> Array:
+    def score(state: ReplayState, query: Batch) -> Array:
         run, data = state.run, state.data
         size = len(data.x)
 
@@ -96,7 +87,7 @@ def make_in_run_shapley(
         start = (first_moment(task, run), jnp.zeros((len(state.like), len(query.x))))
         return lax.scan(one, start, (jnp.arange(len(run.rows)), run.rows))[0][1]
 
-    return Estimator(fit, score)
+    return Estimator(fit_replay, score)
 
 
 def _curved(explained: Output, params: Params, query: Batch, vector: Array) -> Array:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ddm_jax.cluster import check_groups
-from ddm_jax.estimators.replay import check_momentum, first_moment, make_replay_step
+from ddm_jax.estimators.replay import (
+    ReplayState,
+    check_momentum,
+    first_moment,
+    fit_replay,
+    make_replay_step,
+)
 from ddm_jax.objectives import Output
 from ddm_jax.parallel import chunked_vmap
-from ddm_jax.types import Array, Batch, Estimator, Task, TrainRun
-
-
-class MetagradientState(NamedTuple):
-    run: TrainRun
-    data: Batch
-    groups: Array  # [N]
-    like: Array  # [K], for its size
+from ddm_jax.types import Array, Batch, Estimator, Task
 
 
 def make_metagradient(
@@ -50,7 +46,7 @@ def make_metagradient(
     explained = task.output if output is None else output
     step = make_replay_step(task, momentum=momentum, weight_decay=weight_decay)
 
-    def final_outputs(sizes: Array, state: MetagradientState, query: Batch) -> Array:
+    def final_outputs(sizes: Array, state: ReplayState, query: Batch) -> Array:
         run, data = state.run, state.data
         weights = 1.0 + sizes[state.groups]
         steps = len(run.rows)
@@ -75,15 +71,10 @@ def make_metagradient(
         moment, _ = lax.scan(several, moment, rest)
         return explained(moment.params, query)
 
-    def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> MetagradientState:
-        groups = check_groups(groups, len(data.x))
-        like = jnp.zeros(int(groups.max()) + 1)
-        return MetagradientState(run, data, jnp.asarray(groups), like)
-
     @jax.jit
-    def score(state: MetagradientState, query: Batch) -> Array:
+    def score(state: ReplayState, query: Batch) -> Array:
         # A group's weight moves the weights of its points together.
         values, pull = jax.vjp(lambda sizes: final_outputs(sizes, state, query), state.like)
         return chunked_vmap(lambda one: pull(one)[0])(jnp.eye(len(values))).T
 
-    return Estimator(fit, score)
+    return Estimator(fit_replay, score)

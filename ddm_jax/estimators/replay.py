@@ -8,7 +8,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ddm_jax.cluster import check_groups
 from ddm_jax.types import Array, Batch, Params, Task, TrainRun, take
+
+
+class ReplayState(NamedTuple):
+    """What a replay needs, and whose points are whose."""
+
+    run: TrainRun
+    data: Batch
+    groups: Array  # [N]
+    like: Array  # [K], for its size
+
+
+def fit_replay(key: Array, run: TrainRun, data: Batch, groups: Any) -> ReplayState:
+    """The `fit` of an estimator that replays the run when it is asked."""
+    groups = check_groups(groups, len(data.x))
+    return ReplayState(run, data, jnp.asarray(groups), jnp.zeros(int(groups.max()) + 1))
 
 
 class Moment(NamedTuple):
