@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ddm_jax.types import TrainRun
 
 INK, BLUE, RED, GREY = "#222222", "#2f6db3", "#c8452f", "#9aa0a6"
+MARKERS = "os^Dv"  # where there are more estimators than colours
 PALETTE = (BLUE, RED, "#3a7d44", "#7b52ab", "#b8860b", "#008080", "#b0307c", "#555555")
 SHOWN_GROUPS = 12
 SHOWN_QUERIES = 4
@@ -249,7 +250,9 @@ def comparison_figure(result: dict[str, Any]) -> Figure:
     rows = [row for row in result["rows"] if "error" not in row]
     scores = list(dict.fromkeys(row["score"] for row in rows))
     names = list(dict.fromkeys(row["estimator"] for row in rows))
-    figure = Figure(figsize=(4.6 * len(scores), 4.6), layout="constrained")
+    # The legend stands below the panels, in four columns.
+    height = 4.4 + 0.22 * (len(names) // 4 + 1)
+    figure = Figure(figsize=(4.6 * len(scores), height), layout="constrained")
     panels = figure.subplots(1, len(scores), squeeze=False)[0]
     for axes, score in zip(panels, scores, strict=True):
         shown = [row for row in rows if row["score"] == score]
@@ -258,14 +261,15 @@ def comparison_figure(result: dict[str, Any]) -> Figure:
             online, value = row["online_seconds"], _or_nan(row["value"])
             total = row["offline_seconds"] + online
             reach = np.abs(np.asarray(row["over_rows"], float) - value)[:, None]
-            colour = PALETTE[names.index(row["estimator"]) % len(PALETTE)]
+            turn, place = divmod(names.index(row["estimator"]), len(PALETTE))
+            colour, marker = PALETTE[place], MARKERS[turn % len(MARKERS)]
             axes.plot([online, total], [value, value], color=colour, linewidth=0.8)
-            axes.plot(online, value, "o", markerfacecolor="white", color=colour)
+            axes.plot(online, value, marker, markerfacecolor="white", color=colour)
             axes.errorbar(
                 total,
                 value,
                 np.nan_to_num(reach),
-                fmt="o",
+                fmt=marker,
                 color=colour,
                 capsize=3,
                 label=row["estimator"],
