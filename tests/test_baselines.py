@@ -28,10 +28,10 @@ def linear_task():
     return ddm.Task(lambda key: {"w": jnp.zeros((3, 3))}, apply, loss, output, lambda params, x: x)
 
 
-def run_of(params, checkpoints=None):
-    """A finished training of which only the networks are looked at."""
+def run_of(params, checkpoints=None, learning_rates=()):
+    """A finished training of which only the networks and rates are looked at."""
     none = jnp.zeros((0,))
-    return ddm.TrainRun(KEY, params, checkpoints, none, none, none)
+    return ddm.TrainRun(KEY, params, checkpoints, jnp.asarray(learning_rates), none, none)
 
 
 def batch(x, labels, classes=2):
@@ -89,7 +89,8 @@ def linear():
     data = batch(rng.normal(size=(12, 3)), rng.permutation(np.arange(12) % 3), 3)
     query = batch(rng.normal(size=(5, 3)), [0, 1, 2, 1, 0], 3)
     checkpoints = {"w": jnp.asarray(rng.normal(size=(3, 3, 3)), jnp.float32)}
-    run = run_of({"w": checkpoints["w"][-1]}, checkpoints)
+    # A checkpoint after steps 2, 4 and 6.
+    run = run_of({"w": checkpoints["w"][-1]}, checkpoints, [9.0, 0.5, 9.0, 0.25, 9.0, 0.125])
     return data, query, run, rng.permutation(np.arange(12) % 4)
 
 
@@ -124,10 +125,11 @@ def test_grad_cos_is_the_cosine_of_explicit_gradients(linear):
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def test_self_influence_is_the_squared_length_of_gradients_over_checkpoints(linear):
+def test_self_influence_is_the_squared_length_of_the_steps_at_checkpoints(linear):
     data, _, run, _ = linear
     got = values_of(estimators.make_self_influence(linear_task()), data, run)
-    squares = sum((loss_gradients(w, data) ** 2).sum(1) for w in run.checkpoints["w"])
+    pairs = zip((0.5, 0.25, 0.125), run.checkpoints["w"], strict=True)
+    squares = sum(rate * (loss_gradients(w, data) ** 2).sum(1) for rate, w in pairs)
     assert got.shape == squares.shape == (12,)
     np.testing.assert_allclose(got, centred(-squares), rtol=1e-4, atol=1e-4)
 
@@ -335,3 +337,22 @@ def test_random_scores_are_normal_and_depend_on_the_key(linear):
     assert np.abs(np.corrcoef(got) - np.eye(12)).max() < 0.4
     other = estimator.fit(jax.random.key(1), None, data, np.arange(12))
     assert np.abs(np.asarray(estimator.score(other, query)) - got).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("make", "method"),
+    [
+        (lambda task: estimators.make_class_fraction(), "the class fraction"),
+        (lambda task: estimators.make_density_support(), "density support"),
+        (estimators.make_knn_shapley, "KNN-Shapley"),
+        (estimators.make_representation, "representation similarity"),
+        (estimators.make_representer, "the representer method"),
+        (estimators.make_training_dynamics, "the margin"),
+        (lambda task: estimators.make_data_oob(task, None), "Data-OOB"),
+    ],
+)
+def test_what_compares_classes_refuses_other_targets(make, method, linear):
+    data, _, run, groups = linear
+    regression = ddm.Batch(data.x, data.x[:, :1])
+    with pytest.raises(ValueError, match=rf"{method} compares classes.*\(12, 1\).*triage"):
+        make(linear_task()).fit(KEY, run, regression, groups)

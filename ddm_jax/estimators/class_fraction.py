@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ddm_jax.cluster import check_groups
+from ddm_jax.estimators.data_values import check_classes
 from ddm_jax.gradients import group_sums
 from ddm_jax.types import Array, Batch, Estimator, TrainRun
 
@@ -25,6 +26,7 @@ def make_class_fraction() -> Estimator:
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> ClassFractionState:
         groups = check_groups(groups, len(data.x))
+        check_classes(data, "the class fraction")
         return ClassFractionState(group_sums(data.y, jnp.asarray(groups), int(groups.max()) + 1))
 
     @jax.jit

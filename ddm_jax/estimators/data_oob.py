@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ddm_jax.estimators.data_values import make_data_value
+from ddm_jax.estimators.data_values import check_classes, make_data_value
 from ddm_jax.estimators.retraining import Train
 from ddm_jax.parallel import device_vmap
 from ddm_jax.types import Array, Batch, Estimator, Task, TrainRun
@@ -37,6 +37,7 @@ def make_data_oob(task: Task, train: Train, *, models: int = 20) -> Estimator:
     every = device_vmap(one)
 
     def values(key: Array, run: TrainRun, data: Batch) -> Array:
+        check_classes(data, "Data-OOB")
         right, outside = every(jax.random.split(key, models), data)
         seen = outside.sum(0)
         mean = right.sum() / jnp.maximum(outside.sum(), 1.0)

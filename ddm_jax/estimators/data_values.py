@@ -32,6 +32,15 @@ def make_data_value(value_points: Callable[[Array, TrainRun, Batch], Array]) -> 
     return Estimator(fit, same_for_every_query)
 
 
+def check_classes(data: Batch, method: str) -> None:
+    """Raise a ValueError where the targets are not a column for each class."""
+    if data.y.ndim != 2 or data.y.shape[1] < 2:
+        raise ValueError(
+            f"{method} compares classes, and these targets have the shape {data.y.shape}, not [N, "
+            "C] for C >= 2 classes; for other targets use an estimator of gradients, or triage"
+        )
+
+
 def same_for_every_query(state: DataValueState, query: Batch) -> Array:
     """The `score` of a value: `[K, Q]` with equal columns."""
     return jnp.broadcast_to(state.values[:, None], (len(state.values), len(query.x)))

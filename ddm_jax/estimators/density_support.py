@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ddm_jax.cluster import check_groups
+from ddm_jax.estimators.data_values import check_classes
 from ddm_jax.gradients import group_sums
 from ddm_jax.pieces import map_pieces
 from ddm_jax.types import Array, Batch, Estimator, TrainRun
@@ -39,6 +40,7 @@ def make_density_support(*, bandwidth: float = 0.5) -> Estimator:
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> DensitySupportState:
         groups = check_groups(groups, len(data.x))
+        check_classes(data, "density support")
         x = data.x.reshape(len(data.x), -1)
         # The squared distance between two draws is twice the variance.
         width = bandwidth * jnp.sqrt(2 * jnp.sum(jnp.var(x, 0)))

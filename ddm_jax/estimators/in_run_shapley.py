@@ -79,7 +79,8 @@ def make_in_run_shapley(
 
             def ask(total: Array) -> Array:
                 parts = of_step(moment.params, rows, run.learning_rates[t], data, query)
-                return total.at[state.groups[rows]].add(every * parts)
+                stands_for = jnp.minimum(every, len(run.rows) - t)  # the last for what is left
+                return total.at[state.groups[rows]].add(stands_for * parts)
 
             total = lax.cond(t % every == 0, ask, lambda total: total, total)
             return (step(moment, t, rows, jnp.ones(size), run, data), total), None

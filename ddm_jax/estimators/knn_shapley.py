@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ddm_jax.cluster import check_groups
+from ddm_jax.estimators.data_values import check_classes
 from ddm_jax.gradients import group_sums
 from ddm_jax.parallel import in_batches
 from ddm_jax.pieces import map_pieces
@@ -45,6 +46,7 @@ def make_knn_shapley(task: Task, *, neighbours: int = 5) -> Estimator:
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> KNNShapleyState:
         groups = check_groups(groups, len(data.x))
+        check_classes(data, "KNN-Shapley")
         features = represent_all(run.params, data.x)
         like = jnp.zeros(int(groups.max()) + 1)
         return KNNShapleyState(run.params, features, data.y, jnp.asarray(groups), like)

@@ -33,8 +33,8 @@ def make_metagradient(
     2025, arXiv 2503.13751.
 
     It is exact, but of an infinitely small removal. It predicts retraining where training is
-    smooth: 1 % removed, a smooth network and a short run correlate at .96; ReLUs and long runs at
-    .3, as the derivative through many steps explodes.
+    smooth (little removed, a smooth network, a short run) and worse with ReLUs and over long
+    runs, where the derivative through many steps explodes.
 
     Args:
         momentum, weight_decay: of the training run.

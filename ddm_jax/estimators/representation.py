@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from ddm_jax.cluster import check_groups
+from ddm_jax.estimators.data_values import check_classes
+from ddm_jax.gradients import group_sums
 from ddm_jax.parallel import in_batches
 from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun
 
 
 class RepresentationState(NamedTuple):
     params: Params
-    features: Array  # [C, K, F], the unit features of each class of each group, added up, over N
+    features: Array  # [K, C, F], the unit features of each class of each group, added up, over N
 
 
 def make_representation(task: Task) -> Estimator:
@@ -32,14 +34,16 @@ def make_representation(task: Task) -> Estimator:
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> RepresentationState:
         groups = check_groups(groups, len(data.x))
-        members = jax.nn.one_hot(jnp.asarray(groups), int(groups.max()) + 1) / len(data.x)
+        check_classes(data, "representation similarity")
         found = _unit(features_of(run.params, data.x))
-        return RepresentationState(run.params, jnp.einsum("nk,nc,nf->ckf", members, data.y, found))
+        of_class = data.y[:, :, None] * found[:, None, :]
+        sums = group_sums(of_class, jnp.asarray(groups), int(groups.max()) + 1)
+        return RepresentationState(run.params, sums)
 
     @jax.jit
     def score(state: RepresentationState, query: Batch) -> Array:
         found = _unit(features(state.params, query.x))
-        return jnp.einsum("ckf,qf,qc->kq", state.features, found, 2 * query.y - 1)
+        return jnp.einsum("kcf,qf,qc->kq", state.features, found, 2 * query.y - 1)
 
     return Estimator(fit, score)
 

@@ -10,6 +10,7 @@ import optax
 from jax import lax
 
 from ddm_jax.cluster import check_groups
+from ddm_jax.estimators.data_values import check_classes
 from ddm_jax.estimators.representation import task_features
 from ddm_jax.parallel import in_batches
 from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun
@@ -43,7 +44,7 @@ def make_representer(task: Task, *, l2: float = 1e-3, steps: int = 200) -> Estim
     features_of = in_batches(features)
 
     @jax.jit
-    def explain(found: Array, labels: Array, members: Array) -> Array:
+    def explain(found: Array, labels: Array, groups: Array, like: Array) -> Array:
         found = _with_bias(found)
 
         def objective(weights: Array) -> Array:
@@ -63,13 +64,15 @@ def make_representer(task: Task, *, l2: float = 1e-3, steps: int = 200) -> Estim
 
         (weights, _), _ = lax.scan(step, (weights, optimizer.init(weights)), length=steps)
         alpha = (labels - jax.nn.softmax(found @ weights)) / (2 * l2 * len(found))
-        return jnp.einsum("nk,nf,nc->kfc", members, found, alpha)
+        parts = found[:, :, None] * alpha[:, None, :]
+        return jax.ops.segment_sum(parts, groups, len(like))
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> RepresenterState:
         groups = check_groups(groups, len(data.x))
-        members = jax.nn.one_hot(jnp.asarray(groups), int(groups.max()) + 1)
+        check_classes(data, "the representer method")
         found = features_of(run.params, data.x)
-        return RepresenterState(run.params, explain(found, data.y, members))
+        like = jnp.zeros(int(groups.max()) + 1)
+        return RepresenterState(run.params, explain(found, data.y, jnp.asarray(groups), like))
 
     @jax.jit
     def score(state: RepresenterState, query: Batch) -> Array:

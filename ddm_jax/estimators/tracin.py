@@ -31,6 +31,13 @@ class TracInState(NamedTuple):
     gradients: Array | None  # [T, K, P]; None where the groups are the points
 
 
+def checkpoint_rates(run: TrainRun) -> Array:
+    """The learning rate of the step that led to each kept checkpoint, `[T]`."""
+    steps, there = len(run.learning_rates), len(jax.tree.leaves(run.checkpoints)[0])
+    # Checkpoint t holds the parameters after step S - (T - 1 - t) e.
+    return run.learning_rates[steps - 1 - np.arange(there)[::-1] * (steps // there)]
+
+
 def make_tracin(task: Task, *, checkpoints: int = 10, output: Output | None = None) -> Estimator:
     """Make the estimator `-sum_t eta_t <g_k(theta_t), grad output_q(theta_t)>` (TracInCP).
 
@@ -58,10 +65,7 @@ def make_tracin(task: Task, *, checkpoints: int = 10, output: Output | None = No
         count, there = int(groups.max()) + 1, len(jax.tree.leaves(run.checkpoints)[0])
         number = min(checkpoints, there)
         chosen = there - 1 - np.arange(number)[::-1] * (there // number)
-        steps = len(run.learning_rates)
-        # Checkpoint t holds the parameters after step S - (T - 1 - t) e.
-        after = steps - (there - 1 - chosen) * (steps // there)
-        kept, rates = take(run.checkpoints, chosen), run.learning_rates[after - 1]
+        kept, rates = take(run.checkpoints, chosen), checkpoint_rates(run)[chosen]
         gradients = None
         if count < len(groups):
             batches = group_batches(groups, count)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ddm_jax.estimators.data_values import make_data_value
+from ddm_jax.estimators.data_values import check_classes, make_data_value
 from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun
 
 MEASURES = ("loss", "margin", "forgetting")
@@ -46,4 +46,9 @@ def make_training_dynamics(task: Task, *, measure: str = "margin") -> Estimator:
         forgotten = jnp.sum(right[:-1] & ~right[1:], 0)
         return -jnp.where(right.any(0), forgotten, len(right) + 1).astype(jnp.float32)
 
-    return make_data_value(lambda key, run, data: values(run, data))
+    def checked(key: Array, run: TrainRun, data: Batch) -> Array:
+        if measure != "loss":
+            check_classes(data, f"the {measure}")
+        return values(run, data)
+
+    return make_data_value(checked)

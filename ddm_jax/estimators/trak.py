@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +11,11 @@ from jax import lax
 
 from ddm_jax.cluster import check_groups
 from ddm_jax.estimators.retraining import Train
-from ddm_jax.gradients import flatten, map_gradients
+from ddm_jax.gradients import ROWS, example_gradients, flatten, map_gradients
 from ddm_jax.loo import random_masks
 from ddm_jax.objectives import Output
 from ddm_jax.parallel import device_vmap
+from ddm_jax.pieces import map_pieces
 from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun, take
 
 
@@ -63,17 +65,24 @@ def make_trak(
             raise ValueError(f"{name}={value} is out of range; see make_trak")
     explained = task.output if output is None else output
 
-    def project(objective: Output, params: Params, key: Array, data: Batch) -> Array:
+    def projection_of(params: Params, key: Array) -> Callable[[Array], Array]:
         if projection is None:
-            return map_gradients(lambda rows: rows, objective, params, data)
+            return lambda rows: rows
         matrix = jax.random.normal(key, (flatten(params).size, projection)) / projection**0.5
-        return map_gradients(lambda rows: rows @ matrix, objective, params, data)
+        return lambda rows: rows @ matrix
 
     def one_model(params: Params, key: Array, data: Batch) -> tuple[Array, Array]:
         """`(Phi^T Phi + ridge)^-1 Phi^T` [D, N], and d loss / d(-output) [N]."""
-        features = project(task.output, params, key, data)
-        slopes = project(task.loss, params, key, data)
-        along = -jnp.sum(slopes * features, 1) / jnp.maximum(jnp.sum(features**2, 1), 1e-20)
+        project = projection_of(params, key)
+
+        def of_piece(piece: Batch) -> tuple[Array, Array]:
+            rows = example_gradients(task.output, params, piece)
+            slopes = example_gradients(task.loss, params, piece)
+            along = -jnp.sum(slopes * rows, 1) / jnp.maximum(jnp.sum(rows**2, 1), 1e-20)
+            return project(rows), along
+
+        size = max(ROWS // (8 * flatten(params).size), 1)
+        features, along = map_pieces(of_piece, data, size)
         gram = features.T @ features
         ridge = damping * jnp.trace(gram) / len(gram)
         solved = jnp.linalg.solve(gram + ridge * jnp.eye(len(gram)), features.T)
@@ -110,7 +119,7 @@ def make_trak(
     def score(state: TrakState, query: Batch) -> Array:
         def one(total: Array, index: Array):
             params, key, readout = take(state, index)
-            features = project(explained, params, key, query)
+            features = map_gradients(projection_of(params, key), explained, params, query)
             return total + (features @ readout).T, None
 
         total = jnp.zeros((state.readout.shape[-1], len(query.x)))
