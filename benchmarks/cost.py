@@ -104,13 +104,15 @@ def measure(chosen: config.Config, workdir: Any) -> dict[str, Any]:
         outputs, seconds = retrain(epochs, [SEEDS])
         short.append({"epochs": epochs, "lds": agreement(outputs[0]), "seconds": seconds})
 
-    items = 1 if count >= 1000 else 5
+    items = 1 if count >= 1000 else min(20, len(train.x) // count)
+    taken = min(items, chosen.online.step_items)
     estimator = ddm.make_ddm(
         plan.task,
         items=items,
         distill_steps=chosen.distill.steps,
         distill_rate=chosen.distill.learning_rate,
         steps=ONLINE_STEPS,
+        step_items=taken,
         weight_decay=chosen.train.weight_decay,
         output=loss,
     )
@@ -134,7 +136,8 @@ def measure(chosen: config.Config, workdir: Any) -> dict[str, Any]:
         "lds": found,
         "offline_seconds": offline,
         "online_seconds": online,
-        "example_gradients": ONLINE_STEPS * items * count,
+        "step_items": taken,
+        "example_gradients": ONLINE_STEPS * taken * count,
         "retraining_example_gradients": int(target.rows.size),
         "retraining": full,
         "short": short,

@@ -30,7 +30,7 @@ class Settings:
     """Chosen on partitions 1 to 3; the others are the preset's."""
 
     changes: tuple[str, ...] = ()  # to the preset
-    items: tuple[int, ...] = (1, 2, 5)
+    items: tuple[int, ...] = (1, 2, 5, 10)
     few: int = 50  # steps, for single groups
     many: int = 200  # steps, for halves
 
@@ -79,6 +79,7 @@ def partition(settings: Settings, seed: int, folder: Path | None) -> list[dict[s
     def ddm_row(synset: ddm.Synset, offline: float, name: str, **how: Any) -> None:
         update, steps, rewind = how["update"], how["steps"], how["rewind"]
         items = synset.mass.shape[1]
+        taken = min(items, config.online.step_items)
         start = ddm.trajectory_point(run.checkpoints, rewind)
         finetune = ddm.make_finetune(
             plan.task,
@@ -88,6 +89,7 @@ def partition(settings: Settings, seed: int, folder: Path | None) -> list[dict[s
                 protocol.online_sgd(ready, start, synset) if update == "retain" else optax.sgd(rate)
             ),
             weight_decay=config.train.weight_decay,
+            step_items=config.online.step_items,
         )
         # Forgetting touches only the groups that are left out: one of them, or half.
         used = num_groups if update == "retain" else 1
@@ -96,9 +98,10 @@ def partition(settings: Settings, seed: int, folder: Path | None) -> list[dict[s
                 ready,
                 ddm.ddm_response(finetune, plan.truth_output),
                 (start, synset, query),
-                steps * items * used,
+                steps * taken * used,
                 estimator=name,
                 items=items,
+                step_items=taken,
                 offline_seconds=offline,
                 **how,
             )

@@ -30,7 +30,7 @@ class Settings:
     """Chosen on partitions 1 and 2; the others are the preset's."""
 
     changes: tuple[str, ...] = ()  # to the preset
-    items: tuple[int, ...] = (1, 5)
+    items: tuple[int, ...] = (1, 5, 20)
     steps: tuple[int, ...] = (20, 40, 200)
     real_steps: tuple[int, ...] = (50,)
 
@@ -85,21 +85,24 @@ def partition(
         for items in settings.items if distilled else settings.items[-1:]:
             without = {} if distilled else {"distill_steps": 0}
             synset, offline = protocol.distil(ready, items, start=first, **without)
+            taken = min(items, config.online.step_items)
             for count in settings.steps:
                 finetune = ddm.make_finetune(
                     plan.task,
                     steps=count,
                     optimizer=protocol.online_sgd(ready, start, synset),
                     weight_decay=config.train.weight_decay,
+                    step_items=taken,
                 )
                 rows.append(
                     protocol.score_response(
                         ready,
                         ddm.ddm_response(finetune, plan.truth_output),
                         (start, synset, query),
-                        count * items * config.cluster.num_groups,
+                        count * taken * config.cluster.num_groups,
                         estimator=name,
                         items=items,
+                        step_items=taken,
                         steps=count,
                         offline_seconds=offline,
                     )

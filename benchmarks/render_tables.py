@@ -216,6 +216,8 @@ def _name(row: dict[str, Any]) -> str:
     parts = [row["estimator"]]
     if row.get("items"):
         parts.append(f"M={row['items']}")
+        if row.get("step_items", row["items"]) < row["items"]:
+            parts.append(f"{row['step_items']} a step")
     if row.get("update") == "forget":
         parts.append("forget")
     if row.get("steps"):

@@ -71,7 +71,7 @@ class ClusterConfig:
 class DistillConfig:
     """Offline: the synset and its matching; see `synset.initial_synset`, `distill`."""
 
-    items: int = 5
+    items: int = 10
     start: str = "pursuit"  # pursuit, random, central or noise
     distance: str = "squared"  # squared, whitened, layer_cosine or row_cosine
     balance: float = 0.5
@@ -93,6 +93,7 @@ class OnlineConfig:
     design: str = "difference"  # difference, or masks: random masks and a ridge regression
     masks: int = 200  # with design=masks
     steps: int = 50
+    step_items: int = 5  # of each group, in turn; all where there are fewer
     learning_rate: float = 0.0  # 0: half of what is stable on the synset, see loo.stable_rate
     momentum: float = 0.9  # Nesterov
     rewind: float = 0.0
@@ -161,6 +162,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
             data=DataConfig("mnist", 5000, 500),
             model=ModelConfig(hidden=(128, 64)),
             train=TrainConfig(20, 100, 0.1, 0.005, momentum=0.9),
+            distill=DistillConfig(items=20, steps=1000),
             online=OnlineConfig(steps=100),
             truth=TruthConfig(subset_seeds=4),
         ),

@@ -39,6 +39,7 @@ def make_finetune(
     steps: int,
     optimizer: optax.GradientTransformation,
     weight_decay: float = 0.0,
+    step_items: int | None = None,
 ) -> Finetune:
     """Make `finetune(params, synset, keep [K]) -> params`, which traces whole.
 
@@ -51,19 +52,26 @@ def make_finetune(
       the paper's literal update. Needs only the synsets of the left-out groups, and only a few
       small steps: it has no minimum.
 
+    A step may take some of each group's items, all of them in turn (`deal_items`). Every mask
+    meets the same items at the same step, so what they differ by is small and shared, and cancels
+    in a difference of responses: a larger synset then costs no more online.
+
     Args:
         update: "retain" or "forget".
-        steps: full-batch steps, at least 0.
+        steps: at least 0.
         optimizer: any optax optimiser, for example `optax.sgd(0.3, 0.9, nesterov=True)`.
         weight_decay: the training objective's; unused by "forget".
+        step_items: how many items of each group a step takes, at least 1; None takes all.
 
     Raises:
-        ValueError: for an unknown update or negative steps.
+        ValueError: for an unknown update, negative steps, or no items.
     """
     if update not in UPDATES:
         raise ValueError(f"unknown update {update!r}; choose one of {', '.join(UPDATES)}")
     if steps < 0:
         raise ValueError(f"steps={steps}; it must be at least 0")
+    if step_items is not None and step_items < 1:
+        raise ValueError(f"step_items={step_items}; a step takes at least 1 of each group")
     decay = weight_decay if update == "retain" else 0.0
     of_losses = value_and_gradient(lambda params, batch, mass: mass @ task.loss(params, batch))
 
@@ -74,22 +82,57 @@ def make_finetune(
                 f"{synset.share.shape}"
             )
         factor = keep / (keep @ synset.share) if update == "retain" else keep - 1.0
-        mass = ((factor * synset.share)[:, None] * synset.mass).ravel()
-        batch = synset_batch(
-            synset.x.reshape(-1, *synset.x.shape[2:]), synset.y.reshape(-1, synset.y.shape[-1])
-        )
+        batches, mass = synset_batches(synset, factor, step_items)
 
-        def step(carry, _):
+        def step(carry, turn: Array):
             params, state = carry
-            _, gradient = of_losses(params, batch, mass)
+            batch, weights = take((batches, mass), turn)
+            _, gradient = of_losses(params, batch, weights)
             slope = jax.tree.map(lambda g, p: g + decay * p, gradient, params)
             updates, state = optimizer.update(slope, state, params)
             return (optax.apply_updates(params, updates), state), None
 
-        (params, _), _ = lax.scan(step, (params, optimizer.init(params)), length=steps)
-        return params
+        turns = jnp.arange(steps) % len(mass)
+        return lax.scan(step, (params, optimizer.init(params)), turns)[0][0]
 
     return finetune
+
+
+def deal_items(synset: Synset, step_items: int | None) -> Synset:
+    """Deal the M items of each group into B batches of m <= step_items: leaves `[B, K, m, ...]`.
+
+    `B = ceil(M / step_items)` and `m = ceil(M / B)`. The heaviest items go round the batches
+    first, there and back, and each group begins one batch further on, so that batches weigh
+    alike. Masses are B times as large: a batch stands for the whole, and the mean of all batches
+    is the synset.
+    """
+    groups, count = synset.mass.shape
+    turns = -(-count // min(step_items or count, count))
+    if turns == 1:
+        return jax.tree.map(lambda leaf: leaf[None], synset)
+    size = -(-count // turns)
+    batch, group, slot = np.ogrid[:turns, :groups, :size]
+    place = (batch - group) % turns
+    rank = slot * turns + np.where(slot % 2, turns - 1 - place, place)  # [B, K, m]
+    heaviest = jnp.argsort(-jnp.abs(synset.mass), 1)
+    rows = heaviest[group, np.minimum(rank, count - 1)]
+    x, y, mass = (leaf[group, rows] for leaf in (synset.x, synset.y, synset.mass))
+    mass = jnp.where(rank < count, turns * mass, 0.0)
+    return Synset(x, y, mass, jnp.broadcast_to(synset.share, (turns, groups)))
+
+
+def synset_batches(synset: Synset, factor: Array, step_items: int | None) -> tuple[Batch, Array]:
+    """The B batches of `deal_items` as examples `[B, K * m, ...]`, and the weight of each.
+
+    A weight is `factor_k share_k mass_km`, for one factor a group.
+    """
+    dealt = deal_items(synset, step_items)
+    turns = dealt.mass.shape[0]
+    batches = synset_batch(
+        dealt.x.reshape(turns, -1, *dealt.x.shape[3:]),
+        dealt.y.reshape(turns, -1, dealt.y.shape[-1]),
+    )
+    return batches, ((factor * synset.share)[:, None] * dealt.mass).reshape(turns, -1)
 
 
 def stable_rate(
@@ -99,31 +142,33 @@ def stable_rate(
     *,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
+    step_items: int | None = None,
     iterations: int = 20,
 ) -> Array:
-    """Half of the highest stable learning rate of full-batch Nesterov SGD on the whole synset.
+    """Half of the highest stable learning rate of Nesterov SGD on the whole synset.
 
     Where the sharpest curvature is `lambda`, the method is stable up to `(2 + 2 m) /
     ((1 + 2 m) lambda)` for the momentum m (Cohen et al., "Gradient descent on neural networks
     typically occurs at the edge of stability", 2021, arXiv 2103.00065, eq. 1). `lambda` is the
     largest eigenvalue of the Hessian of the synset's objective at `params`, by power iteration,
-    at the cost of about one counterfactual. Half leaves room for masks whose objective is
-    sharper; a rate a few times lower leaves the answer unfinished after the same steps.
+    at the cost of about one counterfactual; where a step takes `step_items` of each group, that
+    of the sharpest of their batches. Half leaves room for masks whose objective is sharper; a
+    rate a few times lower leaves the answer unfinished after the same steps.
     """
-    batch = synset_batch(
-        synset.x.reshape(-1, *synset.x.shape[2:]), synset.y.reshape(-1, synset.y.shape[-1])
-    )
-    mass = (synset.share[:, None] * synset.mass).ravel() / jnp.sum(synset.share)
-
-    def step(carry, _):
-        vector, _ = carry
-        (curved,) = hessian_products(task, params, batch, mass, vector[None])
-        size = jnp.linalg.norm(curved)
-        return (curved / jnp.maximum(size, 1e-12), size), None
-
+    factor = jnp.ones_like(synset.share) / jnp.sum(synset.share)
     start = jax.random.normal(jax.random.key(0), flatten(params).shape)
-    carry = (start / jnp.linalg.norm(start), jnp.zeros(()))
-    (_, sharpest), _ = lax.scan(step, carry, length=iterations)
+
+    def sharpness(batch_and_mass: tuple[Batch, Array]) -> Array:
+        def step(carry, _):
+            vector, _ = carry
+            (curved,) = hessian_products(task, params, *batch_and_mass, vector[None])
+            size = jnp.linalg.norm(curved)
+            return (curved / jnp.maximum(size, 1e-12), size), None
+
+        carry = (start / jnp.linalg.norm(start), jnp.zeros(()))
+        return lax.scan(step, carry, length=iterations)[0][1]
+
+    sharpest = jnp.max(lax.map(sharpness, synset_batches(synset, factor, step_items)))
     limit = (2 + 2 * momentum) / (1 + 2 * momentum)
     return 0.5 * limit / jnp.maximum(sharpest + weight_decay, 1e-3)
 

@@ -95,6 +95,7 @@ def make_plan(config: Config) -> Plan:
             steps=online.steps,
             optimizer=optax.sgd(rate, momentum=online.momentum or None, nesterov=True),
             weight_decay=train.weight_decay,
+            step_items=online.step_items,
         )
         return ddm_response(finetune, output)
 
@@ -102,7 +103,12 @@ def make_plan(config: Config) -> Plan:
 
     def stable(params: Params, synset: Synset) -> Array:
         return stable_rate(
-            task, params, synset, momentum=online.momentum, weight_decay=train.weight_decay
+            task,
+            params,
+            synset,
+            momentum=online.momentum,
+            weight_decay=train.weight_decay,
+            step_items=online.step_items,
         )
 
     distiller = make_distiller(
@@ -215,6 +221,7 @@ def check_settings(config: Config) -> None:
         ("distill.steps", distill.steps, 0),
         ("distill.offset", distill.offset, 0),
         ("online.steps", online.steps, 1),
+        ("online.step_items", online.step_items, 1),
         ("online.masks", online.masks, 2),
         ("check.groups", check.groups, 2),
         ("check.subsets", check.subsets, 0),

@@ -5,6 +5,7 @@ import optax
 import pytest
 
 import ddm_jax as ddm
+from ddm_jax.loo import deal_items, stable_rate
 
 DECAY = 0.05
 
@@ -303,8 +304,6 @@ def parabola():
 
 @pytest.mark.parametrize(("momentum", "limit"), [(0.0, 2.0), (0.9, 3.8 / 2.8)])
 def test_the_stable_rate_is_half_of_what_diverges(momentum, limit):
-    from ddm_jax.loo import stable_rate
-
     # Two groups of one item; the whole objective has the curvatures 4, 1 and 0.
     x = jnp.array([[[4.0, 0.0, 0.0]], [[0.0, 2.0, 0.0]]])
     share = jnp.array([0.25, 0.25])
@@ -321,3 +320,108 @@ def test_the_stable_rate_is_half_of_what_diverges(momentum, limit):
         moved = finetune(start, synset, jnp.ones(2))
         assert moved.shape == (3,)
         assert (jnp.abs(moved[0]) < 0.1) == stable
+
+
+# A step takes some of each group's items
+
+
+def many_items(count, groups=3):
+    """A synset of random items, with heavy-tailed masses of both signs."""
+    draw = np.random.default_rng(count)
+    mass = draw.normal(size=(groups, count)) ** 3
+    return ddm.Synset(
+        jnp.asarray(draw.normal(size=(groups, count, 3)), jnp.float32),
+        jnp.asarray(draw.normal(size=(groups, count, 2)), jnp.float32),
+        jnp.asarray(mass, jnp.float32),
+        jnp.array([0.5, 0.3, 0.2]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "step_items", "batches", "size"),
+    [(6, 2, 3, 2), (7, 3, 3, 3), (5, 4, 2, 3), (1, 5, 1, 1), (4, 4, 1, 4), (4, None, 1, 4)],
+)
+def test_batches_deal_out_every_item_once(count, step_items, batches, size):
+    synset = many_items(count)
+    dealt = deal_items(synset, step_items)
+    assert dealt.x.shape == (batches, 3, size, 3)
+    assert dealt.y.shape == (batches, 3, size, 2)
+    assert dealt.mass.shape == (batches, 3, size)
+    np.testing.assert_array_equal(dealt.share, np.broadcast_to(synset.share, (batches, 3)))
+    for k in range(3):
+        there = {
+            tuple(np.round([*x, *y, mass / batches], 5).tolist())
+            for x, y, mass in zip(
+                dealt.x[:, k].reshape(-1, 3),
+                dealt.y[:, k].reshape(-1, 2),
+                dealt.mass[:, k].ravel(),
+                strict=True,
+            )
+            if mass != 0  # filled up
+        }
+        want = {
+            tuple(np.round([*x, *y, mass], 5).tolist())
+            for x, y, mass in zip(synset.x[k], synset.y[k], synset.mass[k], strict=True)
+        }
+        assert len(want) == count
+        assert there == want
+
+
+def test_batches_weigh_alike():
+    synset = many_items(40)
+    synset = synset._replace(mass=jnp.cbrt(synset.mass))
+    heavy = np.abs(deal_items(synset, 10).mass).sum(2)
+    in_order = 4 * np.abs(synset.mass).reshape(3, 4, 10).sum(2).T
+    assert heavy.shape == in_order.shape == (4, 3)
+    assert (heavy.std(0) < 0.3 * in_order.std(0)).all()
+    # The heaviest item of each group is in another batch.
+    assert len(set(np.abs(deal_items(synset, 10).mass).max(2).argmax(0))) == 3
+
+
+def test_steps_take_the_batches_in_turn():
+    synset, task = many_items(4), ridge_task()
+    keep = jnp.array([1.0, 0.0, 1.0])
+    finetune = ddm.make_finetune(
+        task, steps=5, optimizer=optax.sgd(0.1), weight_decay=DECAY, step_items=2
+    )
+    got = finetune(jnp.ones((3, 2)), synset, keep)
+    dealt, params = deal_items(synset, 2), np.ones((3, 2))
+    for t in range(5):
+        x, y, mass = (np.asarray(leaf[t % 2], float) for leaf in dealt[:3])
+        y = np.exp(y) / np.exp(y).sum(-1, keepdims=True)
+        slope = DECAY * params
+        for k in (0, 2):
+            weight = synset.share[k] / (0.5 + 0.2) * mass[k]
+            slope = slope + (x[k] * np.asarray(weight)[:, None]).T @ (x[k] @ params - y[k])
+        params = params - 0.1 * slope
+    assert got.shape == params.shape
+    np.testing.assert_allclose(got, params, atol=1e-4)
+
+
+@pytest.mark.parametrize("update", ["retain", "forget"])
+def test_a_step_of_all_items_is_what_it_was(update):
+    synset, keep = many_items(4), jnp.array([1.0, 0.0, 1.0])
+    settings = {"update": update, "steps": 3, "optimizer": optax.sgd(0.1)}
+    moved = [
+        ddm.make_finetune(ridge_task(), **settings, step_items=items)(
+            jnp.ones((3, 2)), synset, keep
+        )
+        for items in (None, 4, 9)
+    ]
+    for other in moved[1:]:
+        np.testing.assert_array_equal(moved[0], other)
+
+
+def test_the_stable_rate_is_that_of_the_sharpest_batch():
+    # A batch an item, each twice as heavy: curvatures 8 and 2, and 5 of both together.
+    x = jnp.array([[[4.0, 0.0, 0.0], [2.0, 0.0, 0.0]]])
+    synset = ddm.Synset(x, jnp.zeros((1, 2, 2)), jnp.array([[0.25, 0.25]]), jnp.array([1.0]))
+    args = (parabola(), jnp.ones(3), synset)
+    whole = stable_rate(*args, momentum=0.0)
+    some = stable_rate(*args, momentum=0.0, step_items=1)
+    np.testing.assert_allclose([whole, some], [1 / 5.0, 1 / 8.0], rtol=1e-3)
+
+
+def test_a_step_takes_at_least_one_item():
+    with pytest.raises(ValueError, match="step_items=0; a step takes at least 1"):
+        ddm.make_finetune(ridge_task(), steps=1, optimizer=optax.sgd(0.1), step_items=0)

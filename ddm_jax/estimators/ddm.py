@@ -34,7 +34,7 @@ class DDMState(NamedTuple):
 def make_ddm(
     task: Task,
     *,
-    items: int = 5,
+    items: int = 10,
     start: str = "pursuit",
     part: float = 0.75,
     offset: int = 0,
@@ -45,6 +45,7 @@ def make_ddm(
     distill_rate: float = 0.005,
     update: str = "retain",
     steps: int = 50,
+    step_items: int | None = 5,
     learning_rate: float | None = None,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
@@ -67,6 +68,7 @@ def make_ddm(
         update: "retain" or "forget".
         steps, learning_rate, momentum: of the online SGD (Nesterov); the rate defaults to
             `loo.stable_rate`, which follows the curvature of the synset.
+        step_items: how many of each group's items an online step takes, see `loo.make_finetune`.
         weight_decay: of the training objective.
         rewind: start the online stage this part of the training before its end, in [0, 1).
         output: what is explained; default `task.output`.
@@ -78,7 +80,12 @@ def make_ddm(
     def make_response(rate: Array | float) -> Response:
         online = optax.sgd(rate, momentum=momentum or None, nesterov=True)
         finetune = make_finetune(
-            task, update=update, steps=steps, optimizer=online, weight_decay=weight_decay
+            task,
+            update=update,
+            steps=steps,
+            optimizer=online,
+            weight_decay=weight_decay,
+            step_items=step_items,
         )
         return ddm_response(finetune, explained)
 
@@ -89,7 +96,14 @@ def make_ddm(
 
     @jax.jit
     def online_rate(start: Params, synset: Synset) -> Array:
-        return stable_rate(task, start, synset, momentum=momentum, weight_decay=weight_decay)
+        return stable_rate(
+            task,
+            start,
+            synset,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            step_items=step_items,
+        )
 
     def response(keep: Array, start: Params, rate: Array, synset: Synset, query: Batch) -> Array:
         return make_response(rate)(keep, start, synset, query)
