@@ -175,6 +175,8 @@ def pursue(features: np.ndarray, items: int) -> tuple[np.ndarray, np.ndarray]:
         of them, repeated with the weight shared out.
     """
     bound = float(len(features))
+    if len(features) < features.shape[1]:  # the same inner products in n coordinates
+        features = np.linalg.qr(features.T, mode="r").T
     target = features.sum(0)
     size = np.maximum((features**2).sum(1), 1e-300)
     chosen: list[int] = []
