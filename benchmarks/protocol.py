@@ -258,10 +258,10 @@ def write(name: str, quick: bool, settings: dict[str, Any], partitions: dict[int
     write_json(name, quick, content)
 
 
-def write_json(name: str, quick: bool, content: dict[str, Any]) -> None:
-    """Write results/<name>.json (or <name>_quick.json) with what it was measured by."""
+def write_json(name: str, quick: bool, content: dict[str, Any], part: str = "") -> None:
+    """Write results/<name><part>.json (or <name>_quick.json) with what it was measured by."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}{'_quick' if quick else ''}.json"
+    path = RESULTS / f"{name}{'_quick' if quick else part}.json"
     told = {
         "command": " ".join(["python", f"benchmarks/{name}.py", *_public_arguments()]),
         "commit": _commit(),

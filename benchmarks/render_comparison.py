@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cells
+import numpy as np
 
 ROOT = Path(__file__).parent.parent
 GROUPS = {  # protocols of groups
@@ -141,6 +142,39 @@ def wrong_labels(result: dict[str, Any]) -> str:
     return cells.table(columns, names) + "\n\n" + cells.machine(result)  # type: ignore[arg-type]
 
 
+def partitions(result: dict[str, Any]) -> str:
+    """Mean and range over all partitions of the estimators that were judged on each."""
+    others = sorted(ROOT.glob("benchmarks/results/comparison_[0-9]*.json"))
+    every = [result, *(json.loads(path.read_text()) for path in others)]
+    found = {
+        (case, score): [_by_estimator(one, case, score) for one in every]
+        for case in GROUPS
+        for score in ("leave-one-out", "LDS")
+        if all(case in one["protocols"] for one in every)
+    }
+
+    def values(name: str, key: tuple[str, str], field: str = "value") -> list[float]:
+        return [rows[name][field] for rows in found[key] if field in rows.get(name, {})]
+
+    everywhere = [name for key in found for name in found[key][-1] if values(name, key)]
+    order = [
+        name
+        for name in dict.fromkeys(everywhere)
+        if all(len(values(name, key)) in (0, len(every)) for key in found)
+    ]
+    order.sort(key=lambda name: -float(np.mean([v for key in found for v in values(name, key)])))
+    columns: dict[str, Any] = {"": lambda name: name.replace("_", "-")}
+    for key in found:
+        title = f"{GROUPS[key[0]]}: {'one group' if key[1] != 'LDS' else 'halves'}"
+        columns[title] = lambda name, key=key: _mean_and_range(values(name, key))
+    ceilings = [np.mean([v for n in order for v in values(n, key, "ceiling")]) for key in found]
+    head, line, *lines = cells.table(columns, order).split("\n")  # type: ignore[arg-type]
+    top = " | ".join(cells.score(float(value)) for value in ceilings)
+    told = ", ".join(str(one["partition"]) for one in every)
+    body = "\n".join([head, line, f"| *perfect predictor* | {top} |", *lines])
+    return f"{body}\n\nPartitions {told}. {cells.machine(every[-1])}"
+
+
 def figure(result: dict[str, Any]) -> Any:
     """Share of the ceiling against online seconds a removal, a panel a protocol of groups."""
     from matplotlib.figure import Figure
@@ -200,6 +234,12 @@ def _scored(row: dict[str, Any]) -> str:
     if "error" in row:
         return "too slow" if "minutes" in row["error"] else "refused"
     return cells.score(row.get("value"))
+
+
+def _mean_and_range(values: list[float]) -> str:
+    if not values:
+        return ""
+    return f"{np.mean(values):.3f} ({min(values):.2f}–{max(values):.2f})"
 
 
 def _each(row: dict[str, Any]) -> str:

@@ -254,6 +254,7 @@ TABLES = {
     "peers": render_peers.peers,
     "convolutions": render_speed.convolutions,
     "comparison": render_comparison.main_table,
+    "comparison.partitions": render_comparison.partitions,
     "comparison.mislabelled": render_comparison.wrong_labels,
     "cost": render_speed.cost,
     "scaling": render_speed.scaling,

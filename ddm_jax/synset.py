@@ -176,7 +176,7 @@ def pursue(features: np.ndarray, items: int) -> tuple[np.ndarray, np.ndarray]:
     """
     bound = float(len(features))
     if len(features) < features.shape[1]:  # the same inner products in n coordinates
-        features = np.linalg.qr(features.T, mode="r").T
+        features = np.asarray(np.linalg.qr(features.T, mode="r")).T
     target = features.sum(0)
     size = np.maximum((features**2).sum(1), 1e-300)
     chosen: list[int] = []
