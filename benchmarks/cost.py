@@ -113,6 +113,7 @@ def measure(chosen: config.Config, workdir: Any) -> dict[str, Any]:
         distill_rate=chosen.distill.learning_rate,
         steps=ONLINE_STEPS,
         step_items=taken,
+        momentum=chosen.online.momentum,
         weight_decay=chosen.train.weight_decay,
         output=loss,
     )

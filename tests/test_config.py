@@ -143,7 +143,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_differences_name_old_and_new():
     new = config.override(config.Config(), ["distill.items=2", "seed=1"])
-    assert config.differences(config.Config(), new) == ["seed 0 -> 1", "distill.items 5 -> 2"]
+    assert config.differences(config.Config(), new) == ["seed 0 -> 1", "distill.items 10 -> 2"]
 
 
 def test_settings_are_frozen():
