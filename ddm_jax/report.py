@@ -96,6 +96,7 @@ def summarise(
             "queries": len(split.test.x),
             "groups": num_groups,
             "synset items a group": items,
+            "of them in an online step": min(items, config.online.step_items),
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(target.params)),
             "flipped training labels": int(split.flipped.sum()),
         },

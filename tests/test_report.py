@@ -71,6 +71,7 @@ def test_sizes(summary):
         "queries": 40,
         "groups": 10,
         "synset items a group": 1,
+        "of them in an online step": 1,
         "parameters": 64 * 8 + 8 + 8 * 10 + 10,
         "flipped training labels": 0,
     }
