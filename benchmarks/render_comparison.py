@@ -115,6 +115,10 @@ def protocol_table(result: dict[str, Any], case: str) -> str:
     }
     taken = result["protocols"].get(case, {}).get("seconds_per_retraining")
     note = f"\n\nOne retraining takes {cells.seconds(taken)}. " if taken else "\n\n"
+    needed = {r["score"]: r["runs_for_ceiling_0.8"] for r in rows if "runs_for_ceiling_0.8" in r}
+    if needed:
+        told = ", ".join(f"{runs} ({score})" for score, runs in sorted(needed.items()))
+        note += f"Runs that a ceiling of .8 takes: {told}. "
     return cells.table(columns, rows) + note + cells.machine(result)
 
 
@@ -143,36 +147,39 @@ def wrong_labels(result: dict[str, Any]) -> str:
 
 
 def partitions(result: dict[str, Any]) -> str:
-    """Mean and range over all partitions of the estimators that were judged on each."""
+    """Mean and range over the partitions of each protocol that was measured on several."""
     others = sorted(ROOT.glob("benchmarks/results/comparison_[0-9]*.json"))
     every = [result, *(json.loads(path.read_text()) for path in others)]
+    measured = {case: [one for one in every if case in one["protocols"]] for case in GROUPS}
     found = {
-        (case, score): [_by_estimator(one, case, score) for one in every]
-        for case in GROUPS
+        (case, score): [_by_estimator(one, case, score) for one in several]
+        for case, several in measured.items()
         for score in ("leave-one-out", "LDS")
-        if all(case in one["protocols"] for one in every)
+        if len(several) > 1
     }
 
     def values(name: str, key: tuple[str, str], field: str = "value") -> list[float]:
-        return [rows[name][field] for rows in found[key] if field in rows.get(name, {})]
+        """Of an estimator that was judged on all of the protocol's partitions."""
+        each = [rows.get(name, {}).get(field) for rows in found[key]]
+        return [] if None in each else each  # type: ignore[return-value]
 
-    everywhere = [name for key in found for name in found[key][-1] if values(name, key)]
-    order = [
-        name
-        for name in dict.fromkeys(everywhere)
-        if all(len(values(name, key)) in (0, len(every)) for key in found)
-    ]
-    order.sort(key=lambda name: -float(np.mean([v for key in found for v in values(name, key)])))
+    names = {name: None for rows in found.values() for name in rows[-1]}
+    order = [name for name in names if any(values(name, key) for key in found)]
+    order.sort(key=lambda name: -np.mean([v for key in found for v in values(name, key)]))
     columns: dict[str, Any] = {"": lambda name: name.replace("_", "-")}
-    for key in found:
-        title = f"{GROUPS[key[0]]}: {'one group' if key[1] != 'LDS' else 'halves'}"
-        columns[title] = lambda name, key=key: _mean_and_range(values(name, key))
-    ceilings = [np.mean([v for n in order for v in values(n, key, "ceiling")]) for key in found]
+    for case, score in found:
+        title = f"{GROUPS[case]}: {'halves' if score == 'LDS' else 'one group'}"
+        columns[title] = lambda name, key=(case, score): _mean_and_range(values(name, key))
     head, line, *lines = cells.table(columns, order).split("\n")  # type: ignore[arg-type]
-    top = " | ".join(cells.score(float(value)) for value in ceilings)
-    told = ", ".join(str(one["partition"]) for one in every)
+    best = [np.mean([v for name in order for v in values(name, key, "ceiling")]) for key in found]
+    top = " | ".join(cells.score(float(value)) for value in best)
     body = "\n".join([head, line, f"| *perfect predictor* | {top} |", *lines])
-    return f"{body}\n\nPartitions {told}. {cells.machine(every[-1])}"
+    told = "; ".join(
+        f"{GROUPS[case]}: {', '.join(str(one['partition']) for one in several)}"
+        for case, several in measured.items()
+        if len(several) > 1
+    )
+    return f"{body}\n\nPartitions: {told}. {cells.machine(every[-1])}"
 
 
 def figure(result: dict[str, Any]) -> Any:

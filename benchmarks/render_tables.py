@@ -95,46 +95,6 @@ def runs(result: dict[str, Any]) -> str:
     return cells.table(columns, rows) + note + cells.machine(result)
 
 
-def convnets(result: dict[str, Any]) -> str:
-    """Ceilings and scores of both data sets."""
-    names = {"mnist-convnet": "MNIST 5,000", "cifar10-convnet": "CIFAR-10 10,000"}
-    rows = []
-    for preset, found in result["presets"].items():
-        for score, row in found["ceilings"].items():
-            rows.append(
-                {"what": f"{names[preset]}, {score}", "estimator": "one exact retraining"}
-                | {"value": row["one_retraining"], "online_seconds": None}
-                | {"ceiling": row["ceiling"], "interval": row["ceiling_interval"]}
-                | {"runs": row["runs"], "needed": row["runs_for_ceiling_0.8"]}
-                | {"seconds": found["seconds_per_retraining"]}
-            )
-        for row in found["rows"]:
-            rows.append(row | {"what": f"{names[preset]}, {row['score']}"})
-    columns = {
-        "": lambda row: f"{row['what']}: {row['estimator'].replace('_', '-')}",
-        "Spearman": lambda row: cells.score(row["value"]),
-        "95 % over removals": lambda row: (
-            cells.interval(row["over_rows"]) if "over_rows" in row else ""
-        ),
-        "ceiling": lambda row: cells.score(row["ceiling"]),
-        "of ceiling": lambda row: cells.of_ceiling(row["value"], row["ceiling"]),
-        "runs": lambda row: str(row["runs"]),
-        "runs for a ceiling of .8": lambda row: str(row["needed"]) if "needed" in row else "",
-        "offline": lambda row: cells.seconds(row.get("offline_seconds")),
-        "online": lambda row: (
-            f"{cells.seconds(row['seconds'])} a network"
-            if "seconds" in row
-            else f"{cells.seconds(row['online_seconds'])} for {row['counterfactuals']}"
-        ),
-    }
-    note = f"\n\nPartition {result['partition']}. "
-    return (
-        cells.table(columns, sorted(rows, key=lambda row: row["what"]))
-        + note
-        + cells.machine(result)
-    )
-
-
 def mislabelled(result: dict[str, Any]) -> str:
     """AUC, average precision and what is found after inspecting a tenth, by case and noise."""
     columns = {
@@ -245,7 +205,6 @@ TABLES = {
     "digits_protocol": digits,
     "mnist_groups": mnist,
     "runs": runs,
-    "convnet_groups": convnets,
     "mislabelled": mislabelled,
     "digits_removal": removal,
     "kill_store": kills,

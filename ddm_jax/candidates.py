@@ -143,6 +143,9 @@ CANDIDATES: dict[str, Candidates] = {
     "encoded_ensemble": Candidates(
         of_training(estimators.make_encoded_ensemble), {"members": (20, 100)}, {}
     ),
+    "value_network": Candidates(
+        of_training(estimators.make_value_network), {"weight_decay": (1e-3, 1e-1, 1.0)}, {}
+    ),
     "trak": Candidates(
         of_training(estimators.make_trak),
         {"projection": (512, 2048), "damping": (0.1, 1.0, 3.0)},

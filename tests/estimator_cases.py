@@ -98,6 +98,16 @@ CASES: dict[str, Case] = {
         overlooks="a wrong label counts as the class that it names",
         bad=(({"bandwidth": 0.0}, "bandwidth=0"),),
     ),
+    "value_network": Case(
+        training("value_network", subsets=30, steps=300),
+        trains=True,
+        bad=(
+            FEW_SUBSETS,
+            ({"width": 0}, "width=0"),
+            ({"learning_rate": 0.0}, "learning_rate=0"),
+            ({"weight_decay": -1.0}, r"weight_decay=-1"),
+        ),
+    ),
     "encoded_ensemble": Case(
         training("encoded_ensemble", members=20),
         overlooks=NOISE,

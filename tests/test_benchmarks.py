@@ -91,21 +91,6 @@ def test_comparison():
     assert all(0.5 < row["auc"] <= 1 for row in found.values())
 
 
-def test_convnet_groups():
-    result = quick("convnet_groups", *mnist_data())
-    check_told(result, "convnet_groups")
-    found = result["presets"]["mnist-convnet"]
-    assert set(found["ceilings"]) == {"leave-one-out", "LDS, keep 0.5"}
-    assert all(row["runs_for_ceiling_0.8"] >= 1 for row in found["ceilings"].values())
-    rows = {(row["estimator"], row["score"]): row for row in found["rows"]}
-    assert len(rows) == 4
-    for row in rows.values():
-        assert -1 <= row["value"] <= 1
-        assert row["online_seconds"] > 0
-    assert rows["ddm", "leave-one-out"]["candidates"] == 2
-    assert rows["ddm", "leave-one-out"]["queries"] == 45  # three quarters of 60
-
-
 def test_mislabelled():
     result = quick("mislabelled")
     check_told(result, "mislabelled")

@@ -309,3 +309,36 @@ def test_a_projection_keeps_the_ranking_of_the_points(logistic):
     _, wide = logistic.scores(groups=points, projection=512, damping=0.1 * 512 / 12)
     kept = np.mean([stats.spearmanr(whole[:, q], wide[:, q])[0] for q in range(7)])
     assert 0.97 < kept < 1
+
+
+def test_a_value_network_carries_a_known_effect_to_queries_it_has_not_seen():
+    """Networks that are sums over points: a group's effect on a query is an inner product."""
+
+    def output(params, batch):
+        return jnp.einsum("nc,nf,cf->n", batch.y, batch.x, params)
+
+    def train(key, data, weights):
+        params = jnp.einsum("n,nc,nf->cf", weights, data.y, data.x) / len(weights)
+        return ddm.TrainRun(key, params, params[None], *(jnp.zeros(1),) * 3)
+
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 3, 230)
+    centres = draw.normal(size=(3, 4))
+    x = jnp.asarray(centres[labels] + 0.3 * draw.normal(size=(230, 4)), jnp.float32)
+    x = x / jnp.linalg.norm(x, axis=1, keepdims=True)
+    y = jnp.eye(3)[labels]
+    data, query = ddm.Batch(x[:200], y[:200]), ddm.Batch(x[200:], y[200:])
+    task = ddm.Task(lambda key: jnp.zeros((3, 4)), None, None, output, lambda params, x: x)
+    groups = draw.permutation(np.arange(200) % 20)
+    run = train(jax.random.key(0), data, jnp.ones(200))
+    estimator = estimators.make_value_network(task, train, subsets=60)
+    state = estimator.fit(jax.random.key(1), run, data, groups)
+    got = np.asarray(estimator.score(state, query))
+    alike = np.asarray((y[:200] @ y[200:].T) * (x[:200] @ x[200:].T)) / 200
+    want = np.stack([alike[groups == k].sum(0) for k in range(20)])
+    assert got.shape == want.shape == (20, 30)
+    each = [np.corrcoef(got[:, q], want[:, q])[0, 1] for q in range(30)]
+    assert np.mean(each) > 0.9
+    # Its size is right too, up to the shift that halves do not tell.
+    got, want = got - got.mean(0), want - want.mean(0)
+    assert 0.7 < (got * want).sum() / (want**2).sum() < 1.2

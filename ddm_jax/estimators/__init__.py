@@ -38,6 +38,7 @@ from ddm_jax.estimators.trak import make_trak
 from ddm_jax.estimators.triage import make_triage
 from ddm_jax.estimators.untrac import make_untrac
 from ddm_jax.estimators.untrac_inverse import make_untrac_inverse
+from ddm_jax.estimators.value_network import make_value_network
 
 # `make_triage` is for regressions, the others of this table for any task with labels.
 ESTIMATORS = {
@@ -78,6 +79,7 @@ ESTIMATORS = {
     "trak": make_trak,
     "untrac": make_untrac,
     "untrac_inverse": make_untrac_inverse,
+    "value_network": make_value_network,
 }
 
 __all__ = [
@@ -120,5 +122,6 @@ __all__ = [
     "make_triage",
     "make_untrac",
     "make_untrac_inverse",
+    "make_value_network",
     "retraining_response",
 ]
