@@ -191,9 +191,12 @@ def figure(result: dict[str, Any]) -> Any:
         for case in GROUPS
     }
     shown = [case for case, rows in measured.items() if len(rows) > 2]
-    figure = Figure(figsize=(5.2 * len(shown), 6.4), layout="constrained")
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
-    for axes, case in zip(panels, shown, strict=True):
+    lines = -(-len(shown) // 2)
+    figure = Figure(figsize=(11, 6.4 * lines), layout="constrained")
+    panels = figure.subplots(lines, 2, squeeze=False)
+    for axes in panels.flat[len(shown) :]:
+        axes.set_axis_off()
+    for axes, case in zip(panels.flat, shown, strict=False):
         rows = measured[case]
         for row in rows:
             cost = row["online_seconds"] / row["counterfactuals"]
@@ -209,7 +212,8 @@ def figure(result: dict[str, Any]) -> Any:
         axes.set_title(GROUPS[case])
         axes.set_xlabel("online seconds a removal")
         axes.grid(alpha=0.2)
-    panels[0].set_ylabel("LDS as a share of the ceiling")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("LDS as a share of the ceiling")
     return figure
 
 
