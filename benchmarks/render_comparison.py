@@ -165,7 +165,7 @@ def partitions(result: dict[str, Any]) -> str:
 
     names = {name: None for rows in found.values() for name in rows[-1]}
     order = [name for name in names if any(values(name, key) for key in found)]
-    order.sort(key=lambda name: -np.mean([v for key in found for v in values(name, key)]))
+    order.sort(key=lambda name: -sum(v for key in found for v in values(name, key)))
     columns: dict[str, Any] = {"": lambda name: name.replace("_", "-")}
     for case, score in found:
         title = f"{GROUPS[case]}: {'halves' if score == 'LDS' else 'one group'}"
