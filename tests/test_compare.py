@@ -520,6 +520,7 @@ def test_candidates_name_settings_that_their_estimator_has(plan, monkeypatch):
         ("distill_steps", config.distill.steps),
         ("distill_rate", config.distill.learning_rate),
         ("learning_rate", config.online.learning_rate or None),
+        ("step_items", config.online.step_items),
         ("momentum", config.online.momentum),
         ("weight_decay", config.train.weight_decay),
     ):

@@ -468,6 +468,7 @@ def test_groups_from_a_file_and_a_change_of_that_file(tmp_path, without_check):
         ("online.objective=logit:10", "class_index=10; with 10 classes"),
         ("online.objective=f1", "unknown objective 'f1'"),
         ("online.rewind=1", r"online\.rewind=1\.0"),
+        ("online.step_items=0", r"online\.step_items=0; it must be at least 1"),
         ("check.seeds=1", r"check\.seeds=1; it must be at least 2"),
         ("check.groups=1", r"check\.groups=1; it must be at least 2"),
         ("data.name=digits data.train_size=2000", "train_size=2000; digits has only 1000"),
