@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.5.0"
 
 if TYPE_CHECKING:
-    from ddm_jax import data, estimators, metrics, models, objectives
+    from ddm_jax import data, estimators, metrics, models, objectives, quality
     from ddm_jax.attribution import Attribution, make_attribution
     from ddm_jax.cluster import check_groups, make_groups
     from ddm_jax.distill import make_distiller, make_match_points, trajectory_indices
     from ddm_jax.estimators import make_ddm, make_grad_dot, make_retraining, retraining_response
+    from ddm_jax.hierarchy import Tree, make_hierarchical, make_tree
     from ddm_jax.loo import (
         check_masks,
         ddm_response,
@@ -35,11 +36,22 @@ if TYPE_CHECKING:
     )
     from ddm_jax.models import classification, regression
     from ddm_jax.parallel import device_vmap
+    from ddm_jax.points import (
+        make_point_influence,
+        make_self_influence,
+        make_trajectory_influence,
+        share_out,
+        spread_points,
+    )
+    from ddm_jax.privacy import nearest_training_points
+    from ddm_jax.profiles import compare_profiles, profile
+    from ddm_jax.subsets import Additivity, additivity, counterfactual, pair_masks
     from ddm_jax.synset import initial_synset
     from ddm_jax.train import cosine_schedule, make_train, make_trainer
     from ddm_jax.types import Batch, Estimator, Synset, Task, TrainRun
+    from ddm_jax.unlearn import klom, make_forget, membership_auc
 
-_MODULES = ("data", "estimators", "metrics", "models", "objectives")
+_MODULES = ("data", "estimators", "metrics", "models", "objectives", "quality")
 _NAMES = {
     "attribution": ("Attribution", "make_attribution"),
     "cluster": ("check_groups", "make_groups"),
@@ -65,6 +77,18 @@ _NAMES = {
     ),
     "models": ("classification", "regression"),
     "parallel": ("device_vmap",),
+    "subsets": ("Additivity", "additivity", "counterfactual", "pair_masks"),
+    "hierarchy": ("Tree", "make_hierarchical", "make_tree"),
+    "points": (
+        "make_point_influence",
+        "make_self_influence",
+        "make_trajectory_influence",
+        "share_out",
+        "spread_points",
+    ),
+    "privacy": ("nearest_training_points",),
+    "profiles": ("compare_profiles", "profile"),
+    "unlearn": ("klom", "make_forget", "membership_auc"),
     "synset": ("initial_synset",),
     "train": ("cosine_schedule", "make_train", "make_trainer"),
     "types": ("Batch", "Estimator", "Synset", "Task", "TrainRun"),
@@ -85,45 +109,64 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "Additivity",
     "Attribution",
     "Batch",
     "Estimator",
     "Synset",
     "Task",
     "TrainRun",
+    "Tree",
+    "additivity",
     "check_groups",
     "check_masks",
     "classification",
+    "compare_profiles",
     "cosine_schedule",
+    "counterfactual",
     "data",
     "ddm_response",
     "device_vmap",
     "estimators",
     "group_batches",
     "initial_synset",
+    "klom",
     "leave_one_out",
     "leave_one_out_masks",
     "make_attribution",
     "make_ddm",
     "make_distiller",
     "make_finetune",
+    "make_forget",
     "make_grad_dot",
     "make_group_gradients",
     "make_groups",
+    "make_hierarchical",
     "make_match_points",
     "make_matching_error",
     "make_matching_loss",
+    "make_point_influence",
     "make_retraining",
+    "make_self_influence",
     "make_synset_gradient",
     "make_train",
     "make_trainer",
+    "make_trajectory_influence",
+    "make_tree",
+    "membership_auc",
     "metrics",
     "models",
+    "nearest_training_points",
     "objectives",
+    "pair_masks",
+    "profile",
+    "quality",
     "random_masks",
     "regression",
     "retraining_response",
     "ridge_datamodel",
+    "share_out",
+    "spread_points",
     "subset_outputs",
     "trajectory_indices",
     "trajectory_point",

@@ -123,6 +123,21 @@ def make_forward_candidate(plan: Plan, chosen: Settings) -> Estimator:
     )
 
 
+def make_synset_influence_candidate(plan: Plan, chosen: Settings) -> Estimator:
+    """The synset's curvature, from the run's synset."""
+    distill = plan.config.distill
+    return estimators.make_synset_influence(
+        plan.task,
+        plan.trainer.train,
+        items=min(distill.items, 5),
+        distill_steps=min(distill.steps, 1000),
+        distill_rate=distill.learning_rate,
+        weight_decay=plan.config.train.weight_decay,
+        output=plan.truth_output,
+        **chosen,
+    )
+
+
 def make_short_retraining(plan: Plan, chosen: Settings) -> Estimator:
     """Exact retraining cut short, its schedule compressed."""
     trainer = shorter_trainer(plan, chosen["epochs"])
@@ -211,6 +226,11 @@ CANDIDATES: dict[str, Candidates] = {
     ),
     "gauss_newton": Candidates(
         of_curvature(estimators.make_gauss_newton), {"damping": (0.001, 0.01, 0.1)}, {}
+    ),
+    "synset_influence": Candidates(
+        make_synset_influence_candidate,
+        {"window": ((0.0, 0.25), (0.25, 1.0))},
+        {"damping": (0.003, 0.01, 0.03)},
     ),
     "ekfac": Candidates(of_curvature(estimators.make_ekfac), {"damping": (0.001, 0.01, 0.1)}, {}),
     "datainf": Candidates(of_curvature(estimators.make_datainf), {"damping": (0.01, 0.1, 1.0)}, {}),

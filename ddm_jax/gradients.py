@@ -61,6 +61,14 @@ def gradient_products(objective: Output, params: Params, data: Batch, vectors: A
     return map_gradients(lambda rows: rows @ vectors.T, objective, params, data)
 
 
+def output_gradients(output: Output, params: Params, query: Batch) -> Array:
+    """The gradient of each output, `[Q, P]`, or `[1, P]` of one output of all queries."""
+    if jax.eval_shape(output, params, query).shape == (len(query.x),):
+        return map_gradients(lambda rows: rows, output, params, query)
+    flat, unravel = ravel_pytree(params)
+    return jax.jacrev(lambda vector: output(unravel(vector), query))(flat)
+
+
 def output_changes(output: Output, params: Params, query: Batch, directions: Params) -> Array:
     """The derivative of every query's output along V directions, leaves `[V, ...]`: `[V, Q]`.
 

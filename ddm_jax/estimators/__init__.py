@@ -31,6 +31,7 @@ from ddm_jax.estimators.representer import make_representer
 from ddm_jax.estimators.retraining import make_retraining, retraining_response
 from ddm_jax.estimators.self_influence import make_self_influence
 from ddm_jax.estimators.source import make_source
+from ddm_jax.estimators.synset_influence import make_synset_influence
 from ddm_jax.estimators.tracin import make_tracin
 from ddm_jax.estimators.training_dynamics import make_training_dynamics
 from ddm_jax.estimators.training_loss import make_training_loss
@@ -73,6 +74,7 @@ ESTIMATORS = {
     "retraining": make_retraining,
     "self_influence": make_self_influence,
     "source": make_source,
+    "synset_influence": make_synset_influence,
     "tracin": make_tracin,
     "training_dynamics": make_training_dynamics,
     "training_loss": make_training_loss,
@@ -115,6 +117,7 @@ __all__ = [
     "make_retraining",
     "make_self_influence",
     "make_source",
+    "make_synset_influence",
     "make_tracin",
     "make_training_dynamics",
     "make_training_loss",

@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 
 from ddm_jax.cluster import check_groups
 from ddm_jax.estimators.grad_dot import GradDotState, make_grad_dot
-from ddm_jax.gradients import gradient_products, group_gradient_rows, map_gradients
+from ddm_jax.gradients import gradient_products, group_gradient_rows, output_gradients
 from ddm_jax.matching import group_batches
 from ddm_jax.objectives import Output
 from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun, take
@@ -92,14 +92,6 @@ def make_influence(
         return score_points(state, query)
 
     return Estimator(fit, score)
-
-
-def output_gradients(output: Output, params: Params, query: Batch) -> Array:
-    """The gradient of each output, `[Q, P]`, or `[1, P]` of one output of all queries."""
-    if jax.eval_shape(output, params, query).shape == (len(query.x),):
-        return map_gradients(lambda rows: rows, output, params, query)
-    flat, unravel = ravel_pytree(params)
-    return jax.jacrev(lambda vector: output(unravel(vector), query))(flat)
 
 
 @jax.jit

@@ -1,0 +1,48 @@
+"""How much a synset shows of the training data: distances to the nearest training points.
+
+A synset is made from gradients of the training data and often starts from members of it. Nothing
+here proves that it is private; a small distance shows that it is not.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Exposure(NamedTuple):
+    """For each of the K M synthetic items, in the order of `synset.x.reshape(K * M, ...)`."""
+
+    nearest: np.ndarray  # [K M] the nearest training point
+    distance: np.ndarray  # [K M] how far it is (root mean square over the features)
+    typical: float  # the median distance of a training point to its nearest other one
+    copies: float  # the part of the items that is nearer to a training point than a tenth of that
+
+
+def nearest_training_points(items: Any, data: Any) -> Exposure:
+    """Find the training point nearest to each synthetic item.
+
+    Args:
+        items: [K, M, ...], the inputs of a synset.
+        data: [N, ...], the training inputs, N >= 2.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    items, data = np.asarray(items), np.asarray(data)
+    if items.ndim < 3 or items.shape[2:] != data.shape[1:] or len(data) < 2:
+        raise ValueError(
+            f"items have shape {items.shape} and data {data.shape}; they must be [K, M, ...] and "
+            "[N, ...] with inputs of one shape and N >= 2"
+        )
+    flat = data.reshape(len(data), -1)
+    scale = flat.shape[1] ** 0.5
+    search = NearestNeighbors(n_neighbors=2).fit(flat)
+    own = search.kneighbors(flat)[0][:, 1] / scale
+    far, near = search.kneighbors(items.reshape(-1, flat.shape[1]), n_neighbors=1)
+    typical = float(np.median(own))
+    distance = far[:, 0] / scale
+    return Exposure(near[:, 0], distance, typical, float((distance < 0.1 * typical).mean()))

@@ -1,0 +1,156 @@
+"""Forget groups of data from a trained network with the synset alone, and how well it forgot.
+
+Nothing here reads the training data. What is reached is a network that behaves like one retrained
+without the groups, as far as the measures below can see; it is no proof that nothing of them is
+left in the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ddm_jax.loo import make_finetune
+from ddm_jax.types import Array, Params, Synset, Task
+
+ABSENT = 0.01  # of a class left: it is gone
+BINS = 20  # of the histograms of KLOM
+FLOOR = 1e-5  # least probability of a bin
+
+
+def make_forget(
+    task: Task,
+    *,
+    steps: int,
+    optimizer: optax.GradientTransformation,
+    weight_decay: float = 0.0,
+    step_items: int | None = None,
+) -> Callable[[Params, Synset, Array], Params]:
+    """Make `forget(params, synset, keep [K]) -> params`, which traces whole.
+
+    The kept groups' synsets repair the network (`loo.make_finetune`, "retain"). That does not tell
+    it that a class is gone as a whole: descending on the other classes alone, on which it is right
+    already, would take long to. So where less than ABSENT of a class is left, the items of the
+    forgotten groups of that class stay, relabelled by
+
+        softmax(log p(x) + log left),   left_c = 0 for a class that is gone, else 1
+
+    the trained network's own second choice: a network that never saw a class does not name it.
+
+    Needs no training data. Settings are those of `make_finetune`.
+    """
+    finetune = make_finetune(
+        task,
+        steps=steps,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        step_items=step_items,
+    )
+
+    def forget(params: Params, synset: Synset, keep: Array) -> Params:
+        relabelled, factor = relabel_forgotten(task, params, synset, keep)
+        return finetune(params, relabelled, factor)
+
+    return forget
+
+
+def relabel_forgotten(
+    task: Task, params: Params, synset: Synset, keep: Array
+) -> tuple[Synset, Array]:
+    """The synset and the factor of each group [K] that `make_forget` descends on."""
+    labels = jax.nn.softmax(synset.y)  # [K, M, C]
+    weights = synset.share[:, None] * jnp.maximum(synset.mass, 0.0)
+    frequency = jnp.einsum("km,kmc->kc", weights, labels)
+    left = (keep @ frequency) / jnp.maximum(jnp.sum(frequency, 0), 1e-12)  # [C]
+    absent = left < ABSENT
+    stays = (1 - keep) * absent[jnp.argmax(frequency, 1)]  # [K]
+    flat = synset.x.reshape(-1, *synset.x.shape[2:])
+    logits = task.apply(params, flat).reshape(synset.y.shape)
+    corrected = jax.nn.log_softmax(jnp.where(absent, -1e4, jax.nn.log_softmax(logits)))
+    changed = stays[:, None] > 0
+    y = jnp.where(changed[..., None], corrected, synset.y)
+    mass = jnp.where(changed, jnp.maximum(synset.mass, 0.0), synset.mass)
+    return synset._replace(y=y, mass=mass), keep + stays
+
+
+class Unlearned(NamedTuple):
+    """How a network, or the mean of several, answers after forgetting; accuracies in [0, 1]."""
+
+    forgotten: float  # accuracy on the forgotten training points
+    kept: float  # accuracy on the kept ones
+    test: float
+    membership: float  # AUC of telling forgotten points from test points by their loss
+
+
+def judge(losses: Any, right: Any, forgotten: Any, test_losses: Any, test_right: Any) -> Unlearned:
+    """Measure one network from its loss and correctness on each training and test point.
+
+    Args:
+        losses, right: [N], of the training points.
+        forgotten: [N] bool.
+        test_losses, test_right: [Q].
+
+    Raises:
+        ValueError: where nothing, or everything, was forgotten.
+    """
+    forgotten = np.asarray(forgotten, bool)
+    if not forgotten.any() or forgotten.all():
+        raise ValueError("forgotten must name some of the training points, and not all")
+    right = np.asarray(right, np.float64)
+    return Unlearned(
+        forgotten=float(right[forgotten].mean()),
+        kept=float(right[~forgotten].mean()),
+        test=float(np.mean(test_right)),
+        membership=membership_auc(np.asarray(losses)[forgotten], test_losses),
+    )
+
+
+def membership_auc(member_losses: Any, other_losses: Any) -> float:
+    """AUC of a loss-threshold attack: a point with a lower loss is said to be a member.
+
+    0.5: they cannot be told apart. Yeom et al., "Privacy risk in machine learning", 2018, arXiv
+    1709.01604. Compare it with the same attack on a network that was retrained without the
+    points: hard points are no members and have a high loss all the same.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    members, others = np.asarray(member_losses), np.asarray(other_losses)
+    truth = np.r_[np.ones(len(members)), np.zeros(len(others))]
+    return float(roc_auc_score(truth, -np.r_[members, others]))
+
+
+def klom(unlearned: Any, retrained: Any) -> np.ndarray:
+    """KL divergence of margins: [Q], one for each point, over several networks of each kind.
+
+    `KL(unlearned || retrained)` of the histograms of the margin over seeds, with BINS bins over the
+    range of both. 0: indistinguishable. Georgiev et al., "Attribute-to-delete: machine unlearning
+    via datamodel matching", 2024, arXiv 2410.23232. A few networks make it large already: print
+    that of one half of the retrained networks against the other beside it.
+
+    Args:
+        unlearned, retrained: [seeds, Q] margins.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+    """
+    unlearned, retrained = np.asarray(unlearned, float), np.asarray(retrained, float)
+    if unlearned.ndim != 2 or unlearned.shape[1:] != retrained.shape[1:]:
+        raise ValueError(
+            f"margins have shapes {unlearned.shape} and {retrained.shape}; they must be [seeds, Q] "
+            "for the same Q"
+        )
+    low = np.minimum(unlearned.min(0), retrained.min(0))
+    width = np.maximum(np.maximum(unlearned.max(0), retrained.max(0)) - low, 1e-9)
+
+    def histogram(margins: np.ndarray) -> np.ndarray:
+        place = np.minimum(((margins - low) / width * BINS).astype(int), BINS - 1)
+        counts = (place[:, :, None] == np.arange(BINS)).mean(0) + FLOOR
+        return counts / counts.sum(1, keepdims=True)
+
+    p, q = histogram(unlearned), histogram(retrained)
+    return (p * np.log(p / q)).sum(1)
