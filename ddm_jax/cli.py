@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,7 @@ import typer
 from ddm_jax import terminal
 
 if TYPE_CHECKING:
+    from ddm_jax.answers import Answer
     from ddm_jax.config import Config
 
 app = typer.Typer(
@@ -166,6 +167,113 @@ def compare(
             raise
         terminal.print_comparison(result)
         typer.echo(f"\nscores: {workdir / 'compare.md'}, figure: {workdir / 'compare.png'}")
+
+
+Finished = Annotated[Path, typer.Option(help="The work directory of a finished run.")]
+
+
+def _answered(workdir: Path, name: str, ask: Callable[..., Answer]) -> None:
+    """Ask a finished run, keep the answer, show it."""
+    from ddm_jax import answers
+
+    with terminal.progress() as progress:
+        run = answers.open_finished(workdir, progress)
+        answer = answers.keep(run, name, ask(run))
+    terminal.print_answer(answer)
+    typer.echo(f"\n{workdir / answers.ANSWERS / name}.npz, and a page of {workdir}/report.html")
+
+
+@app.command()
+def points(
+    workdir: Finished,
+    query: Annotated[
+        str, typer.Option(help="Test points, commas between. Default: the worst mistakes.")
+    ] = "",
+    top: Annotated[int, typer.Option(help="Training points to list.")] = 5,
+) -> None:
+    """Which single training points did it."""
+    with _errors():
+        from ddm_jax import answers
+
+        chosen = _numbers(query, "--query")
+        _answered(workdir, "points", lambda run: answers.points(run, chosen, top))
+
+
+@app.command()
+def quality(
+    workdir: Finished,
+    top: Annotated[int, typer.Option(help="Training points to list.")] = 20,
+) -> None:
+    """Rank training points that look mislabelled, odd, duplicated or harmful."""
+    with _errors():
+        from ddm_jax import answers
+
+        _answered(workdir, "quality", lambda run: answers.rank_quality(run, top))
+
+
+@app.command()
+def counterfactual(
+    workdir: Finished,
+    without: Annotated[str, typer.Option(help="Groups to leave out together, commas between.")],
+) -> None:
+    """What if these groups were gone, together."""
+    with _errors():
+        from ddm_jax import answers
+
+        gone = _numbers(without, "--without")
+        _answered(workdir, "counterfactual", lambda run: answers.counterfactual(run, gone))
+
+
+@app.command()
+def forget(
+    workdir: Finished,
+    groups: Annotated[str, typer.Option(help="Groups to forget, commas between.")] = "",
+    class_: Annotated[
+        str | None, typer.Option("--class", help="Or all groups of a class, by its name.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Beside exact retraining.")] = False,
+) -> None:
+    """Forget groups with the synset alone, and keep the network."""
+    with _errors():
+        from ddm_jax import answers, checkpoint
+
+        if bool(groups) == (class_ is not None):
+            raise ValueError("name either --groups, for example 3,7, or a --class")
+        chosen = _numbers(groups, "--groups")
+        place = workdir / answers.ANSWERS / "forgotten"
+
+        def ask(run: answers.Finished) -> Answer:
+            gone = chosen if class_ is None else answers.groups_of_class(run, class_)
+            answer, params = answers.forget(run, gone, check)
+            checkpoint.remove(place)
+            checkpoint.save(place, params, {"groups": gone})
+            return answer
+
+        _answered(workdir, "forget", ask)
+        typer.echo(f"the network: {place} (orbax)")
+
+
+@app.command("compare-networks")
+def compare_networks(
+    workdir: Finished,
+    other: Annotated[Path, typer.Option("--with", help="The work directory of another run.")],
+    top: Annotated[int, typer.Option(help="Most helpful groups to compare.")] = 5,
+) -> None:
+    """What two networks rely on: their attribution profiles over the same groups."""
+    with _errors():
+        from ddm_jax import answers
+
+        def ask(run: answers.Finished) -> Answer:
+            return answers.compare_networks(run, answers.open_finished(other), top)
+
+        _answered(workdir, "compare-networks", ask)
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise ValueError(f"{option} {text!r}; write integers with commas between") from error
 
 
 @app.command("settings")

@@ -120,7 +120,7 @@ def mistakes_figure(plan: Plan, target: TrainRun, attribution: Attribution) -> F
             va="center",
             fontsize=8,
         )
-        _picture(grid[row, 1], split.pixels(split.test.x[query]), INK)
+        picture(grid[row, 1], split.pixels(split.test.x[query]), INK)
         order = np.argsort(sign * attribution.scores[:, query], kind="stable")
         chosen = [*order[:kinds], *order[::-1][:kinds]]
         for place, group in enumerate(chosen):
@@ -129,7 +129,7 @@ def mistakes_figure(plan: Plan, target: TrainRun, attribution: Attribution) -> F
             for n in range(members):
                 axes = grid[row, 2 + place * members + n]
                 if n < len(rows):
-                    _picture(axes, split.pixels(split.train.x[rows[n]]), colour)
+                    picture(axes, split.pixels(split.train.x[rows[n]]), colour)
                 else:
                     axes.set_axis_off()
             grid[row, 2 + place * members].set_title(
@@ -159,7 +159,7 @@ def synset_figure(plan: Plan, groups: np.ndarray, result: SynsetResult) -> Figur
         by_mass = np.argsort(-np.abs(np.asarray(synset.mass[group])))[:items]
         for n, item in enumerate(by_mass):
             axes = grid[row, n]
-            _picture(axes, split.pixels(np.asarray(synset.x[group, item])), BLUE)
+            picture(axes, split.pixels(np.asarray(synset.x[group, item])), BLUE)
             label = split.classes[soft[group, item].argmax()]
             axes.set_title(f"{label}, {float(synset.mass[group, item]):.2g}", fontsize=7)
         grid[row, items].set_axis_off()
@@ -175,7 +175,7 @@ def synset_figure(plan: Plan, groups: np.ndarray, result: SynsetResult) -> Figur
         for n in range(members):
             axes = grid[row, items + 1 + n]
             if n < len(rows):
-                _picture(axes, split.pixels(split.train.x[rows[n]]))
+                picture(axes, split.pixels(split.train.x[rows[n]]))
                 axes.set_title(split.classes[split.train.y[rows[n]].argmax()], fontsize=7)
             else:
                 axes.set_axis_off()
@@ -224,7 +224,7 @@ def groups_figure(plan: Plan, groups: np.ndarray) -> Figure:
         )
         for n in range(members):
             if n < len(rows):
-                _picture(grid[row, n + 1], split.pixels(split.train.x[rows[n]]))
+                picture(grid[row, n + 1], split.pixels(split.train.x[rows[n]]))
             else:
                 grid[row, n + 1].set_axis_off()
     return figure
@@ -293,7 +293,8 @@ def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _picture(axes, pixels: np.ndarray, colour: str | None = None) -> None:
+def picture(axes, pixels: np.ndarray, colour: str | None = None) -> None:
+    """Show an image without axes, in a frame of a colour."""
     grey = pixels.shape[-1] == 1
     axes.imshow(pixels[..., 0] if grey else pixels, cmap="gray_r" if grey else None, vmin=0, vmax=1)
     axes.set_xticks([])

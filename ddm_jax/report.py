@@ -7,6 +7,7 @@ import dataclasses
 import html
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,8 +184,38 @@ def write(
     folder.mkdir(exist_ok=True)
     for name, picture in pictures.items():
         (folder / f"{name}.png").write_bytes(picture)
-    (workdir / "report.html").write_text(page(plan, result, pictures))
+    rewrite(plan, workdir)
     return result
+
+
+def rewrite(plan: Plan, workdir: Path) -> None:
+    """Write report.html again from metrics.json, the figures and the answers that are there."""
+    folder = workdir / "figures"
+    result = json.loads((workdir / "metrics.json").read_text())
+    pictures = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+    (workdir / "report.html").write_text(page(plan, result, pictures, answers(plan, workdir)))
+
+
+def answers(plan: Plan, workdir: Path) -> list[tuple[str, str]]:
+    """Titles and HTML of the answers (`ddm points` and others) that fit the run's settings."""
+    from ddm_jax.workdir import fingerprint_of
+
+    found = []
+    for path in sorted((workdir / "answers").glob("*.json")):
+        told = json.loads(path.read_text())
+        if told["fingerprint"] != fingerprint_of(plan, "attribution"):
+            continue
+        head, *lines = told["table"]
+        cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
+            for line in lines
+        )
+        text = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in told["sentences"])
+        table = f"<table><tr>{cells}</tr>{rows}</table>"
+        shown = _image(path.with_suffix(".png").read_bytes())
+        found.append((html.escape(told["title"]), text + table + shown))
+    return found
 
 
 def without_nan(value: Any) -> Any:
@@ -196,8 +227,13 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def page(plan: Plan, result: dict[str, Any], pictures: dict[str, bytes]) -> str:
-    """One HTML page with everything in it; `pictures` are PNG files by name."""
+def page(
+    plan: Plan,
+    result: dict[str, Any],
+    pictures: dict[str, bytes],
+    more: Sequence[tuple[str, str]] = (),
+) -> str:
+    """One HTML page with everything in it; `pictures` are PNG files by name, `more` sections."""
     config = plan.config
     rows = "".join(
         "<tr><td>{}</td>{}</tr>".format(
@@ -253,6 +289,7 @@ does.</p>"""
             "<p>How far the gradient of each group's synset is from the group's own, at "
             "checkpoints that distillation did not see.</p>" + _image(pictures["matching"]),
         ),
+        *more,
         ("Groups", _image(pictures["groups"])),
         ("Training", _image(pictures["training"])),
         (

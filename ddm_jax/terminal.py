@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from ddm_jax.answers import Answer
     from ddm_jax.store import Store
 
 
@@ -170,6 +171,20 @@ def print_comparison(result: dict) -> None:
     )
     for note in evaluate.notes(result):
         console.print(note, highlight=False, markup=False)
+
+
+def print_answer(answer: Answer) -> None:
+    """What a question to a finished run found."""
+    head, *lines = answer.table
+    table = Table(title=answer.title, box=None)
+    for place, column in enumerate(head):
+        table.add_column(column, justify="left" if not place else "right")
+    for line in lines:
+        table.add_row(*line)
+    console = _wide()
+    console.print(table)
+    for sentence in answer.sentences:
+        console.print(sentence, highlight=False, markup=False)
 
 
 def _wide() -> Console:

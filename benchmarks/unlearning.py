@@ -1,0 +1,243 @@
+"""Forgetting groups with the synset alone, against exact retraining and what is usually tried.
+
+Each case forgets a whole class or a random 5 % of the groups. Retrained networks: SEEDS, with keys
+of their own. Unlearned ones: the same number of networks of other keys, with the synset of the
+first. `within` counts the accuracies (forgotten, kept, test) whose mean is within one standard
+deviation over retrained seeds of theirs. Rivals: fine-tuning on the real kept data, for as many
+example gradients as a tenth of retraining; gradient ascent on the real forgotten data.
+
+    python benchmarks/unlearning.py --data-dir DIR [--quick] [--partitions 10 11]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import protocol
+
+import ddm_jax as ddm
+from ddm_jax import config, unlearn
+from ddm_jax.parallel import in_batches
+from ddm_jax.plan import Plan, make_plan, shorter_trainer
+
+SEEDS = 8
+# Preset, changes, items, steps, items a step, rewind: chosen on partition 1.
+CASES: dict[str, tuple[str, tuple[str, ...], int, int, int, float]] = {
+    "digits": ("digits", (), 10, 60, 5, 0.75),
+    "MNIST 60,000": (
+        "mnist",
+        ("data.train_size=60000", "data.test_size=10000", "cluster.num_groups=100"),
+        5,
+        50,
+        2,
+        0.25,
+    ),
+}
+QUICK = ("data.train_size=300", "cluster.num_groups=20", "train.epochs=20")
+
+
+def accuracies(plan: Plan, networks: Any, forgotten: np.ndarray) -> dict[str, np.ndarray]:
+    """The four measures for each network, and the margins of the forgotten points."""
+    losses, margins = in_batches(plan.task.loss), in_batches(plan.task.output)
+    found: list[unlearn.Unlearned] = []
+    forgotten_margins = []
+    train, test = jax.device_put((plan.split.train, plan.split.test))
+    count = jax.tree.leaves(networks)[0].shape[0]
+    for index in range(count):
+        params = ddm.types.take(networks, index)
+        own, other = np.asarray(margins(params, train)), np.asarray(margins(params, test))
+        found.append(
+            unlearn.judge(
+                np.asarray(losses(params, train)),
+                own > 0,
+                forgotten,
+                np.asarray(losses(params, test)),
+                other > 0,
+            )
+        )
+        forgotten_margins.append(own[forgotten])
+    told = {name: np.array([getattr(f, name) for f in found]) for name in found[0]._fields}
+    return told | {"margins": np.array(forgotten_margins)}
+
+
+def timed(fn: Any, *args: Any) -> tuple[Any, float]:
+    """Result, and the seconds of a second call."""
+    jax.block_until_ready(fn(*args))
+    begin = time.perf_counter()
+    result = jax.block_until_ready(fn(*args))
+    return result, time.perf_counter() - begin
+
+
+def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every removal by every method."""
+    preset, changes, items, steps, step_items, rewind = CASES[name]
+    place = [f"data.data_dir={options.data_dir}"] if options.data_dir else []
+    quick = QUICK if options.quick else ()
+    chosen = config.override(config.preset(preset), [f"seed={seed}", *place, *changes, *quick])
+    chosen = dataclasses.replace(chosen, distill=dataclasses.replace(chosen.distill, items=items))
+    plan = make_plan(chosen)
+    data = jax.device_put(plan.split.train)
+    size = len(data.x)
+    labels = plan.split.train.y.argmax(1)
+    seeds = 3 if options.quick else SEEDS
+    train = jax.jit(plan.trainer.train)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 11), 2 * seeds)
+    begin = time.perf_counter()
+    runs = [train(key, data, jnp.ones(size)) for key in keys[:seeds]]
+    jax.block_until_ready(runs)
+    protocol.say(f"{name}, partition {seed}: {(time.perf_counter() - begin) / seeds:.1f} s each")
+    groups = ddm.make_groups(
+        "class_kmeans",
+        features=plan.split.train.x,
+        labels=labels,
+        num_groups=chosen.cluster.num_groups,
+        seed=seed,
+    )
+    count = int(groups.max()) + 1
+    distil = ddm.make_ddm(
+        plan.task,
+        items=items,
+        part=chosen.distill.part,
+        distance=chosen.distill.distance,
+        distill_steps=200 if options.quick else min(chosen.distill.steps, 1000),
+    )
+    begin = time.perf_counter()
+    synset = jax.block_until_ready(distil.fit(keys[-1], runs[0], data, groups)).synset
+    offline = time.perf_counter() - begin
+    starts = [ddm.trajectory_point(run.checkpoints, rewind) for run in runs]
+    decay, momentum = chosen.train.weight_decay, chosen.online.momentum
+    rate = float(
+        ddm.loo.stable_rate(
+            plan.task,
+            starts[0],
+            synset,
+            momentum=momentum,
+            weight_decay=decay,
+            step_items=step_items,
+        )
+    )
+    forget = jax.jit(
+        ddm.make_forget(
+            plan.task,
+            steps=steps,
+            optimizer=optax.sgd(rate, momentum, nesterov=True),
+            weight_decay=decay,
+            step_items=step_items,
+        )
+    )
+    short = shorter_trainer(plan, max(chosen.train.epochs // 10, 1))
+
+    @jax.jit
+    def real_finetune(key: Any, params: Any, data: Any, weights: Any) -> Any:
+        start = short.start(key)._replace(params=params)
+        rows = short.batches(key, size)
+        return short.advance(start, rows, data, weights)[0].params
+
+    @jax.jit
+    def ascend(params: Any, data: Any, weights: Any) -> Any:
+        def step(params: Any, _: Any) -> tuple[Any, None]:
+            slope = jax.grad(lambda p: weights @ plan.task.loss(p, data) / weights.sum())(params)
+            return jax.tree.map(lambda p, g: p + 0.05 * g, params, slope), None
+
+        return jax.lax.scan(step, params, length=10)[0]
+
+    rng = np.random.default_rng(seed)
+    own = np.array([np.bincount(labels[groups == k]).argmax() for k in range(count)])
+    gone = {f"class {c}": own == c for c in rng.permutation(int(own.max()) + 1)[:2]}
+    part = max(round(0.05 * count), 1)
+    for index in range(3):
+        gone[f"5 % of the groups, draw {index}"] = np.isin(
+            np.arange(count), rng.permutation(count)[:part]
+        )
+    if options.quick:
+        gone = dict(list(gone.items())[1:3])
+    stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)  # noqa: E731
+    rows = []
+    for what, out in gone.items():
+        forgotten = out[groups]
+        weights = jnp.asarray(1.0 - forgotten)
+        begin = time.perf_counter()
+        retrained = [train(key, data, weights).params for key in keys[seeds:]]
+        jax.block_until_ready(retrained)
+        truth = accuracies(plan, stack(retrained), forgotten)
+        retraining = (time.perf_counter() - begin) / seeds
+        keep = jnp.asarray(1.0 - out)
+        _, seconds = timed(forget, starts[0], synset, keep)
+        _, real_seconds = timed(real_finetune, keys[0], runs[0].params, data, weights)
+        several = {
+            "retraining": (stack(retrained), retraining),
+            "synset": (stack([forget(s, synset, keep) for s in starts]), seconds),
+            "real kept data, a tenth": (
+                stack(
+                    [
+                        real_finetune(k, r.params, data, weights)
+                        for k, r in zip(keys[:seeds], runs, strict=True)
+                    ]
+                ),
+                real_seconds,
+            ),
+            "gradient ascent": (
+                stack([ascend(r.params, data, jnp.asarray(1.0 * forgotten)) for r in runs]),
+                None,
+            ),
+            "nothing": (stack([run.params for run in runs]), None),
+        }
+        for method, (networks, took) in several.items():
+            found = accuracies(plan, networks, forgotten)
+            row: dict[str, Any] = {"case": name, "gone": what, "method": method}
+            within = 0
+            for measure in ("forgotten", "kept", "test", "membership"):
+                row[measure] = float(found[measure].mean())
+                row[f"{measure}_deviation"] = float(found[measure].std(ddof=1))
+                if measure != "membership":
+                    distance = abs(found[measure].mean() - truth[measure].mean())
+                    within += bool(distance <= max(truth[measure].std(ddof=1), 1e-9))
+            row["within"] = within
+            half = seeds // 2
+            if method == "retraining":
+                row["klom"] = float(
+                    unlearn.klom(truth["margins"][:half], truth["margins"][half:]).mean()
+                )
+            else:
+                row["klom"] = float(
+                    unlearn.klom(found["margins"][:half], truth["margins"][half:]).mean()
+                )
+            row["seconds"] = took
+            if took is not None:
+                row["share_of_retraining"] = took / retraining
+            row["offline_seconds"] = offline if method == "synset" else None
+            rows.append(row)
+            protocol.say(
+                "  "
+                + ", ".join(
+                    f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
+                )
+            )
+    return rows
+
+
+def main() -> None:
+    """Run every case and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", help="where TFDS keeps prepared data")
+    parser.add_argument("--quick", action="store_true", help="300 digits")
+    parser.add_argument("--partitions", type=int, nargs="+", default=[10, 11])
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    options = parser.parse_args()
+    rows = []
+    for name in options.cases[: 1 if options.quick else None]:
+        for seed in options.partitions[: 1 if options.quick else None]:
+            rows += [row | {"partition": seed} for row in case_rows(name, seed, options)]
+            content = {"settings": {"seeds": SEEDS, "cases": CASES}, "rows": rows}
+            protocol.write_json("unlearning", options.quick, content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,393 @@
+"""Questions put to a finished run: points, data quality, subsets, forgetting, another network.
+
+<workdir>/answers/<name>.json   what was found, with <name>.npz (arrays) and <name>.png (figure)
+
+Each is a page of report.html as long as the run's settings are those that it was found with.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+from ddm_jax import checkpoint, pipeline, quality, report, subsets, unlearn
+from ddm_jax import config as settings
+from ddm_jax.answer_figures import (
+    bars_figure,
+    effects_figure,
+    points_figure,
+    profiles_figure,
+    ranked_figure,
+)
+from ddm_jax.attribution import Attribution
+from ddm_jax.loo import trajectory_point
+from ddm_jax.parallel import in_batches
+from ddm_jax.plan import Plan, make_plan
+from ddm_jax.points import make_trajectory_influence, spread_points
+from ddm_jax.profiles import compare_profiles, profile
+from ddm_jax.types import Batch, Params, TrainRun
+from ddm_jax.workdir import DEPENDS, SILENT, Progress, fingerprint_of, versions
+
+ANSWERS = "answers"
+DAMPING = 0.01  # of single points; chosen on digits, see benchmarks/points.py
+CHECKPOINTS = 8
+MOST_QUERIES = 200
+
+
+class Finished(NamedTuple):
+    """A finished run, read back."""
+
+    workdir: Path
+    plan: Plan
+    target: TrainRun
+    groups: np.ndarray  # [N]
+    synset: pipeline.SynsetResult
+    attribution: Attribution
+
+
+class Answer(NamedTuple):
+    """What a question found."""
+
+    title: str
+    sentences: list[str]
+    table: list[list[str]]  # the first row is the head
+    figure: Figure
+    arrays: dict[str, Any]
+
+
+def open_finished(workdir: Path, progress: Progress = SILENT) -> Finished:
+    """Read a finished run.
+
+    Raises:
+        ValueError: where the folder holds none, or one whose stages are not all done.
+    """
+    if not (workdir / "config.json").exists():
+        raise ValueError(f"{workdir} holds no run; start one with `ddm run --workdir {workdir}`")
+    plan = make_plan(settings.load(workdir / "config.json"))
+    for stage in DEPENDS:
+        if stage == "check":
+            continue
+        path = workdir / stage
+        if not checkpoint.exists(path) or (
+            checkpoint.metadata(path)["fingerprint"] != fingerprint_of(plan, stage)
+        ):
+            raise ValueError(
+                f"{workdir}: the stage {stage!r} is not done with these settings; finish the run "
+                f"with `ddm run --workdir {workdir}`"
+            )
+    target = pipeline.target_stage(plan, workdir, progress)
+    groups = pipeline.groups_stage(plan, workdir, progress, target)
+    synset = pipeline.synset_stage(plan, workdir, progress, target, groups)
+    attribution = pipeline.attribution_stage(plan, workdir, progress, target, groups, synset)
+    return Finished(workdir, plan, target, groups, synset, attribution)
+
+
+def keep(run: Finished, name: str, answer: Answer) -> Answer:
+    """Write an answer into the work directory, and make it a page of the report."""
+    folder = run.workdir / ANSWERS
+    folder.mkdir(exist_ok=True)
+    np.savez_compressed(folder / f"{name}.npz", **answer.arrays)
+    answer.figure.savefig(folder / f"{name}.png", dpi=110)
+    told = {
+        "title": answer.title,
+        "sentences": answer.sentences,
+        "table": answer.table,
+        "fingerprint": fingerprint_of(run.plan, "attribution"),
+        "command": " ".join(["ddm", *sys.argv[1:]]),
+        "versions": versions(),
+    }
+    (folder / f"{name}.json").write_text(json.dumps(report.without_nan(told), indent=1) + "\n")
+    report.rewrite(run.plan, run.workdir)
+    return answer
+
+
+def points(run: Finished, queries: Sequence[int] = (), top: int = 5) -> Answer:
+    """Which single training points did it, for some queries: by default the worst mistakes.
+
+    Raises:
+        ValueError: for queries that there are not, or a top out of range.
+    """
+    plan, split = run.plan, run.plan.split
+    count = len(split.test.x)
+    chosen = np.asarray(queries, int) if len(queries) else _worst(run)[:8]
+    if len(chosen) > MOST_QUERIES or (chosen < 0).any() or (chosen >= count).any():
+        raise ValueError(
+            f"queries {_listed(chosen)}: name at most {MOST_QUERIES} of 0..{count - 1}"
+        )
+    if not 1 <= top <= len(run.groups):
+        raise ValueError(f"top={top}; it must be in 1..{len(run.groups)}, the training points")
+    if run.attribution.scores.shape[1] != count:
+        raise ValueError(f"the objective {plan.config.online.objective} is not one of each query")
+    influence = make_trajectory_influence(
+        plan.task,
+        damping=DAMPING,
+        weight_decay=plan.config.train.weight_decay,
+        output=plan.output,
+    )
+    query = Batch(split.test.x[chosen], split.test.y[chosen])
+    some = spread_points(run.target.checkpoints, CHECKPOINTS)
+    scores = np.asarray(
+        jax.jit(influence)(some, run.synset.synset, jax.device_put(split.train), query)
+    )
+    better = -1.0 if plan.config.online.objective == "loss" else 1.0
+    order = np.argsort(-better * scores, 0, kind="stable")
+    labels, wanted = split.train.y.argmax(1), split.test.y.argmax(1)
+    guesses = _logits(run, run.target.params, query.x).argmax(1)
+    rows = [["query", "label", "said", "helped most (training points)", "hurt most"]]
+    for place, q in enumerate(chosen):
+        rows.append(
+            [
+                str(q),
+                split.classes[wanted[q]],
+                split.classes[guesses[place]],
+                _listed(order[:top, place]),
+                _listed(order[::-1][:top, place]),
+            ]
+        )
+    figure = points_figure(split, chosen, guesses, order, scores, min(top, 6), labels)
+    sentences = [
+        f"Influence of each of {len(scores):,} training points on the "
+        f"{plan.config.online.objective} of {len(chosen)} queries, with the curvature of the "
+        "synset; positive raises it. The order is more certain than the size.",
+    ]
+    arrays = {"scores": scores, "queries": chosen, "groups": run.groups}
+    return Answer("Single points", sentences, rows, figure, arrays)
+
+
+def rank_quality(run: Finished, top: int = 20) -> Answer:
+    """The points that look mislabelled, odd, duplicated and harmful."""
+    plan, split = run.plan, run.plan.split
+    size = len(run.groups)
+    if not 1 <= top <= size:
+        raise ValueError(f"top={top}; it must be in 1..{size}, the training points")
+    train = jax.device_put(split.train)
+    labels = split.train.y.argmax(1)
+    half = np.arange(0, len(split.test.x), 2)[:MOST_QUERIES]
+    influence = make_trajectory_influence(
+        plan.task,
+        damping=DAMPING,
+        weight_decay=plan.config.train.weight_decay,
+        output=plan.task.output,
+    )
+    query = Batch(split.test.x[half], split.test.y[half])
+    some = spread_points(run.target.checkpoints, CHECKPOINTS)
+    each = np.asarray(jax.jit(influence)(some, run.synset.synset, train, query))
+    found = {
+        "mislabelled": quality.mislabelled(plan.task, run.target, train),
+        "low quality": quality.low_quality(split.train.x, labels),
+        "redundant": quality.redundant(split.train.x, labels),
+        "harmful": quality.harmful(each),
+    }
+    rows = [["", f"the {top} worst training points, worst first"]]
+    for name, values in found.items():
+        rows.append([name, _listed(np.argsort(-values, kind="stable")[:top])])
+    sentences = [
+        "Each list is a ranking to look at, not a verdict. Mislabelled: learnt late and against "
+        "its neighbours. Low quality: far from all others of its class. Redundant: another point "
+        "of its class is (nearly) the same. Harmful: lowers the mean margin of "
+        f"{len(half)} of the test points.",
+    ]
+    if split.flipped.any():
+        worst = np.argsort(-found["mislabelled"], kind="stable")[: int(split.flipped.sum())]
+        sentences.append(
+            f"{split.flipped[worst].mean():.0%} of the {int(split.flipped.sum())} labels that were "
+            f"flipped on purpose are among as many most suspect ones."
+        )
+    figure = ranked_figure(split, found, min(top, 12))
+    arrays = {name.replace(" ", "_"): values for name, values in found.items()}
+    return Answer("Data quality", sentences, rows, figure, arrays)
+
+
+def counterfactual(run: Finished, without: Sequence[int]) -> Answer:
+    """What if these groups were gone, together, beside the sum of their single effects."""
+    plan = run.plan
+    gone = _groups(run, without)
+    mask = np.ones((2, len(run.synset.error)), np.float32)
+    mask[1, gone] = 0
+    outputs = np.asarray(pipeline.predict(plan, run.target, run.synset.synset, mask))
+    joint = outputs[0] - outputs[1]
+    summed = run.attribution.scores[gone].sum(0)
+    added = subsets.additivity(mask, outputs, run.attribution.scores)
+    flipped = int(((outputs[0] > 0) != (outputs[1] > 0)).sum())
+    objective = plan.config.online.objective
+    sentences = [
+        f"Without the groups {_listed(gone)} ({int(np.isin(run.groups, gone).sum()):,} of "
+        f"{len(run.groups):,} training points) the mean {objective} of {len(joint)} queries "
+        f"changes by {-joint.mean():+.4f}; adding up single effects gives {-summed.mean():+.4f}.",
+        f"Joint and summed effects correlate at {added.correlation:.3f}, slope {added.slope:.2f}.",
+    ]
+    if objective == "margin":
+        sentences.append(f"{flipped} queries change from right to wrong or back.")
+    order = np.argsort(-np.abs(joint), kind="stable")[:10]
+    rows = [["query", f"{objective} with", "without", "sum of single effects"]]
+    for q in order:
+        rows.append(
+            [
+                str(run.attribution.query_ids[q]),
+                f"{outputs[0, q]:.3f}",
+                f"{outputs[1, q]:.3f}",
+                f"{outputs[0, q] - summed[q]:.3f}",
+            ]
+        )
+    arrays = {"outputs": outputs, "without": gone, "summed": summed}
+    return Answer("What if", sentences, rows, effects_figure(joint, summed), arrays)
+
+
+def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[Answer, Params]:
+    """Forget groups with the synset alone; with `check` beside exact retraining."""
+    plan, split = run.plan, run.plan.split
+    gone = _groups(run, groups)
+    online, train = plan.config.online, plan.config.train
+    start = trajectory_point(run.target.checkpoints, online.rewind)
+    rate = online.learning_rate or float(plan.stable_rate(start, run.synset.synset))
+    unlearned = jax.jit(
+        unlearn.make_forget(
+            plan.task,
+            steps=online.steps,
+            optimizer=optax.sgd(rate, online.momentum or None, nesterov=True),
+            weight_decay=train.weight_decay,
+            step_items=online.step_items,
+        )
+    )
+    mask = np.ones(len(run.synset.error), np.float32)
+    mask[gone] = 0
+    params = unlearned(start, run.synset.synset, jnp.asarray(mask))
+    forgotten = np.isin(run.groups, gone)
+    networks = {"before": [run.target.params], "after forgetting": [params]}
+    if check:
+        keys = jax.random.split(jax.random.key(plan.config.seed + 1), plan.config.check.seeds)
+        exact = jax.jit(plan.trainer.train)
+        data, weights = jax.device_put(split.train), jnp.asarray(1.0 - forgotten)
+        networks["retrained"] = [exact(key, data, weights).params for key in keys]
+    rows = [["", *(f"{name}" for name in ("forgotten", "kept", "test", "membership AUC"))]]
+    means = {}
+    for name, each in networks.items():
+        judged = np.array([_judge(run, one, forgotten) for one in each])
+        means[name] = judged.mean(0)
+        spread = judged.std(0, ddof=1) if len(judged) > 1 else None
+        rows.append(
+            [name]
+            + [
+                f"{value:.3f}" + (f" ± {spread[place]:.3f}" if spread is not None else "")
+                for place, value in enumerate(means[name])
+            ]
+        )
+    sentences = [
+        f"{int(forgotten.sum()):,} of {len(forgotten):,} training points in the groups "
+        f"{_listed(gone)} were forgotten without looking at any training data: accuracies on "
+        "what was forgotten, kept and on the test set, and how well a loss threshold tells "
+        "forgotten points from test points (.5: not at all).",
+        "This is no proof of deletion: it says how the network behaves, and the synset and the "
+        "kept checkpoints still hold the forgotten groups. Delete or distil those again.",
+    ]
+    if not check:
+        sentences.append("With --check it stands beside exact retraining.")
+    figure = bars_figure(means, rows[0][1:])
+    arrays = {"groups": gone, **{k.replace(" ", "_"): v for k, v in means.items()}}
+    return Answer("Forgetting", sentences, rows, figure, arrays), params
+
+
+def compare_networks(first: Finished, second: Finished, top: int = 5) -> Answer:
+    """What two networks rely on: attribution profiles over the same groups and queries.
+
+    Raises:
+        ValueError: where their groups, queries or objectives differ.
+    """
+    if not np.array_equal(first.groups, second.groups):
+        raise ValueError(
+            f"{first.workdir} and {second.workdir} have other groups; make them with the same "
+            "data, seed and cluster settings, or with cluster.method=file"
+        )
+    own, other = first.plan.config.online.objective, second.plan.config.online.objective
+    same = own == other and np.array_equal(
+        first.attribution.query_ids, second.attribution.query_ids
+    )
+    if not same:
+        raise ValueError(
+            f"{first.workdir} ({own}) and {second.workdir} ({other}) explain other queries or "
+            "another objective; attribute one of them again"
+        )
+    one, two = first.attribution.scores, second.attribution.scores
+    alike = compare_profiles(one, two, min(top, len(one)))
+    relies = profile(one), profile(two)
+    names = str(first.workdir), str(second.workdir)
+    sentences = [
+        f"Mean Spearman correlation of the effects of groups, query by query: "
+        f"{alike.per_query:.3f}; of how much each group matters overall: {alike.profile:.3f}.",
+        f"Of the {min(top, len(one))} most helpful groups of a query they share {alike.top:.0%}; "
+        f"unrelated networks would share {alike.chance:.0%}. Two networks that differ by their "
+        "seed alone are not at 1 either: compare those to know what is chance.",
+    ]
+    rows = [["group", f"share of {names[0]}", f"share of {names[1]}"]]
+    for group in np.argsort(-np.abs(relies[0] - relies[1]), kind="stable")[:10]:
+        rows.append([str(group), f"{relies[0][group]:.1%}", f"{relies[1][group]:.1%}"])
+    figure = profiles_figure(*relies, *names)
+    arrays = {"first": relies[0], "second": relies[1]}
+    return Answer("Two networks", sentences, rows, figure, arrays)
+
+
+def _groups(run: Finished, groups: Sequence[int]) -> np.ndarray:
+    count = len(run.synset.error)
+    gone = np.unique(np.asarray(groups, int))
+    if not len(gone) or (gone < 0).any() or (gone >= count).any() or len(gone) == count:
+        raise ValueError(
+            f"groups {_listed(gone)}: name some of 0..{count - 1}, and not all of them"
+        )
+    return gone
+
+
+def groups_of_class(run: Finished, name: str) -> list[int]:
+    """The groups most of whose points are of a class.
+
+    Raises:
+        ValueError: for a class that there is not, or that no group is of.
+    """
+    classes = run.plan.split.classes
+    if name not in classes:
+        raise ValueError(f"class {name!r}; choose one of {', '.join(classes)}")
+    labels = run.plan.split.train.y.argmax(1)
+    count = len(run.synset.error)
+    own = [np.bincount(labels[run.groups == group]).argmax() for group in range(count)]
+    found = np.flatnonzero(np.asarray(own) == classes.index(name)).tolist()
+    if not found:
+        raise ValueError(f"no group is mostly of class {name!r}; name groups instead")
+    return found
+
+
+def _judge(run: Finished, params: Params, forgotten: np.ndarray) -> unlearn.Unlearned:
+    split, task = run.plan.split, run.plan.task
+    losses = in_batches(task.loss)
+    right = [
+        _logits(run, params, data.x).argmax(1) == data.y.argmax(1)
+        for data in (split.train, split.test)
+    ]
+    return unlearn.judge(
+        np.asarray(losses(params, split.train)),
+        right[0],
+        forgotten,
+        np.asarray(losses(params, split.test)),
+        right[1],
+    )
+
+
+def _logits(run: Finished, params: Params, x: Any) -> np.ndarray:
+    return np.asarray(in_batches(run.plan.task.apply)(params, x))
+
+
+def _worst(run: Finished) -> np.ndarray:
+    """The test points by margin, the most confident mistakes first."""
+    margins = in_batches(run.plan.task.output)(run.target.params, run.plan.split.test)
+    return np.argsort(np.asarray(margins), kind="stable")
+
+
+def _listed(numbers: Any) -> str:
+    return ", ".join(str(int(number)) for number in numbers)
