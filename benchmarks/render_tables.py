@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import cells
+import render_answers
 import render_comparison
 import render_peers
 import render_speed
@@ -215,6 +216,10 @@ TABLES = {
     "comparison": render_comparison.main_table,
     "comparison.partitions": render_comparison.partitions,
     "comparison.mislabelled": render_comparison.wrong_labels,
+    "points": render_answers.points,
+    "hierarchy": render_answers.hierarchy,
+    "hierarchy.additivity": render_answers.additivity,
+    "unlearning": render_answers.unlearning,
     "cost": render_speed.cost,
     "scaling": render_speed.scaling,
     "scaling.rates": render_speed.rates,

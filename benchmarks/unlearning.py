@@ -28,6 +28,7 @@ from ddm_jax.parallel import in_batches
 from ddm_jax.plan import Plan, make_plan, shorter_trainer
 
 SEEDS = 8
+MOMENTUM = 0.9
 # Preset, changes, items, steps, items a step, rewind: chosen on partition 1.
 CASES: dict[str, tuple[str, tuple[str, ...], int, int, int, float]] = {
     "digits": ("digits", (), 10, 60, 5, 0.75),
@@ -37,7 +38,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], int, int, int, float]] = {
         5,
         50,
         2,
-        0.25,
+        0.0,
     ),
 }
 QUICK = ("data.train_size=300", "cluster.num_groups=20", "train.epochs=20")
@@ -106,32 +107,34 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
         items=items,
         part=chosen.distill.part,
         distance=chosen.distill.distance,
-        distill_steps=200 if options.quick else min(chosen.distill.steps, 1000),
+        distill_steps=200 if options.quick else min(chosen.distill.steps, 300),
     )
     begin = time.perf_counter()
     synset = jax.block_until_ready(distil.fit(keys[-1], runs[0], data, groups)).synset
     offline = time.perf_counter() - begin
-    starts = [ddm.trajectory_point(run.checkpoints, rewind) for run in runs]
-    decay, momentum = chosen.train.weight_decay, chosen.online.momentum
-    rate = float(
-        ddm.loo.stable_rate(
+    decay = chosen.train.weight_decay
+
+    @jax.jit
+    def stable(params: Any, synset: Any) -> Any:
+        return ddm.loo.stable_rate(
             plan.task,
-            starts[0],
+            params,
             synset,
-            momentum=momentum,
+            momentum=MOMENTUM,
             weight_decay=decay,
             step_items=step_items,
         )
-    )
-    forget = jax.jit(
-        ddm.make_forget(
+
+    @jax.jit
+    def forget(params: Any, rate: Any, synset: Any, keep: Any) -> Any:
+        return ddm.make_forget(
             plan.task,
             steps=steps,
-            optimizer=optax.sgd(rate, momentum, nesterov=True),
+            optimizer=optax.sgd(rate, MOMENTUM, nesterov=True),
             weight_decay=decay,
             step_items=step_items,
-        )
-    )
+        )(params, synset, keep)
+
     short = shorter_trainer(plan, max(chosen.train.epochs // 10, 1))
 
     @jax.jit
@@ -169,11 +172,14 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
         truth = accuracies(plan, stack(retrained), forgotten)
         retraining = (time.perf_counter() - begin) / seeds
         keep = jnp.asarray(1.0 - out)
-        _, seconds = timed(forget, starts[0], synset, keep)
+        careful, back = unlearn.where_to_start(synset, keep, 1.0, rewind)
+        starts = [ddm.trajectory_point(run.checkpoints, back) for run in runs]
+        rate = careful * stable(starts[0], synset)
+        _, seconds = timed(forget, starts[0], rate, synset, keep)
         _, real_seconds = timed(real_finetune, keys[0], runs[0].params, data, weights)
         several = {
             "retraining": (stack(retrained), retraining),
-            "synset": (stack([forget(s, synset, keep) for s in starts]), seconds),
+            "synset": (stack([forget(s, rate, synset, keep) for s in starts]), seconds),
             "real kept data, a tenth": (
                 stack(
                     [

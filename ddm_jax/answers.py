@@ -247,8 +247,12 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
     plan, split = run.plan, run.plan.split
     gone = _groups(run, groups)
     online, train = plan.config.online, plan.config.train
-    start = trajectory_point(run.target.checkpoints, online.rewind)
-    rate = online.learning_rate or float(plan.stable_rate(start, run.synset.synset))
+    mask = np.ones(len(run.synset.error), np.float32)
+    mask[gone] = 0
+    synset = run.synset.synset
+    careful, rewind = unlearn.where_to_start(synset, mask, 1.0, online.rewind)
+    start = trajectory_point(run.target.checkpoints, rewind)
+    rate = careful * (online.learning_rate or float(plan.stable_rate(start, synset)))
     unlearned = jax.jit(
         unlearn.make_forget(
             plan.task,
@@ -258,9 +262,7 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
             step_items=online.step_items,
         )
     )
-    mask = np.ones(len(run.synset.error), np.float32)
-    mask[gone] = 0
-    params = unlearned(start, run.synset.synset, jnp.asarray(mask))
+    params = unlearned(start, synset, jnp.asarray(mask))
     forgotten = np.isin(run.groups, gone)
     networks = {"before": [run.target.params], "after forgetting": [params]}
     if check:

@@ -19,6 +19,7 @@ from ddm_jax.loo import make_finetune
 from ddm_jax.types import Array, Params, Synset, Task
 
 ABSENT = 0.01  # of a class left: it is gone
+CAREFUL = 0.1  # of the stable rate
 BINS = 20  # of the histograms of KLOM
 FLOOR = 1e-5  # least probability of a bin
 
@@ -42,7 +43,8 @@ def make_forget(
 
     the trained network's own second choice: a network that never saw a class does not name it.
 
-    Needs no training data. Settings are those of `make_finetune`.
+    Needs no training data. Settings are those of `make_finetune`, with the rate and the start of
+    `where_to_start`.
     """
     finetune = make_finetune(
         task,
@@ -63,9 +65,7 @@ def relabel_forgotten(
     task: Task, params: Params, synset: Synset, keep: Array
 ) -> tuple[Synset, Array]:
     """The synset and the factor of each group [K] that `make_forget` descends on."""
-    labels = jax.nn.softmax(synset.y)  # [K, M, C]
-    weights = synset.share[:, None] * jnp.maximum(synset.mass, 0.0)
-    frequency = jnp.einsum("km,kmc->kc", weights, labels)
+    frequency = class_frequency(synset)
     left = (keep @ frequency) / jnp.maximum(jnp.sum(frequency, 0), 1e-12)  # [C]
     absent = left < ABSENT
     stays = (1 - keep) * absent[jnp.argmax(frequency, 1)]  # [K]
@@ -76,6 +76,26 @@ def relabel_forgotten(
     y = jnp.where(changed[..., None], corrected, synset.y)
     mass = jnp.where(changed, jnp.maximum(synset.mass, 0.0), synset.mass)
     return synset._replace(y=y, mass=mass), keep + stays
+
+
+def where_to_start(synset: Synset, keep: Any, rate: float, rewind: float) -> tuple[float, float]:
+    """The learning rate and the rewind (`loo.trajectory_point`) to forget with.
+
+    Those given, where every class stays. Where one goes as a whole its items are all wrong at
+    first, with a curvature near zero that rises on the way: the rate that is stable at the trained
+    network (`loo.stable_rate`) is not there, and a network of 60,000 MNIST images is lost at it. A
+    tenth of it from the trained network itself lands nearest to retraining.
+    """
+    frequency = class_frequency(synset)
+    left = (jnp.asarray(keep) @ frequency) / jnp.maximum(jnp.sum(frequency, 0), 1e-12)
+    return (CAREFUL * rate, 0.0) if bool(jnp.any(left < ABSENT)) else (rate, rewind)
+
+
+def class_frequency(synset: Synset) -> Array:
+    """How much of each class the items of each group stand for, [K, C]."""
+    labels = jax.nn.softmax(synset.y)  # [K, M, C]
+    weights = synset.share[:, None] * jnp.maximum(synset.mass, 0.0)
+    return jnp.einsum("km,kmc->kc", weights, labels)
 
 
 class Unlearned(NamedTuple):
@@ -93,7 +113,8 @@ def judge(losses: Any, right: Any, forgotten: Any, test_losses: Any, test_right:
     Args:
         losses, right: [N], of the training points.
         forgotten: [N] bool.
-        test_losses, test_right: [Q].
+        test_losses, test_right: of test points, [Q] each; of losses and of correctness they may be
+            others, as those of the forgotten classes alone for the attack.
 
     Raises:
         ValueError: where nothing, or everything, was forgotten.
