@@ -71,6 +71,15 @@ CASES: dict[str, Case] = {
         additive=True,
         overlooks="a wrong label counts as the class that it names",
     ),
+    "synset_influence": Case(
+        influence("synset_influence", items=1, distill_steps=40, checkpoints=2),
+        bad=(
+            NEGATIVE,
+            ({"networks": 2}, "more than one needs `train`"),
+            ({"window": (1.0, 0.5)}, "window="),
+            ({"checkpoints": 0}, "checkpoints=0"),
+        ),
+    ),
     "complexity_gap": Case(
         lambda problem, **chosen: ddm.estimators.make_complexity_gap(**chosen),
         additive=True,

@@ -55,7 +55,7 @@ def make_synset_influence(
     Args:
         train: `train(key, data, weights) -> TrainRun`, for more networks than one.
         networks: how many, each with a synset of its own; the first is the trained network.
-        clusters: groups of the synset.
+        clusters: groups of the synset, at least one a class.
         items: M, synthetic items a group.
         distill_steps, distill_rate: see `make_ddm`.
         checkpoints: networks along each trajectory.
@@ -89,17 +89,17 @@ def make_synset_influence(
         count = int(groups.max()) + 1
         cuts = groups
         if count > clusters:
+            labels = np.asarray(data.y).argmax(1)
             cuts = make_groups(
                 "class_kmeans",
                 features=np.asarray(data.x),
-                labels=np.asarray(data.y).argmax(1),
-                num_groups=clusters,
+                labels=labels,
+                num_groups=max(clusters, len(np.unique(labels))),
                 seed=0,
             )
         runs = [run]
         distill_key, train_key = jax.random.split(key)
-        if networks > 1:
-            assert train is not None
+        if train is not None and networks > 1:
             train_each: Any = device_vmap(train)
             keys = jax.random.split(train_key, networks - 1)
             others = train_each(keys, data, jnp.ones(len(data.x)))

@@ -1,0 +1,161 @@
+"""Single points from the synset, against explicit P x P matrices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import ddm_jax as ddm
+from ddm_jax import points
+from ddm_jax.matching import synset_batch
+
+
+@pytest.fixture(scope="module")
+def small(ready, synset):
+    """A logistic task with 250 + 10 parameters would do; the tiny network has 910."""
+    some = ddm.Batch(ready.data.x[:12], ready.data.y[:12])
+    few = ddm.Batch(ready.query.x[:5], ready.query.y[:5])
+    return ready, synset, some, few
+
+
+def flat_gradients(objective, params, batch):
+    vector, unravel = ravel_pytree(params)
+    return np.asarray(jax.jacrev(lambda v: objective(unravel(v), batch))(vector), np.float64)
+
+
+def curvature(task, params, synset):
+    """The Gauss-Newton matrix of the synset, [P, P], from the Jacobian of its logits."""
+    batch = synset_batch(synset.x.reshape(-1, *synset.x.shape[2:]), synset.y.reshape(-1, 10))
+    vector, unravel = ravel_pytree(params)
+    logits = np.asarray(
+        jax.jacrev(lambda v: task.apply(unravel(v), batch.x))(vector), np.float64
+    )  # [KM, C, P]
+    p = np.asarray(jax.nn.softmax(task.apply(params, batch.x)), np.float64)
+    weights = np.maximum(np.asarray(synset.share[:, None] * synset.mass), 0).ravel()
+    inner = np.einsum("b,bc,cd->bcd", weights, p, np.eye(10))
+    inner -= np.einsum("b,bc,bd->bcd", weights, p, p)
+    return np.einsum("bcp,bcd,bdq->pq", logits, inner, logits)
+
+
+@pytest.mark.parametrize("blocks", ["whole", "layer"])
+def test_the_influence_is_that_of_the_explicit_matrix(small, blocks):
+    ready, synset, some, few = small
+    params, task = ready.run.params, ready.task
+    influence = ddm.make_point_influence(task, damping=0.02, weight_decay=0.01, blocks=blocks)
+    found = np.asarray(jax.jit(influence)(params, synset, some, few))
+    matrix = curvature(task, params, synset)
+    if blocks == "layer":
+        cut = points.layer_cuts(params)
+        assert cut == [12 * 64 + 12]
+        mask = np.zeros_like(matrix)
+        mask[: cut[0], : cut[0]] = 1
+        mask[cut[0] :, cut[0] :] = 1
+        matrix = matrix * mask
+    g, q = flat_gradients(task.loss, params, some), flat_gradients(task.output, params, few)
+    expected = -g @ np.linalg.solve(matrix + 0.03 * np.eye(len(matrix)), q.T) / 12
+    assert found.shape == expected.shape == (12, 5)
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+
+
+def test_the_empirical_fisher_takes_the_items_own_gradients(small):
+    ready, synset, some, few = small
+    params, task = ready.run.params, ready.task
+    influence = ddm.make_point_influence(task, damping=0.05, curvature="fisher")
+    found = np.asarray(jax.jit(influence)(params, synset, some, few))
+    batch = synset_batch(synset.x.reshape(-1, *synset.x.shape[2:]), synset.y.reshape(-1, 10))
+    weights = np.maximum(np.asarray(synset.share[:, None] * synset.mass), 0).ravel()
+    rows = flat_gradients(task.loss, params, batch) * np.sqrt(weights)[:, None]
+    g, q = flat_gradients(task.loss, params, some), flat_gradients(task.output, params, few)
+    matrix = rows.T @ rows + 0.05 * np.eye(rows.shape[1])
+    expected = -g @ np.linalg.solve(matrix, q.T) / 12
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+
+
+def test_self_influence_is_the_quadratic_form(small):
+    ready, synset, some, _ = small
+    task = ready.task
+    two = jax.tree.map(lambda leaf: leaf[-2:], ready.run.checkpoints)
+    own = ddm.make_self_influence(task, damping=0.02, step_items=None)
+    found = np.asarray(jax.jit(own)(two, synset, some))
+    expected = 0
+    for index in range(2):
+        params = ddm.types.take(two, index)
+        g = flat_gradients(task.loss, params, some)
+        matrix = curvature(task, params, synset) + 0.02 * np.eye(g.shape[1])
+        expected = expected + np.einsum("np,np->n", g, np.linalg.solve(matrix, g.T).T) / 2
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+
+
+def test_along_the_trajectory_is_the_mean_and_items_take_turns(small):
+    ready, synset, some, few = small
+    two = jax.tree.map(lambda leaf: leaf[-2:], ready.run.checkpoints)
+    each = jax.jit(ddm.make_point_influence(ready.task, damping=0.02))
+    along = jax.jit(ddm.make_trajectory_influence(ready.task, damping=0.02, step_items=1))
+    dealt = ddm.loo.deal_items(synset, 1)
+    assert len(dealt.mass) == 2
+    expected = [each(ddm.types.take(two, t), ddm.types.take(dealt, t), some, few) for t in range(2)]
+    found = along(two, synset, some, few)
+    np.testing.assert_allclose(found, np.mean(expected, 0), rtol=1e-4, atol=1e-7)
+
+
+def test_one_output_of_all_queries_has_one_column(small):
+    ready, synset, some, few = small
+    mean = lambda params, batch: jnp.mean(ready.task.loss(params, batch), keepdims=True)  # noqa: E731
+    whole = ddm.make_point_influence(ready.task, damping=0.02, output=mean)
+    each = ddm.make_point_influence(ready.task, damping=0.02, output=ready.task.loss)
+    args = (ready.run.params, synset, some, few)
+    one = jax.jit(whole)(*args)
+    assert one.shape == (12, 1)
+    np.testing.assert_allclose(one[:, 0], jax.jit(each)(*args).mean(1), rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("count", "window", "expected"),
+    [
+        (2, (0.0, 1.0), [4, 9]),
+        (3, (0.25, 1.0), [4, 7, 9]),
+        (1, (0.0, 1.0), [9]),
+        (9, (0.0, 0.3), [0, 1, 2]),
+        (2, (0.5, 1.0), [7, 9]),
+    ],
+)
+def test_which_checkpoints(count, window, expected):
+    found = ddm.spread_points({"a": jnp.arange(10)}, count, window)["a"]
+    assert found.tolist() == expected
+
+
+def test_points_share_out_what_their_group_did(rng):
+    groups = np.array([0, 0, 1, 1, 1])
+    each, effects = rng.standard_normal((5, 3)), rng.standard_normal((2, 3))
+    shared = ddm.share_out(each, effects, groups)
+    sums = np.stack([shared[:2].sum(0), shared[2:].sum(0)])
+    np.testing.assert_allclose(sums, effects)
+    np.testing.assert_allclose(shared[0] - shared[1], each[0] - each[1])
+    np.testing.assert_allclose(ddm.share_out(each, effects, groups, 0.0), each)
+
+
+def test_what_is_refused(ready):
+    for settings, said in (
+        ({"damping": -1.0}, "damping=-1"),
+        ({"damping": 0.0}, "one of them positive"),
+        ({"curvature": "hessian"}, "curvature='hessian'"),
+        ({"blocks": "row"}, "blocks='row'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ddm.make_point_influence(ready.task, **settings)
+    with pytest.raises(ValueError, match="checkpoints=0"):
+        ddm.spread_points({"a": jnp.arange(4)}, 0)
+    with pytest.raises(ValueError, match=r"window=\(0.5, 0.5\)"):
+        ddm.spread_points({"a": jnp.arange(4)}, 2, (0.5, 0.5))
+    with pytest.raises(ValueError, match=r"they must be \[N, Q\]"):
+        ddm.share_out(np.zeros((4, 2)), np.zeros((2, 3)), np.array([0, 0, 1, 1]))
+    with pytest.raises(ValueError, match="weight=2"):
+        ddm.share_out(np.zeros((2, 1)), np.zeros((2, 1)), np.array([0, 1]), 2)
+
+
+def test_too_many_items_are_refused_before_they_are_held(small, monkeypatch):
+    ready, synset, some, few = small
+    monkeypatch.setattr(points, "LARGEST", 1000)
+    with pytest.raises(ValueError, match="take fewer items"):
+        ddm.make_point_influence(ready.task)(ready.run.params, synset, some, few)
