@@ -220,6 +220,7 @@ TABLES = {
     "hierarchy": render_answers.hierarchy,
     "hierarchy.additivity": render_answers.additivity,
     "unlearning": render_answers.unlearning,
+    "unlearning_mnist": render_answers.unlearning,
     "cost": render_speed.cost,
     "scaling": render_speed.scaling,
     "scaling.rates": render_speed.rates,
