@@ -140,11 +140,12 @@ def additivity_rows(seed: int, folder: Path, quick: bool) -> list[dict[str, Any]
     retrained = np.asarray(exact.outputs(state, jnp.asarray(masks), query))
     synset, _ = protocol.distil(ready, plan.config.distill.items)
     start = ddm.trajectory_point(ready.target.checkpoints, plan.config.online.rewind)
-    predicted = np.asarray(
+    random = np.asarray(ddm.random_masks(jax.random.key(seed + 1), 200, count))
+    answered = np.asarray(
         ddm.counterfactual(
             start,
             synset,
-            masks,
+            np.concatenate([masks, random]),
             query,
             task=plan.task,
             output=plan.truth_output,
@@ -152,18 +153,8 @@ def additivity_rows(seed: int, folder: Path, quick: bool) -> list[dict[str, Any]
             weight_decay=plan.config.train.weight_decay,
         )
     )
-    random = np.asarray(ddm.random_masks(jax.random.key(seed + 1), 200, count))
-    on_random = ddm.counterfactual(
-        start,
-        synset,
-        random,
-        query,
-        task=plan.task,
-        output=plan.truth_output,
-        steps=plan.config.online.steps,
-        weight_decay=plan.config.train.weight_decay,
-    )
-    datamodel = ddm.ridge_datamodel(random, np.asarray(on_random))
+    predicted = answered[: len(masks)]
+    datamodel = ddm.ridge_datamodel(random, answered[len(masks) :])
     rows = []
     cuts = {"pairs": slice(1 + count, count + len(pairs)), "halves": slice(-number, None)}
     for what, rows_of in cuts.items():

@@ -169,8 +169,8 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
         begin = time.perf_counter()
         retrained = [train(key, data, weights).params for key in keys[seeds:]]
         jax.block_until_ready(retrained)
-        truth = accuracies(plan, stack(retrained), forgotten)
         retraining = (time.perf_counter() - begin) / seeds
+        truth = accuracies(plan, stack(retrained), forgotten)
         keep = jnp.asarray(1.0 - out)
         careful, back = unlearn.where_to_start(synset, keep, 1.0, rewind)
         starts = [ddm.trajectory_point(run.checkpoints, back) for run in runs]

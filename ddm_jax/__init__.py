@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from ddm_jax.parallel import device_vmap
     from ddm_jax.points import (
         make_point_influence,
-        make_self_influence,
         make_trajectory_influence,
         share_out,
         spread_points,
@@ -81,7 +80,6 @@ _NAMES = {
     "hierarchy": ("Tree", "make_hierarchical", "make_tree"),
     "points": (
         "make_point_influence",
-        "make_self_influence",
         "make_trajectory_influence",
         "share_out",
         "spread_points",
@@ -147,7 +145,6 @@ __all__ = [
     "make_matching_loss",
     "make_point_influence",
     "make_retraining",
-    "make_self_influence",
     "make_synset_gradient",
     "make_train",
     "make_trainer",

@@ -84,6 +84,8 @@ def open_finished(workdir: Path, progress: Progress = SILENT) -> Finished:
                 f"{workdir}: the stage {stage!r} is not done with these settings; finish the run "
                 f"with `ddm run --workdir {workdir}`"
             )
+    if not (workdir / "metrics.json").exists():
+        raise ValueError(f"{workdir} has no report yet; `ddm run --workdir {workdir}` writes it")
     target = pipeline.target_stage(plan, workdir, progress)
     groups = pipeline.groups_stage(plan, workdir, progress, target)
     synset = pipeline.synset_stage(plan, workdir, progress, target, groups)

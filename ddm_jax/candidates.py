@@ -124,7 +124,7 @@ def make_forward_candidate(plan: Plan, chosen: Settings) -> Estimator:
 
 
 def make_synset_influence_candidate(plan: Plan, chosen: Settings) -> Estimator:
-    """The synset's curvature, from the run's synset."""
+    """Points by the curvature of a synset like the run's, of five items a group at most."""
     distill = plan.config.distill
     return estimators.make_synset_influence(
         plan.task,

@@ -62,9 +62,16 @@ def gradient_products(objective: Output, params: Params, data: Batch, vectors: A
 
 
 def output_gradients(output: Output, params: Params, query: Batch) -> Array:
-    """The gradient of each output, `[Q, P]`, or `[1, P]` of one output of all queries."""
-    if jax.eval_shape(output, params, query).shape == (len(query.x),):
+    """The gradient of each output, `[Q, P]`, or `[1, P]` of one output of all queries.
+
+    Raises:
+        ValueError: for an output of another shape.
+    """
+    shape = jax.eval_shape(output, params, query).shape
+    if shape == (len(query.x),):
         return map_gradients(lambda rows: rows, output, params, query)
+    if len(shape) != 1:
+        raise ValueError(f"the output has shape {shape}; it must be [Q], or [1] for all queries")
     flat, unravel = ravel_pytree(params)
     return jax.jacrev(lambda vector: output(unravel(vector), query))(flat)
 
@@ -186,6 +193,41 @@ def vectors_at_once(params: Params) -> int:
     if any(leaf.ndim > 2 for leaf in leaves):
         return 1
     return min(max(VECTORS // (4 * sum(leaf.size for leaf in leaves)), 1), 64)
+
+
+def fisher_root(task: Task) -> Output:
+    """An objective whose gradients, over all labels of a point, are rows of its Fisher matrix.
+
+    `sqrt(p_y(x)) loss(x, y)` with the chances p held fixed: summed over the labels (`every_label`)
+    the squares of its gradients are `(dz)^T (diag p - p p^T) dz`, for softmax cross-entropy the
+    Gauss-Newton matrix of the logits z.
+    """
+
+    def root(params: Params, example: Batch) -> Array:
+        chances = jax.nn.softmax(task.apply(lax.stop_gradient(params), example.x))
+        return jnp.sqrt(jnp.sum(chances * example.y, -1)) * task.loss(params, example)
+
+    return root
+
+
+def every_label(x: Array, classes: int) -> Batch:
+    """Each of the inputs `[B, ...]` with each label in turn, `[B C, ...]`."""
+    return Batch(jnp.repeat(x, classes, 0), jnp.tile(jnp.eye(classes), (len(x), 1)))
+
+
+def check_diagonal(damping: float, weight_decay: float) -> float:
+    """What is added to the curvature's diagonal: their sum.
+
+    Raises:
+        ValueError: for a negative one, or if both are zero: the curvature alone may be singular.
+    """
+    if not damping >= 0:
+        raise ValueError(f"damping={damping}; it must be at least 0")
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay={weight_decay}; it must be at least 0")
+    if damping + weight_decay == 0:
+        raise ValueError("damping=0 and weight_decay=0; one of them must be positive")
+    return damping + weight_decay
 
 
 def _inner(a: Params, b: Params) -> Array:

@@ -54,13 +54,19 @@ def make_tree(features: Any, labels: Any, num_top: int, num_leaves: int, seed: i
     parents: list[int] = []
     for node, number in enumerate(_leaves_of(np.bincount(top), num_leaves)):
         inside = np.flatnonzero(top == node)
-        leaves[inside] = len(parents) + make_groups(
-            "kmeans",
-            features=features[inside],
-            labels=labels[inside],
-            num_groups=int(number),
-            seed=seed,
-        )
+        try:
+            inner = make_groups(
+                "kmeans",
+                features=features[inside],
+                labels=labels[inside],
+                num_groups=int(number),
+                seed=seed,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"node {node} cannot be cut into {number} leaves ({error}); ask for fewer leaves"
+            ) from error
+        leaves[inside] = len(parents) + inner
         parents += [node] * int(number)
     return Tree(leaves, np.asarray(parents, np.int32))
 

@@ -17,9 +17,14 @@ import numpy as np
 from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 
+from ddm_jax.cluster import check_groups
 from ddm_jax.gradients import (
     ROWS,
+    check_diagonal,
+    every_label,
     example_gradients,
+    fisher_root,
+    flatten,
     gradient_products,
     map_gradients,
     output_gradients,
@@ -70,18 +75,13 @@ def make_point_influence(
     Raises:
         ValueError: for a setting out of range, or (when traced) a synset of too many items.
     """
-    if not damping >= 0 or not weight_decay >= 0 or damping + weight_decay == 0:
-        raise ValueError(
-            f"damping={damping} and weight_decay={weight_decay}; they must be at least 0 and one "
-            "of them positive"
-        )
+    diagonal = check_diagonal(damping, weight_decay)
     for name, value, allowed in (
         ("curvature", curvature, CURVATURES),
         ("blocks", blocks, BLOCKS),
     ):
         if value not in allowed:
             raise ValueError(f"{name}={value!r}; choose one of {', '.join(allowed)}")
-    diagonal = damping + weight_decay
     explained = task.output if output is None else output
 
     def solve(rows: Array, vectors: Array) -> Array:
@@ -120,7 +120,8 @@ def curvature_rows(task: Task, params: Params, synset: Synset, curvature: str) -
     weights = jnp.maximum(synset.share[:, None] * synset.mass, 0.0).ravel()
     classes = batch.y.shape[1]
     count = len(weights) * (classes if curvature == "gauss_newton" else 1)
-    size = 4 * count * flatten_size(params)
+    parameters = flatten(params).size
+    size = 4 * count * parameters
     if size > LARGEST:
         raise ValueError(
             f"the curvature of {len(weights)} synset items takes {size / 2**30:.1f} GiB, and "
@@ -130,15 +131,10 @@ def curvature_rows(task: Task, params: Params, synset: Synset, curvature: str) -
         rows = map_gradients(lambda some: some, task.loss, params, batch)
         return jnp.sqrt(weights)[:, None] * rows
 
-    def root(params: Params, example: Batch) -> Array:
-        chances = jax.nn.softmax(task.apply(lax.stop_gradient(params), example.x))
-        return jnp.sqrt(jnp.sum(chances * example.y, -1)) * task.loss(params, example)
-
     def of_item(x: Array) -> Array:
-        every = Batch(jnp.repeat(x[None], classes, 0), jnp.eye(classes))
-        return example_gradients(root, params, every)
+        return example_gradients(fisher_root(task), params, every_label(x[None], classes))
 
-    rows = lax.map(of_item, batch.x, batch_size=max(ROWS // (4 * flatten_size(params)), 1))
+    rows = lax.map(of_item, batch.x, batch_size=max(ROWS // (4 * parameters), 1))
     return jnp.sqrt(jnp.repeat(weights, classes))[:, None] * rows.reshape(count, -1)
 
 
@@ -169,40 +165,6 @@ def make_trajectory_influence(
         return total / count
 
     return influence
-
-
-def make_self_influence(
-    task: Task, *, damping: float = 0.01, weight_decay: float = 0.0, step_items: int | None = 5
-) -> Callable[[Params, Synset, Batch], Array]:
-    """Make `self_influence(points, synset, data) -> [N]`: how hard each point had to be learnt.
-
-        mean_t grad loss_i^T (G_S + d I)^-1 grad loss_i
-
-    at the networks `points`, leaves `[T, ...]`: how far the point moves its own loss in the
-    synset's metric, in which what all of the data agree on counts for little. High for points that
-    go against the others. Settings as those of `make_trajectory_influence`.
-    """
-    diagonal = damping + weight_decay
-
-    def self_influence(points: Params, synset: Synset, data: Batch) -> Array:
-        dealt = deal_items(synset, step_items)
-        count, turns = jax.tree.leaves(points)[0].shape[0], len(dealt.mass)
-
-        def add(total: Array, index: Array):
-            params = take(points, index)
-            rows = curvature_rows(task, params, take(dealt, index % turns), "gauss_newton")
-            factor = cho_factor(rows @ rows.T + diagonal * jnp.eye(len(rows)), lower=True)
-
-            def of_piece(gradients: Array) -> Array:
-                along = rows @ gradients.T
-                inside = jnp.sum(along * cho_solve(factor, along), 0)
-                return (jnp.sum(gradients**2, 1) - inside) / diagonal
-
-            return total + map_gradients(of_piece, task.loss, params, data), None
-
-        return lax.scan(add, jnp.zeros(len(data.x)), jnp.arange(count))[0] / count
-
-    return self_influence
 
 
 def spread_points(
@@ -241,10 +203,10 @@ def share_out(points: Any, effects: Any, groups: np.ndarray, weight: float = 1.0
         weight: in [0, 1].
 
     Raises:
-        ValueError: for shapes that do not fit or a weight out of range.
+        ValueError: for shapes that do not fit, an empty group or a weight out of range.
     """
     points, effects = np.asarray(points), np.asarray(effects)
-    groups = np.asarray(groups)
+    groups = check_groups(groups, len(points))
     if points.shape != (len(groups), *effects.shape[1:]) or groups.max() + 1 != len(effects):
         raise ValueError(
             f"points have shape {points.shape} and effects {effects.shape}; they must be [N, Q] "
@@ -270,8 +232,3 @@ def layer_cuts(params: Params) -> list[int]:
             cuts.append(place)
         before, place = layer, place + leaf.size
     return cuts
-
-
-def flatten_size(params: Params) -> int:
-    """P, the number of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

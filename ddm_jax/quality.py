@@ -28,7 +28,7 @@ def mislabelled(task: Task, run: TrainRun, data: Batch) -> np.ndarray:
     LARGEST points, where the kernel does not fit, the margin alone.
 
     Raises:
-        ValueError: where the targets are not classes.
+        ValueError: where the targets have no column for each class.
     """
     every = np.arange(len(data.x))
     suspicions = [make_training_dynamics(task, measure="margin")]

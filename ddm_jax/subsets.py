@@ -52,6 +52,8 @@ def counterfactual(
     masks = check_masks(np.atleast_2d(keep_masks), groups)
     if steps < 1:
         raise ValueError(f"steps={steps}; it must be at least 1")
+    if learning_rate is not None and not learning_rate > 0:
+        raise ValueError(f"learning_rate={learning_rate}; it must be positive")
     settings = (steps, step_items, momentum, weight_decay)
     if learning_rate is None:
         learning_rate = _stable(params, synset, task=task, settings=settings)
@@ -101,7 +103,10 @@ def _answer(
 
 
 class Additivity(NamedTuple):
-    """How well joint effects are the sums of single ones, over all subsets and queries."""
+    """How well joint effects are the sums of single ones, over all subsets and queries.
+
+    NaN where either is the same everywhere.
+    """
 
     correlation: float  # Pearson, joint against summed effects
     slope: float  # of the joint effects on the summed: below one where effects overlap
@@ -133,7 +138,7 @@ def additivity(masks: Any, outputs: Any, single: Any) -> Additivity:
     joint = (outputs[:1] - outputs[1:]).ravel()
     summed = ((1 - masks[1:]) @ single).ravel()
     size = float(joint @ joint)
-    if size == 0 or not np.ptp(summed):
+    if not np.ptp(joint) or not np.ptp(summed):
         return Additivity(float("nan"), float("nan"), float("nan"))
     return Additivity(
         correlation=float(np.corrcoef(joint, summed)[0, 1]),

@@ -66,8 +66,7 @@ def relabel_forgotten(
 ) -> tuple[Synset, Array]:
     """The synset and the factor of each group [K] that `make_forget` descends on."""
     frequency = class_frequency(synset)
-    left = (keep @ frequency) / jnp.maximum(jnp.sum(frequency, 0), 1e-12)  # [C]
-    absent = left < ABSENT
+    absent = classes_gone(frequency, keep)
     stays = (1 - keep) * absent[jnp.argmax(frequency, 1)]  # [K]
     flat = synset.x.reshape(-1, *synset.x.shape[2:])
     logits = task.apply(params, flat).reshape(synset.y.shape)
@@ -86,9 +85,8 @@ def where_to_start(synset: Synset, keep: Any, rate: float, rewind: float) -> tup
     network (`loo.stable_rate`) is not there, and a network of 60,000 MNIST images is lost at it. A
     tenth of it from the trained network itself lands nearest to retraining.
     """
-    frequency = class_frequency(synset)
-    left = (jnp.asarray(keep) @ frequency) / jnp.maximum(jnp.sum(frequency, 0), 1e-12)
-    return (CAREFUL * rate, 0.0) if bool(jnp.any(left < ABSENT)) else (rate, rewind)
+    gone = classes_gone(class_frequency(synset), jnp.asarray(keep))
+    return (CAREFUL * rate, 0.0) if bool(jnp.any(gone)) else (rate, rewind)
 
 
 def class_frequency(synset: Synset) -> Array:
@@ -96,6 +94,12 @@ def class_frequency(synset: Synset) -> Array:
     labels = jax.nn.softmax(synset.y)  # [K, M, C]
     weights = synset.share[:, None] * jnp.maximum(synset.mass, 0.0)
     return jnp.einsum("km,kmc->kc", weights, labels)
+
+
+def classes_gone(frequency: Array, keep: Array) -> Array:
+    """Which classes [C] were there and are left to less than ABSENT, for frequencies [K, C]."""
+    whole = jnp.sum(frequency, 0)
+    return (whole > 0) & (keep @ frequency < ABSENT * whole)
 
 
 class Unlearned(NamedTuple):
@@ -157,7 +161,7 @@ def klom(unlearned: Any, retrained: Any) -> np.ndarray:
         unlearned, retrained: [seeds, Q] margins.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: for shapes that do not fit, or margins that are not finite.
     """
     unlearned, retrained = np.asarray(unlearned, float), np.asarray(retrained, float)
     if unlearned.ndim != 2 or unlearned.shape[1:] != retrained.shape[1:]:
@@ -165,6 +169,9 @@ def klom(unlearned: Any, retrained: Any) -> np.ndarray:
             f"margins have shapes {unlearned.shape} and {retrained.shape}; they must be [seeds, Q] "
             "for the same Q"
         )
+    for name, margins in (("unlearned", unlearned), ("retrained", retrained)):
+        if not np.isfinite(margins).all():
+            raise ValueError(f"some of the {name} margins are not finite: a network diverged")
     low = np.minimum(unlearned.min(0), retrained.min(0))
     width = np.maximum(np.maximum(unlearned.max(0), retrained.max(0)) - low, 1e-9)
 

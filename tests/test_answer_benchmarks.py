@@ -16,7 +16,8 @@ def test_hierarchy():
     rows = {row["estimator"]: row for row in result["hierarchy"]}
     assert rows["flat"]["updates"] == 41
     assert rows["1 opened, the rest by points"]["updates"] == 16
-    assert rows["3 opened, the rest by size"]["pearson"] > rows["0 opened, the rest by size"]["rho"]
+    by_size = [rows[f"{opened} opened, the rest by size"]["pearson"] for opened in (0, 3)]
+    assert by_size[0] < by_size[1] < rows["flat"]["pearson"] + 0.05
     sums = {(row["subsets"], row["by"]): row for row in result["additivity"]}
     halves = sums["halves", "distilled datamodel"]
     assert halves["joint_to_truth"] > halves["sum_to_truth"]

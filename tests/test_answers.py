@@ -104,6 +104,9 @@ def test_a_network_is_like_itself_and_another_cut_is_refused(run):
 def test_a_run_that_is_not_finished_is_refused(workdir, tmp_path):
     with pytest.raises(ValueError, match="holds no run"):
         answers.open_finished(tmp_path)
+    (workdir / "metrics.json").rename(workdir / "metrics.old")
+    with pytest.raises(ValueError, match="has no report yet"):
+        answers.open_finished(workdir)
     checkpoint.remove(workdir / "synset")
     with pytest.raises(ValueError, match="the stage 'synset' is not done"):
         answers.open_finished(workdir)

@@ -72,21 +72,6 @@ def test_the_empirical_fisher_takes_the_items_own_gradients(small):
     np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
 
 
-def test_self_influence_is_the_quadratic_form(small):
-    ready, synset, some, _ = small
-    task = ready.task
-    two = jax.tree.map(lambda leaf: leaf[-2:], ready.run.checkpoints)
-    own = ddm.make_self_influence(task, damping=0.02, step_items=None)
-    found = np.asarray(jax.jit(own)(two, synset, some))
-    expected = 0
-    for index in range(2):
-        params = ddm.types.take(two, index)
-        g = flat_gradients(task.loss, params, some)
-        matrix = curvature(task, params, synset) + 0.02 * np.eye(g.shape[1])
-        expected = expected + np.einsum("np,np->n", g, np.linalg.solve(matrix, g.T).T) / 2
-    np.testing.assert_allclose(found, expected, rtol=2e-3)
-
-
 def test_along_the_trajectory_is_the_mean_and_items_take_turns(small):
     ready, synset, some, few = small
     two = jax.tree.map(lambda leaf: leaf[-2:], ready.run.checkpoints)
@@ -138,7 +123,9 @@ def test_points_share_out_what_their_group_did(rng):
 def test_what_is_refused(ready):
     for settings, said in (
         ({"damping": -1.0}, "damping=-1"),
-        ({"damping": 0.0}, "one of them positive"),
+        ({"damping": 0.0}, "one of them must be positive"),
+        ({"damping": float("nan")}, "damping=nan"),
+        ({"weight_decay": -0.5}, "weight_decay=-0.5"),
         ({"curvature": "hessian"}, "curvature='hessian'"),
         ({"blocks": "row"}, "blocks='row'"),
     ):
@@ -148,6 +135,13 @@ def test_what_is_refused(ready):
         ddm.spread_points({"a": jnp.arange(4)}, 0)
     with pytest.raises(ValueError, match=r"window=\(0.5, 0.5\)"):
         ddm.spread_points({"a": jnp.arange(4)}, 2, (0.5, 0.5))
+    for window in ((-0.1, 1.0), (0.0, 1.1), (0.8, 0.2)):
+        with pytest.raises(ValueError, match="window="):
+            ddm.spread_points({"a": jnp.arange(4)}, 2, window)
+    with pytest.raises(ValueError, match="for N=3 and K=2"):
+        ddm.share_out(np.zeros((3, 1)), np.zeros((3, 1)), np.array([0, 1, 1]))
+    with pytest.raises(ValueError, match="weight=-1"):
+        ddm.share_out(np.zeros((2, 1)), np.zeros((2, 1)), np.array([0, 1]), -1)
     with pytest.raises(ValueError, match=r"they must be \[N, Q\]"):
         ddm.share_out(np.zeros((4, 2)), np.zeros((2, 3)), np.array([0, 0, 1, 1]))
     with pytest.raises(ValueError, match="weight=2"):
@@ -159,3 +153,125 @@ def test_too_many_items_are_refused_before_they_are_held(small, monkeypatch):
     monkeypatch.setattr(points, "LARGEST", 1000)
     with pytest.raises(ValueError, match="take fewer items"):
         ddm.make_point_influence(ready.task)(ready.run.params, synset, some, few)
+
+
+def two_classes():
+    """Two parameters and numbers to do by hand: both classes have a chance of a half."""
+
+    def loss(params, batch):
+        return -jnp.sum(batch.y * jax.nn.log_softmax(batch.x @ params), -1)
+
+    return ddm.Task(
+        init=lambda key: jnp.zeros((1, 2)),
+        apply=lambda params, x: x @ params,
+        loss=loss,
+        output=lambda params, batch: (batch.x @ params)[..., 0],
+    )
+
+
+@pytest.fixture
+def by_hand():
+    # The second item would change every number, but for its negative mass.
+    y = jnp.log(jnp.array([0.75, 0.25]))
+    synset = ddm.Synset(
+        jnp.array([[[2.0], [5.0]]]), jnp.stack([y, y])[None], jnp.array([[1.0, -1.0]]), jnp.ones(1)
+    )
+    data = ddm.Batch(jnp.array([[1.0], [-2.0]]), jnp.eye(2))  # gradients (-.5, .5) and (-1, 1)
+    return jnp.zeros((1, 2)), synset, data, ddm.Batch(jnp.array([[3.0]]), jnp.eye(2)[:1])
+
+
+@pytest.mark.parametrize(
+    ("curvature", "expected"),
+    [
+        ("gauss_newton", [0.25, 0.5]),  # G = [1 -1; -1 1], (G + I)^-1 (3, 0) = (2, 1)
+        ("fisher", [0.5, 1.0]),  # G = [1 -1; -1 1] / 4, (G + I)^-1 (3, 0) = (2.5, .5)
+    ],
+)
+def test_numbers_done_by_hand(by_hand, curvature, expected):
+    influence = ddm.make_point_influence(
+        two_classes(), damping=0.75, weight_decay=0.25, curvature=curvature
+    )
+    found = jax.jit(influence)(*by_hand)
+    assert found.shape == (2, 1)
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-5)
+
+
+def test_labels_of_the_items_matter_to_the_fisher_matrix_alone(by_hand):
+    params, synset, data, query = by_hand
+    turned = synset._replace(y=synset.y + jnp.array([0.0, 3.0]))
+    for curvature, same in (("gauss_newton", True), ("fisher", False)):
+        influence = ddm.make_point_influence(two_classes(), damping=1.0, curvature=curvature)
+        influence = jax.jit(influence)
+        first, second = (influence(params, each, data, query) for each in (synset, turned))
+        assert np.allclose(first, second, rtol=1e-5) == same
+
+
+def test_a_kernel_and_its_bias_are_a_layer():
+    params = {
+        "Dense_0": {"bias": jnp.zeros(4), "kernel": jnp.zeros((3, 4))},
+        "Dense_1": {"bias": jnp.zeros(2), "kernel": jnp.zeros((4, 2))},
+        "Dense_2": {"kernel": jnp.zeros((2, 5))},
+    }
+    assert points.layer_cuts(params) == [16, 26]
+    assert points.layer_cuts({"Dense_0": params["Dense_0"]}) == []
+
+
+def test_half_of_what_is_missing_is_shared_out():
+    each = np.array([[1.0], [3.0], [5.0]])
+    effects, groups = np.array([[10.0], [2.0]]), np.array([0, 0, 1])
+    assert ddm.share_out(each, effects, groups)[:, 0].tolist() == [4, 6, 2]
+    assert ddm.share_out(each, effects, groups, 0.5)[:, 0].tolist() == [2.5, 4.5, 3.5]
+
+
+@pytest.fixture(scope="module")
+def two_networks(ready):
+    """Every point a group of its own, so that the synset's ten are cut out of them."""
+    settings = {"clusters": 10, "items": 1, "distill_steps": 2, "checkpoints": 2}
+    estimator = ddm.estimators.make_synset_influence(
+        ready.task, ready.train, networks=2, damping=0.02, weight_decay=0.01, **settings
+    )
+    state = estimator.fit(jax.random.key(0), ready.run, ready.data, np.arange(150))
+    return estimator, state
+
+
+def test_the_estimator_is_the_mean_over_networks(ready, two_networks, small):
+    estimator, state = two_networks
+    few = small[-1]
+    assert state.synset.mass.shape == (2, 10, 1)
+    first, second = (ddm.types.take(state.points, index) for index in range(2))
+    own = ddm.spread_points(ready.run.checkpoints, 2)
+    jax.tree.map(np.testing.assert_array_equal, first, own)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a != b).any()), first, second))
+    influence = jax.jit(
+        ddm.make_trajectory_influence(ready.task, damping=0.02, weight_decay=0.01, step_items=None)
+    )
+    each = [
+        np.asarray(influence(some, ddm.types.take(state.synset, index), ready.data, few))
+        for index, some in enumerate((first, second))
+    ]
+    assert np.abs(each[0] - each[1]).max() > 0.1 * np.abs(each[0]).max()
+    found = np.asarray(estimator.score(state, few))
+    assert found.shape == (150, 5)
+    np.testing.assert_allclose(found, np.mean(each, 0), atol=1e-4 * np.abs(found).max())
+
+
+def test_the_estimator_refuses(ready):
+    make = ddm.estimators.make_synset_influence
+    for settings, said in (
+        ({"networks": 0}, "networks=0"),
+        ({"clusters": 0}, "clusters=0"),
+        ({"networks": 2}, "more than one needs `train`"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make(ready.task, **settings)
+    wrong = ready.data._replace(y=2 * ready.data.y)
+    with pytest.raises(ValueError, match="do not sum to one"):
+        make(ready.task).fit(jax.random.key(0), ready.run, wrong, ready.groups)
+
+
+def test_an_output_without_an_axis_is_refused(small):
+    ready, synset, some, few = small
+    scalar = lambda params, batch: jnp.mean(ready.task.loss(params, batch))  # noqa: E731
+    influence = ddm.make_point_influence(ready.task, output=scalar)
+    with pytest.raises(ValueError, match=r"shape \(\); it must be \[Q\]"):
+        influence(ready.run.params, synset, some, few)

@@ -42,3 +42,45 @@ def test_copies_are_found():
     np.testing.assert_allclose(found.distance, [0, 0.3, 2], atol=1e-9)
     assert found.typical == pytest.approx(1)
     assert found.copies == pytest.approx(1 / 3)
+
+
+def test_likeness_by_hand():
+    """One query with the same order, one with the reverse; the profiles are each other's mirror."""
+    first = np.array([[1.0, 0.1], [2.0, 0.2], [3.0, 0.3]])
+    second = np.array([[0.1, 3.0], [0.2, 2.0], [0.3, 1.0]])
+    found = ddm.compare_profiles(first, second, 1)
+    np.testing.assert_allclose(found, (0, -1, 0.5, 1 / 3), atol=1e-12)
+    assert ddm.compare_profiles(first, second, 2).top == pytest.approx((1 + 1 / 2) / 2)
+    assert ddm.compare_profiles(first, second, 3).top == 1
+
+
+def test_a_profile_of_equal_parts_has_no_order():
+    found = ddm.compare_profiles(np.array([[1.0], [-1.0]]), np.array([[2.0], [1.0]]), 1)
+    assert np.isnan(found.profile)
+    assert found.top == 1
+
+
+def test_items_of_images_come_group_by_group(rng):
+    data = rng.standard_normal((20, 3, 3, 1))
+    chosen = np.array([[4, 9], [0, 17]])
+    found = ddm.nearest_training_points(data[chosen], data)
+    assert found.nearest.tolist() == [4, 9, 0, 17]
+    np.testing.assert_allclose(found.distance, 0, atol=1e-6)
+    assert found.copies == 1
+    between = ddm.nearest_training_points(data[chosen] + 3, data)
+    assert between.copies == 0
+    assert between.typical == found.typical
+
+
+@pytest.mark.parametrize("k", [0, -1, 3])
+def test_k_is_among_the_groups(k):
+    with pytest.raises(ValueError, match=rf"k={k}; it must be in 1\.\.2"):
+        ddm.compare_profiles(np.eye(2), np.eye(2), k)
+
+
+def test_shapes_of_other_kinds_are_refused():
+    with pytest.raises(ValueError, match=r"both must be \[K, Q\]"):
+        ddm.compare_profiles(np.ones(3), np.ones(3))
+    for items, data in (((2, 3), (5, 3)), ((2, 1, 3), (1, 3))):
+        with pytest.raises(ValueError, match="N >= 2"):
+            ddm.nearest_training_points(np.zeros(items), np.zeros(data))

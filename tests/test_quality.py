@@ -47,3 +47,27 @@ def test_what_is_refused():
         quality.redundant(np.zeros((3, 2)), np.zeros(4))
     with pytest.raises(ValueError, match="neighbours=0"):
         quality.low_quality(np.zeros((3, 2)), np.zeros(3), 0)
+
+
+def test_duplicates_are_at_no_distance(planted):
+    x, labels = np.asarray(planted.data.x), np.asarray(planted.data.y).argmax(1)
+    found = quality.redundant(np.r_[x, x[:20]], np.r_[labels, labels[:20]])
+    np.testing.assert_allclose(found[:20], 0, atol=1e-5)
+    np.testing.assert_allclose(found[150:], 0, atol=1e-5)
+    assert found[20:150].max() < -0.1
+    assert not (quality.redundant(x, labels) > -0.1).any()
+
+
+def test_noise_is_far_from_its_class(planted, rng):
+    x, labels = np.array(planted.data.x), np.asarray(planted.data.y).argmax(1)
+    noisy = rng.permutation(150)[:8]
+    x[noisy] += 2 * rng.standard_normal(x[noisy].shape)
+    found = quality.low_quality(x, labels)
+    assert set(np.argsort(-found)[:8]) == set(noisy)
+
+
+def test_a_small_class_has_fewer_neighbours():
+    x, labels = np.array([[0.0], [1.0], [3.0]]), np.zeros(3, int)
+    # Distances 1 3, 1 2 and 2 3; a third neighbour is the furthest again.
+    np.testing.assert_allclose(quality.low_quality(x, labels, 2), [2, 1.5, 2.5])
+    np.testing.assert_allclose(quality.low_quality(x, labels, 3), [7 / 3, 5 / 3, 8 / 3])

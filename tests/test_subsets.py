@@ -69,6 +69,8 @@ def test_what_is_refused(ready, synset):
         ask(np.zeros(10))
     with pytest.raises(ValueError, match="steps=0"):
         ask(np.ones(10), steps=0)
+    with pytest.raises(ValueError, match=r"learning_rate=-0\.1"):
+        ask(np.ones(10), learning_rate=-0.1)
 
 
 def test_effects_that_add_up(rng):
@@ -100,3 +102,57 @@ def test_pairs():
     assert len(ddm.pair_masks(4, 100)) == 1 + 6
     with pytest.raises(ValueError, match="num_groups=2"):
         ddm.pair_masks(2, 1)
+
+
+def test_a_network_without_what_one_mask_leaves_out(ready, synset):
+    keep = np.ones(10, np.float32)
+    keep[3], keep[7] = 0, 0.5
+    settings = {"steps": 4, "step_items": None}
+    networks = ddm.counterfactual(
+        ready.run.params, synset, keep, task=ready.task, learning_rate=0.1, momentum=0.0, **settings
+    )
+    finetune = ddm.make_finetune(ready.task, optimizer=optax.sgd(0.1), **settings)
+    expected = jax.jit(finetune)(ready.run.params, synset, keep)
+
+    def check(found, wanted, before):
+        assert found.shape == (1, *wanted.shape)
+        assert np.abs(wanted - before).max() > 1e-3
+        np.testing.assert_allclose(found[0], wanted, rtol=1e-4, atol=1e-5)
+
+    jax.tree.map(check, networks, expected, ready.run.params)
+
+
+def test_nothing_is_said_of_effects_that_are_none():
+    masks = [[1, 1], [0, 1], [1, 0]]
+    still = ddm.additivity(masks, np.ones((3, 2)), np.ones((2, 2)))
+    flat = ddm.additivity(masks, [[2.0], [1.0], [0.5]], np.ones((2, 1)))
+    assert np.isnan(still).all()
+    assert np.isnan(flat).all()
+
+
+def test_sums_twice_too_large():
+    masks = [[1, 1], [0, 1], [1, 0], [0, 0]]
+    found = ddm.additivity(masks, [[3.0], [2.0], [1.0], [0.0]], [[2.0], [4.0]])
+    np.testing.assert_allclose(found, (1, 0.5, 1))
+
+
+def test_more_that_is_refused(ready, synset):
+    ask = lambda masks: ddm.counterfactual(  # noqa: E731
+        ready.run.params, synset, masks, ready.query, task=ready.task
+    )
+    with pytest.raises(ValueError, match="R >= 1"):
+        ask(np.ones((0, 10)))
+    with pytest.raises(ValueError, match="1 where a group is kept"):
+        ask(np.full(10, 1.5))
+    for masks in ([1, 1], [[1, 1]], [[1, 0.5], [1, 1]]):
+        with pytest.raises(ValueError, match=r"R >= 2, the first one all ones"):
+            ddm.additivity(masks, np.ones((2, 1)), np.ones((2, 1)))
+    with pytest.raises(ValueError, match="do not fit"):
+        ddm.additivity([[1, 1], [0, 1]], np.ones((2, 1)), np.ones((3, 1)))
+
+
+def test_which_pairs_go_is_the_seeds():
+    first, again, other = (ddm.pair_masks(9, 10, seed) for seed in (0, 0, 1))
+    assert first.dtype == np.float32
+    assert (first == again).all()
+    assert (first != other).any()

@@ -83,3 +83,83 @@ def test_klom(rng):
     np.testing.assert_allclose(far, np.log(1 / unlearn.FLOOR), rtol=0.3)
     with pytest.raises(ValueError, match=r"\[seeds, Q\]"):
         ddm.klom(margins, margins[:, :3])
+
+
+@pytest.fixture
+def two_groups():
+    """Three classes of which the second group has two, and the third class nothing."""
+    y = jnp.log(jnp.array([[[0.5, 0.5, 1e-9], [0.5, 0.5, 1e-9]], [[1e-9, 1, 1e-9], [1, 1, 1]]]))
+    mass = jnp.array([[1.0, 3.0], [2.0, -4.0]])  # below zero counts for nothing
+    return ddm.Synset(jnp.zeros((2, 2, 1)), y, mass, jnp.array([0.25, 0.75]))
+
+
+def test_how_much_of_each_class_a_group_stands_for(two_groups):
+    found = unlearn.class_frequency(two_groups)
+    np.testing.assert_allclose(found, [[0.5, 0.5, 0], [0, 1.5, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keep", "careful"),
+    [([1, 1], False), ([1, 0], False), ([0, 1], True), ([0.005, 1], True), ([0.02, 1], False)],
+)
+def test_less_than_a_hundredth_of_a_class_is_none(two_groups, keep, careful):
+    # The first class is the first group's alone.
+    expected = (pytest.approx(0.02), 0.0) if careful else (0.2, 0.5)
+    some = two_groups._replace(y=two_groups.y.at[..., 2].set(0))  # the third class is everywhere
+    assert unlearn.where_to_start(some, np.array(keep), 0.2, 0.5) == expected
+
+
+def test_the_new_label_is_the_second_choice(ready, halves):
+    keep = jnp.ones(20).at[jnp.array([6, 7])].set(0)
+    found, _ = unlearn.relabel_forgotten(ready.task, ready.run.params, halves, keep)
+    chances = np.array(jax.nn.softmax(ready.task.apply(ready.run.params, halves.x[6:8, 0])))
+    chances[:, 3] = 0
+    expected = chances / chances.sum(1, keepdims=True)
+    np.testing.assert_allclose(jax.nn.softmax(found.y[6:8, 0]), expected, atol=1e-5)
+    np.testing.assert_array_equal(found.x, halves.x)
+    np.testing.assert_array_equal(found.share, halves.share)
+
+
+def test_what_repelled_is_not_descended_on_with_a_new_label(ready, synset):
+    mixed = synset._replace(mass=synset.mass.at[:, 0].set(1.0).at[:, 1].set(-0.5))
+    keep = jnp.ones(10).at[3].set(0)
+    found, factor = unlearn.relabel_forgotten(ready.task, ready.run.params, mixed, keep)
+    assert factor.tolist() == [1] * 10
+    assert found.mass[3].tolist() == [1, 0]
+    others = np.arange(10) != 3
+    np.testing.assert_array_equal(found.mass[others], mixed.mass[others])
+
+
+def test_klom_by_hand():
+    """All in the first bin against half in the first and half in the last, and the reverse."""
+    one, both = np.array([[0.0, 5.0], [0.0, 5.0]]), np.array([[0.0, 5.0], [1.0, 6.0]])
+    np.testing.assert_allclose(ddm.klom(one, both), np.log(2), rtol=1e-3)
+    reverse = 0.5 * np.log(0.5) + 0.5 * np.log(0.5 / unlearn.FLOOR)
+    np.testing.assert_allclose(ddm.klom(both, one), reverse, rtol=1e-3)
+    for wrong in (one[0], one[None]):
+        with pytest.raises(ValueError, match=r"\[seeds, Q\]"):
+            ddm.klom(wrong, both)
+
+
+def test_klom_grows_with_the_shift(rng):
+    margins = rng.standard_normal((200, 4))
+    shifted = [ddm.klom(margins + shift, margins) for shift in (0.0, 0.5, 1.0, 2.0)]
+    assert (np.diff(shifted, axis=0) > 0).all()
+
+
+def test_margins_of_a_network_that_diverged_are_refused(rng):
+    margins = rng.standard_normal((4, 3))
+    lost = margins.copy()
+    lost[1, 2] = np.nan
+    with pytest.raises(ValueError, match="some of the unlearned margins are not finite"):
+        ddm.klom(lost, margins)
+    with pytest.raises(ValueError, match="some of the retrained margins are not finite"):
+        ddm.klom(margins, lost)
+
+
+def test_a_class_that_never_was_is_not_gone(halves):
+    """Its items have a chance of exactly zero of it."""
+    none = halves._replace(y=halves.y.at[..., 9].set(-jnp.inf))
+    keep = jnp.ones(20)
+    assert unlearn.where_to_start(none, keep, 0.5, 0.75) == (0.5, 0.75)
+    assert not np.asarray(unlearn.classes_gone(unlearn.class_frequency(none), keep)).any()

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax.estimators.influence import check_diagonal, make_influence
-from ddm_jax.gradients import map_gradients, sum_gradients
+from ddm_jax.estimators.influence import make_influence
+from ddm_jax.gradients import check_diagonal, map_gradients, sum_gradients
 from ddm_jax.objectives import Output
 from ddm_jax.types import Array, Batch, Estimator, Params, Task
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax.estimators.influence import check_diagonal, check_labels, make_influence
-from ddm_jax.gradients import sum_gradients
+from ddm_jax.estimators.influence import check_labels, make_influence
+from ddm_jax.gradients import check_diagonal, sum_gradients
 from ddm_jax.objectives import Output
 from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun
 

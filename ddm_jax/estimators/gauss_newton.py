@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 
 from ddm_jax.estimators.influence import (
     check_at_least_one,
-    check_diagonal,
     check_labels,
     make_influence,
 )
-from ddm_jax.gradients import gradient_products, map_gradients, sum_gradients
+from ddm_jax.gradients import (
+    check_diagonal,
+    every_label,
+    fisher_root,
+    gradient_products,
+    map_gradients,
+    sum_gradients,
+)
 from ddm_jax.objectives import Output
-from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun, take
+from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun
 
 LARGEST = 12_000  # rows of the system: three matrices of 600 MB
 
@@ -58,16 +62,10 @@ def make_gauss_newton(
     diagonal = check_diagonal(damping, weight_decay)
     check_at_least_one(points=points)
 
-    def root(params: Params, example: Batch) -> Array:
-        """Its gradients, over all labels of a point, are the rows of J."""
-        chances = jax.nn.softmax(task.apply(lax.stop_gradient(params), example.x))
-        return jnp.sqrt(jnp.sum(chances * example.y, -1)) * task.loss(params, example)
+    root = fisher_root(task)
 
     def labelled(data: Batch) -> Batch:
-        classes = data.y.shape[-1]
-        some = take(data, slice(0, points))
-        labels = jnp.tile(jnp.eye(classes), (len(some.x), 1))
-        return Batch(jnp.repeat(some.x, classes, 0), labels)
+        return every_label(data.x[:points], data.y.shape[-1])
 
     def factor(key: Array, params: Params, data: Batch) -> Array:
         rows = min(points, len(data.x)) * data.y.shape[-1]

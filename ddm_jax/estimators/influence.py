@@ -140,21 +140,6 @@ def mean_weights(data: Batch) -> Array:
     return jnp.full((count,), 1 / count)
 
 
-def check_diagonal(damping: float, weight_decay: float) -> float:
-    """What is added to the curvature's diagonal: their sum.
-
-    Raises:
-        ValueError: for a negative one, or if both are zero: the curvature alone may be singular.
-    """
-    if not damping >= 0:
-        raise ValueError(f"damping={damping}; it must be at least 0")
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay={weight_decay}; it must be at least 0")
-    if damping + weight_decay == 0:
-        raise ValueError("damping=0 and weight_decay=0; one of them must be positive")
-    return damping + weight_decay
-
-
 def check_at_least_one(**settings: int) -> None:
     """Raise a ValueError for a setting below one, by name."""
     for name, value in settings.items():

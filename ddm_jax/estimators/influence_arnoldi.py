@@ -10,11 +10,10 @@ from jax import lax
 
 from ddm_jax.estimators.influence import (
     check_at_least_one,
-    check_diagonal,
     make_influence,
     mean_weights,
 )
-from ddm_jax.gradients import flatten, hessian_product
+from ddm_jax.gradients import check_diagonal, flatten, hessian_product
 from ddm_jax.objectives import Output
 from ddm_jax.types import Array, Batch, Estimator, Params, Task
 

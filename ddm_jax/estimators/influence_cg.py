@@ -6,12 +6,11 @@ from typing import Any
 
 from ddm_jax.estimators.influence import (
     check_at_least_one,
-    check_diagonal,
     conjugate_gradient,
     make_influence,
     mean_weights,
 )
-from ddm_jax.gradients import hessian_product, map_vectors
+from ddm_jax.gradients import check_diagonal, hessian_product, map_vectors
 from ddm_jax.objectives import Output
 from ddm_jax.types import Array, Batch, Estimator, Params, Task
 

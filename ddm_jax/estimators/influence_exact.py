@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax.scipy.linalg import lu_factor, lu_solve
 
-from ddm_jax.estimators.influence import check_diagonal, make_influence, mean_weights
-from ddm_jax.gradients import flatten, hessian_products
+from ddm_jax.estimators.influence import make_influence, mean_weights
+from ddm_jax.gradients import check_diagonal, flatten, hessian_products
 from ddm_jax.objectives import Output
 from ddm_jax.types import Array, Batch, Estimator, Params, Task
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ddm_jax.estimators.influence import check_at_least_one, check_diagonal, make_influence
-from ddm_jax.gradients import flatten, hessian_product, map_vectors
+from ddm_jax.estimators.influence import check_at_least_one, make_influence
+from ddm_jax.gradients import check_diagonal, flatten, hessian_product, map_vectors
 from ddm_jax.objectives import Output
 from ddm_jax.types import Array, Batch, Estimator, Params, Task, take
 

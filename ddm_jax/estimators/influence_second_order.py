@@ -12,12 +12,12 @@ from jax.flatten_util import ravel_pytree
 from ddm_jax.cluster import check_groups
 from ddm_jax.estimators.influence import (
     check_at_least_one,
-    check_diagonal,
     check_labels,
     conjugate_gradient,
     mean_weights,
 )
 from ddm_jax.gradients import (
+    check_diagonal,
     flatten,
     gauss_newton_product,
     hessian_product,
