@@ -394,4 +394,4 @@ def _worst(run: Finished) -> np.ndarray:
 
 
 def _listed(numbers: Any) -> str:
-    return ", ".join(str(int(number)) for number in numbers)
+    return ", ".join(str(int(number)) for number in numbers) or "none"
