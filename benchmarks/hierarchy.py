@@ -121,7 +121,7 @@ def hierarchy_rows(ready: Ready, tree: Tree, quick: bool) -> list[dict[str, Any]
 
 def additivity_rows(seed: int, folder: Path, quick: bool) -> list[dict[str, Any]]:
     """Joint and summed effects, by the distilled datamodel and by retraining."""
-    changes = (*QUICK, "cluster.num_groups=20") if quick else ()
+    changes = (*QUICK, "cluster.num_groups=20", "distill.steps=200") if quick else ()
     ready = protocol.prepare("digits", seed, *changes, folder=folder)
     plan = ready.plan
     data, query = jax.device_put((plan.split.train, plan.split.test))
