@@ -56,7 +56,7 @@ def hierarchy_rows(ready: Ready, tree: Tree, quick: bool) -> list[dict[str, Any]
     data, query = jax.device_put((plan.split.train, plan.split.test))
     decay, online = plan.config.train.weight_decay, plan.config.online
     settings: dict[str, Any] = {
-        "distance": plan.config.distill.distance,
+        "distance": "squared" if quick else plan.config.distill.distance,
         "part": plan.config.distill.part,
         "distill_steps": 100 if quick else 2000,
         "weight_decay": decay,
@@ -121,7 +121,11 @@ def hierarchy_rows(ready: Ready, tree: Tree, quick: bool) -> list[dict[str, Any]
 
 def additivity_rows(seed: int, folder: Path, quick: bool) -> list[dict[str, Any]]:
     """Joint and summed effects, by the distilled datamodel and by retraining."""
-    changes = (*QUICK, "cluster.num_groups=20", "distill.steps=200") if quick else ()
+    changes = (
+        (*QUICK, "cluster.num_groups=20", "distill.steps=200", "distill.distance=squared")
+        if quick
+        else ()
+    )
     ready = protocol.prepare("digits", seed, *changes, folder=folder)
     plan = ready.plan
     data, query = jax.device_put((plan.split.train, plan.split.test))
