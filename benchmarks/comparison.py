@@ -52,6 +52,7 @@ QUICK = (
     "train.epochs=20",
     "cluster.num_groups=20",
     "distill.steps=100",
+    "distill.distance=squared",
     "truth.subsets=8",
     "truth.seeds=2",
     "truth.subset_seeds=2",

@@ -39,6 +39,7 @@ QUICK = (
     "train.epochs=40",
     "cluster.num_groups=20",
     "distill.steps=300",
+    "distill.distance=squared",
     "truth.subsets=6",
     "truth.seeds=2",
     "truth.subset_seeds=2",

@@ -42,7 +42,12 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "MNIST 1,000, MLP": ("mnist", MNIST),
     "CIFAR-10 4,000, ConvNet": ("cifar10-convnet", ("data.train_size=4000",)),
 }
-QUICK = ("data.train_size=300", "cluster.num_groups=20", "distill.steps=200")
+QUICK = (
+    "data.train_size=300",
+    "cluster.num_groups=20",
+    "distill.steps=200",
+    "distill.distance=squared",
+)
 
 
 class Suspicion(NamedTuple):

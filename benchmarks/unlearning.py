@@ -41,7 +41,12 @@ CASES: dict[str, tuple[str, tuple[str, ...], int, int, int, float]] = {
         0.0,
     ),
 }
-QUICK = ("data.train_size=300", "cluster.num_groups=20", "train.epochs=20")
+QUICK = (
+    "data.train_size=300",
+    "cluster.num_groups=20",
+    "train.epochs=20",
+    "distill.distance=squared",
+)
 
 
 def accuracies(plan: Plan, networks: Any, forgotten: np.ndarray) -> dict[str, np.ndarray]:

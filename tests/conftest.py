@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = (
 
 # Programs that the tests compile are kept for the processes that they start, and nowhere else.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import jax.numpy as jnp
