@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,12 +61,14 @@ def initial_synset(
     chosen = np.asarray(indices)[
         np.unique(np.linspace(0, len(indices) - 1, SKETCH_POINTS).round().astype(int))
     ]
-    sketches = []
-    for index in chosen:
-        draw = jax.random.fold_in(key, index)
-        at = take(run.checkpoints, index)
-        sketches.append(over_rows(lambda rows, *at: sketch(*at, rows), data, draw, at))
-    return gradient_pursuit(np.concatenate(sketches, 1), data, groups, num_groups, items)
+    draws = jax.vmap(lambda index: jax.random.fold_in(key, index))(chosen)
+    points = take(run.checkpoints, chosen)
+
+    def all_points(rows: Batch, *at: Any) -> Array:
+        return jnp.concatenate(lax.map(lambda one: sketch(*one, rows), at), 1)
+
+    sketches = over_rows(all_points, data, draws, points)
+    return gradient_pursuit(sketches, data, groups, num_groups, items)
 
 
 def group_share(groups: np.ndarray, num_groups: int) -> Array:
