@@ -1,5 +1,6 @@
 """Execute every notebook from top to bottom."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -7,7 +8,15 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-FIGURES = {"bad_labels": 4, "digits": 5, "forget": 3}  # at least so many
+FIGURES = {  # at least so many
+    "bad_labels": 4,
+    "digits": 5,
+    "forget": 3,
+    "is_it_right": 3,
+    "many_devices": 3,
+    "own_model_and_data": 5,
+}
+OWN = {"own_model_and_data": {"init", "apply", "doubt"}}  # what a user brings along
 
 
 def test_there_is_a_notebook():
@@ -28,5 +37,6 @@ def test_a_notebook_runs_from_top_to_bottom(path, monkeypatch):
         if "image/png" in output.get("data", {})
     ]
     assert len(figures) >= FIGURES[path.stem]
-    defined = [c.source for c in notebook.cells if c.cell_type == "code" and "def " in c.source]
-    assert not defined, "notebooks import, never define"
+    source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    defined = set(re.findall(r"^ *(?:def|class) (\w+)", source, re.MULTILINE))
+    assert defined == OWN.get(path.stem, set()), "notebooks import, never define"
