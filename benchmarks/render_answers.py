@@ -1,10 +1,17 @@
-"""Tables of points, hierarchy, additivity and unlearning."""
+"""Tables of points, hierarchy, additivity, unlearning and data quality; the figure of the last.
+
+python benchmarks/render_answers.py    # writes docs/quality.png
+"""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import cells
+
+ROOT = Path(__file__).parent.parent
 
 
 def _partitions(result: dict[str, Any]) -> str:
@@ -86,3 +93,107 @@ def unlearning(result: dict[str, Any]) -> str:
         "(retraining: one half against the other). "
     )
     return cells.table(columns, result["rows"]) + note + cells.machine(result)
+
+
+def wrong_labels(result: dict[str, Any]) -> str:
+    """Average precision for flipped labels."""
+    return _detection(result, ("uniform", "nearest"))
+
+
+def bad_images(result: dict[str, Any]) -> str:
+    """Average precision for spoilt and copied images."""
+    return _detection(result, ("blurred", "noisy", "occluded", "copied"))
+
+
+def _detection(result: dict[str, Any], kinds: tuple[str, ...]) -> str:
+    found = {(row["case"], row["kind"], row["score"]): row for row in result["detection"]}
+    names = list(dict.fromkeys(score for _, kind, score in found if kind in kinds))
+    names = [name for name in names if name != "*least influential*"]  # for the keep curves
+    columns: dict[str, Any] = {"": lambda row: row["score"]}
+    for case in dict.fromkeys(case for case, _, _ in found):
+        for kind in kinds:
+            best = max(
+                found[case, kind, name]["average_precision"]
+                for name in names
+                if (case, kind, name) in found
+            )
+
+            def cell(row: dict[str, Any], key: tuple[str, str] = (case, kind), best=best) -> str:
+                there = found.get((*key, row["score"]))
+                told = cells.score(there and there["average_precision"])
+                return f"**{told}**" if there and there["average_precision"] == best else told
+
+            columns[f"{case}: {kind}"] = cell
+    rows = [{"score": name} for name in names]
+    return cells.table(columns, rows) + f"\n\n{_by_case(result)} " + cells.machine(result)
+
+
+def removal_curves(result: dict[str, Any]) -> str:
+    """Test accuracy without the most suspect points."""
+    return _curves(result, ("uniform", "nearest"), result["settings"]["without"])
+
+
+def keep_curves(result: dict[str, Any]) -> str:
+    """Test accuracy without the least useful points."""
+    return _curves(result, ("nothing",), result["settings"]["useless"])
+
+
+def _curves(result: dict[str, Any], kinds: tuple[str, ...], fractions: list[float]) -> str:
+    columns: dict[str, Any] = {
+        "": lambda row: f"{row['case']}{_spoilt(row)}: {row['order']}",
+        **{
+            f"without {part:.0%}": lambda row, part=part: cells.percent(row[f"without_{part:g}"])
+            for part in fractions
+        },
+    }
+    rows = [row for row in result["curves"] if row["kind"] in kinds]
+    note = f"\n\nMeans of {result['settings']['seeds']} networks. {_by_case(result)} "
+    return cells.table(columns, rows) + note + cells.machine(result)
+
+
+def _spoilt(row: dict[str, Any]) -> str:
+    return "" if row["kind"] == "nothing" else f", {row['kind']}"
+
+
+def _by_case(result: dict[str, Any]) -> str:
+    seeds = {row["case"]: row["partitions"] for row in result["detection"]}
+    told = "; ".join(f"{case}: {', '.join(map(str, each))}" for case, each in seeds.items())
+    return f"Partitions: {told}."
+
+
+def quality_figure(result: dict[str, Any]) -> Any:
+    """Removal and keep curves, a panel a case and kind."""
+    from matplotlib.figure import Figure
+
+    cases = list(dict.fromkeys(row["case"] for row in result["curves"]))
+    kinds = {
+        "uniform": "a tenth flipped to any class",
+        "nearest": "a tenth flipped to the nearest class",
+        "nothing": "nothing spoilt",
+    }
+    figure = Figure(figsize=(12, 3.7 * len(cases)), layout="constrained")
+    panels = figure.subplots(len(cases), len(kinds), squeeze=False)
+    for line, case in zip(panels, cases, strict=True):
+        for axes, (kind, title) in zip(line, kinds.items(), strict=True):
+            name = "useless" if kind == "nothing" else "without"
+            fractions = result["settings"][name]
+            rows = [r for r in result["curves"] if (r["case"], r["kind"]) == (case, kind)]
+            for row in rows:
+                style: dict[str, Any] = {"linewidth": 1.2}
+                if row["order"].startswith("*"):
+                    style = {"linewidth": 2.4}
+                if row["order"] in ("random", "the flipped ones"):
+                    style = {"linewidth": 1.2, "color": "0.5"}
+                    style["linestyle"] = ":" if row["order"] == "random" else "--"
+                values = [row[f"without_{part:g}"] for part in fractions]
+                axes.plot(fractions, values, label=row["order"].strip("*"), **style)
+            axes.set_title(f"{case}: {title}", fontsize=10)
+            axes.set_xlabel("part of the training data removed")
+            axes.set_ylabel("test accuracy")
+            axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    path = ROOT / "benchmarks" / "results" / "quality.json"
+    quality_figure(json.loads(path.read_text())).savefig(ROOT / "docs" / "quality.png", dpi=110)

@@ -96,32 +96,6 @@ def runs(result: dict[str, Any]) -> str:
     return cells.table(columns, rows) + note + cells.machine(result)
 
 
-def mislabelled(result: dict[str, Any]) -> str:
-    """AUC, average precision and what is found after inspecting a tenth, by case and noise."""
-    columns = {
-        "": lambda row: f"{row['case']}: {row['estimator']}",
-        "uniform: AUC": lambda row: cells.score(row["uniform"]["auc"]),
-        "average precision": lambda row: cells.score(row["uniform"]["average_precision"]),
-        "found in 10 %": lambda row: f"{row['uniform']['found_0.1']:.0%}",
-        "nearest class: AUC": lambda row: cells.score(row.get("nearest", {}).get("auc")),
-        "average precision ": lambda row: cells.score(
-            row.get("nearest", {}).get("average_precision")
-        ),
-        "found in 10 % ": lambda row: (
-            f"{row['nearest']['found_0.1']:.0%}" if "nearest" in row else ""
-        ),
-        "offline": lambda row: cells.seconds(row["uniform"].get("offline_seconds")),
-        "online": lambda row: cells.seconds(row["uniform"].get("online_seconds")),
-    }
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in result["rows"]:
-        key = (row["case"], row["estimator"])
-        rows.setdefault(key, {"case": key[0], "estimator": key[1]})[row["noise"]] = row
-    partitions = ", ".join(map(str, result["settings"]["partitions"]))
-    note = f"\n\nPartitions: {partitions}. "
-    return cells.table(columns, list(rows.values())) + note + cells.machine(result)
-
-
 def removal(result: dict[str, Any]) -> str:
     """Flips and the ends of the removal curves."""
     curves = {row["estimator"]: row for row in result["curves"]}
@@ -206,7 +180,10 @@ TABLES = {
     "digits_protocol": digits,
     "mnist_groups": mnist,
     "runs": runs,
-    "mislabelled": mislabelled,
+    "quality": render_answers.wrong_labels,
+    "quality.images": render_answers.bad_images,
+    "quality.removal": render_answers.removal_curves,
+    "quality.keep": render_answers.keep_curves,
     "digits_removal": removal,
     "kill_store": kills,
     "digits_truth": truth,

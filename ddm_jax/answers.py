@@ -184,7 +184,9 @@ def rank_quality(run: Finished, top: int = 20) -> Answer:
     some = spread_points(run.target.checkpoints, CHECKPOINTS)
     each = np.asarray(jax.jit(influence)(some, run.synset.synset, train, query))
     found = {
-        "mislabelled": quality.mislabelled(plan.task, run.target, train),
+        "mislabelled": quality.mislabelled(
+            plan.task, plan.trainer.train, run.target, train, jax.random.key(plan.config.seed)
+        ),
         "low quality": quality.low_quality(split.train.x, labels),
         "redundant": quality.redundant(split.train.x, labels),
         "harmful": quality.harmful(each),
@@ -193,9 +195,10 @@ def rank_quality(run: Finished, top: int = 20) -> Answer:
     for name, values in found.items():
         rows.append([name, _listed(np.argsort(-values, kind="stable")[:top])])
     sentences = [
-        "Each list is a ranking to look at, not a verdict. Mislabelled: learnt late and against "
-        "its neighbours. Low quality: far from all others of its class. Redundant: another point "
-        "of its class is (nearly) the same. Harmful: lowers the mean margin of "
+        "Each list is a ranking to look at, not a verdict. Mislabelled: like labels that were "
+        "flipped on purpose in a training of its own. Low quality: far from all others of its "
+        "class, blurred or noisy. Redundant: another point of its class is (nearly) the same. "
+        "Harmful: lowers the mean margin of "
         f"{len(half)} of the test points.",
     ]
     if split.flipped.any():

@@ -9,45 +9,112 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata
 
 from ddm_jax.estimators.complexity_gap import make_complexity_gap
+from ddm_jax.estimators.retraining import Train
 from ddm_jax.estimators.training_dynamics import make_training_dynamics
-from ddm_jax.types import Batch, Task, TrainRun
+from ddm_jax.parallel import in_batches
+from ddm_jax.types import Array, Batch, Task, TrainRun, take
 
 LARGEST = 12_000  # points of the complexity gap, which takes an N x N matrix
+PLANTED = 0.1  # of the labels, flipped on purpose to learn what a wrong one looks like
+TINY = 1e-6
+UNSEEN = 0.2  # of a point, for a pair of classes that none of the suspects shows
 
 
-def mislabelled(task: Task, run: TrainRun, data: Batch) -> np.ndarray:
-    """How suspect each label is, [N] in (0, 1]: the mean of two ranks.
+def mislabelled(task: Task, train: Train, run: TrainRun, data: Batch, key: Array) -> np.ndarray:
+    """How suspect each label is, [N]: the log odds that it is wrong, for a tenth of wrong ones.
 
-    That of the area under the margin (`training_dynamics`: the network learnt the label late or
-    never) and that of the complexity gap (`complexity_gap`: leaving the point out makes the labels
-    easier to fit, to a kernel that has seen no training). The two err on different points. Beyond
-    LARGEST points, where the kernel does not fit, the margin alone.
+    Which sign of a wrong label can be trusted depends on the data: on digits a kernel that has
+    seen no training, on colour photographs the trained network's own loss. So a tenth of the
+    labels is flipped on purpose, one more network is trained on that, and a logistic regression
+    learns from the flips how much each sign (`label_signs`) is worth. Labels are flipped the way
+    the most suspect ones seem to have been: from the class that the network names instead to the
+    one given. The planted flips take no part in the scores, which are of the network given.
+
+    Args:
+        train: `train(key, data, weights [N]) -> TrainRun`, as it trained `run`.
+        data: labels one-hot, of two classes or more.
+        key: fixes the flips and the further network.
 
     Raises:
-        ValueError: where the targets have no column for each class.
+        ValueError: for fewer than two classes or ten points, or targets that are no classes.
+    """
+    classes = data.y.shape[-1] if np.ndim(data.y) == 2 else 0
+    size = len(data.x)
+    if classes < 2 or size < 10:
+        raise ValueError(
+            f"{size} points with targets of shape {np.shape(data.y)}; at least 10 points are "
+            "needed, with targets [N, C] of at least two classes"
+        )
+    flip_key, train_key = jax.random.split(key)
+    signs = label_signs(task, run, data)
+    labels = np.asarray(data.y).argmax(1)
+    count = max(round(PLANTED * size), 1)
+    suspects = np.argsort(-signs.mean(1), kind="stable")[:count]
+    confusion = np.full((classes, classes), UNSEEN)
+    np.add.at(confusion, (_second_guess(task, run, data)[suspects], labels[suspects]), 1.0)
+    np.fill_diagonal(confusion, 0.0)
+    draw = np.random.default_rng(np.asarray(jax.random.bits(flip_key, (4,), "uint32")))
+    planted = np.isin(np.arange(size), draw.permutation(size)[:count])
+    flipped = labels.copy()
+    for point in np.flatnonzero(planted):
+        likely = confusion[labels[point]]
+        flipped[point] = draw.choice(classes, p=likely / likely.sum())
+    changed = Batch(data.x, jnp.eye(classes)[flipped])
+    again = jax.jit(train)(train_key, changed, jnp.ones(size))
+
+    from sklearn.linear_model import LogisticRegression
+
+    learnt = LogisticRegression().fit(label_signs(task, again, changed), planted)
+    return learnt.decision_function(signs)
+
+
+def label_signs(task: Task, run: TrainRun, data: Batch) -> np.ndarray:
+    """Signs that a label is wrong, `[N, 3]`, each as the normal quantile of its rank.
+
+    The loss of the trained network, the area under the margin (`training_dynamics`: the label was
+    learnt late or never) and the complexity gap (`complexity_gap`: leaving the point out makes the
+    labels easier to fit, to a kernel that has seen no training). Beyond LARGEST points, where the
+    kernel does not fit, the first two, `[N, 2]`.
     """
     every = np.arange(len(data.x))
-    suspicions = [make_training_dynamics(task, measure="margin")]
-    if len(every) <= LARGEST:
-        suspicions.append(make_complexity_gap())
-    values = [
-        np.asarray(each.fit(jax.random.key(0), run, data, every).values) for each in suspicions
+    dynamics = make_training_dynamics(task, measure="margin")
+    signs = [
+        np.asarray(in_batches(task.loss)(run.params, data)),
+        -np.asarray(dynamics.fit(jax.random.key(0), run, data, every).values),
     ]
-    return np.mean([rankdata(-value) for value in values], 0) / len(every)
+    if len(every) <= LARGEST:
+        gap = make_complexity_gap().fit(jax.random.key(0), run, data, every)
+        signs.append(-np.asarray(gap.values))
+    return np.stack([norm.ppf((rankdata(sign) - 0.5) / len(every)) for sign in signs], 1)
+
+
+def _second_guess(task: Task, run: TrainRun, data: Batch) -> np.ndarray:
+    """The class other than the given one that is likeliest over the trajectory, [N]."""
+    apply = in_batches(task.apply)
+    points = jax.tree.leaves(run.checkpoints)[0].shape[0]
+    likely = sum(
+        np.asarray(jax.nn.softmax(apply(take(run.checkpoints, point), data.x)))
+        for point in range(points)
+    )
+    return np.where(np.asarray(data.y) > 0, -1.0, likely).argmax(1)
 
 
 def low_quality(features: Any, labels: Any, neighbours: int = 10) -> np.ndarray:
-    """How far each point is from the nearest ones with its label, [N], in units of the features.
+    """How odd each point is among those with its label, [N], at least 0.
 
-    The mean distance to `neighbours` of them (fewer where the class is smaller): noise, occlusion
-    and what belongs to no class are far from all. Blurred points are not: they lie near the mean.
+    `hypot(max(z_far, 0), z_sharp)`, in units of the typical deviation from the class's median.
+    z_far: the log of the mean distance to `neighbours` others of the class (fewer where it is
+    smaller), high for what is noisy, occluded or of no class. z_sharp, for images: the log of the
+    mean squared difference of neighbouring pixels, low for what is blurred, high for noise. A
+    point that is alone with its label is infinitely odd.
 
     Args:
-        features: [N, ...], pixels or a network's features.
+        features: images [N, H, W] or [N, H, W, D], or vectors [N, F], as a network's features.
         labels: [N] integers.
 
     Raises:
@@ -56,7 +123,14 @@ def low_quality(features: Any, labels: Any, neighbours: int = 10) -> np.ndarray:
     flat, labels = _checked(features, labels)
     if neighbours < 1:
         raise ValueError(f"neighbours={neighbours}; it must be at least 1")
-    return _distances(flat, labels, neighbours).mean(1)
+    far = _distances(flat, labels, neighbours).mean(1)
+    odd = np.maximum(_deviation(np.log(far + TINY), labels), 0.0)
+    images = np.asarray(features)
+    if images.ndim >= 3:
+        steps = sum(np.square(np.diff(images, axis=axis)).mean((1, 2)) for axis in (1, 2))
+        sharpness = np.log(steps.reshape(len(images), -1).mean(1) + TINY)
+        odd = np.hypot(odd, _deviation(sharpness, labels))
+    return odd
 
 
 def redundant(features: Any, labels: Any) -> np.ndarray:
@@ -81,6 +155,17 @@ def harmful(points: Any, lower_is_better: bool = False) -> np.ndarray:
     """
     mean = np.asarray(points, np.float64).mean(1)
     return mean if lower_is_better else -mean
+
+
+def _deviation(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Deviation from the median of the class, in units of the typical one; inf where not finite."""
+    away = np.full(len(values), np.inf)
+    finite = np.isfinite(values)
+    for label in np.unique(labels[finite]):
+        inside = finite & (labels == label)
+        away[inside] = values[inside] - np.median(values[inside])
+    typical = np.median(np.abs(away[finite])) if finite.any() else 0.0
+    return away / max(float(typical), TINY)
 
 
 def _checked(features: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,11 @@
 """The quick forms of the benchmarks of answers run, and say what they must."""
 
-from test_benchmarks import check_told, quick
+import importlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_benchmarks import ROOT, check_told, quick
 
 
 def test_points():
@@ -30,3 +35,52 @@ def test_unlearning():
     assert rows["class", "retraining"]["forgotten"] == 0
     assert rows["class", "synset"]["forgotten"] < rows["class", "nothing"]["forgotten"]
     assert rows["class", "retraining"]["within"] == 3
+
+
+def test_quality():
+    result = quick("quality")
+    check_told(result, "quality")
+    rows = {(row["kind"], row["score"]): row for row in result["detection"]}
+    assert {kind for kind, _ in rows} == {"nearest"}
+    for row in rows.values():
+        assert row["found_0.05"] <= row["found_0.1"] <= row["found_0.2"] <= 1
+    found = {score: row["average_precision"] for (_, score), row in rows.items()}
+    assert found["*mislabelled*"] > found["training loss"] > 0.5
+    assert found["*redundant*"] < 0.3
+    curves = {(row["kind"], row["order"]): row for row in result["curves"]}
+    clean, dirty = curves["nearest", "the flipped ones"], curves["nearest", "random"]
+    assert clean["without_0"] == dirty["without_0"]
+    assert clean["without_0.1"] > dirty["without_0.1"] + 0.03
+    assert curves["nearest", "*mislabelled*"]["without_0.1"] > dirty["without_0.1"]
+    assert curves["nothing", "random"]["without_0.9"] < curves["nothing", "random"]["without_0"]
+
+
+@pytest.mark.parametrize("kind", ["blurred", "noisy", "occluded", "copied"])
+def test_images_are_spoilt_as_said(kind, planted, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    spoil = importlib.import_module("quality").spoil
+    split = SimpleNamespace(
+        train=planted.data._replace(y=np.asarray(planted.data.y)),
+        pixels=lambda x: np.array(x),
+        offset=0.0,
+        scale=1.0,
+    )
+    before, labels = np.asarray(planted.data.x), np.asarray(planted.data.y)
+    train, bad = spoil(split, kind, 0)
+    changed = np.flatnonzero((train.x != before).any((1, 2, 3)))
+    assert len(changed) == 15
+    assert train.x.min() >= 0
+    assert train.x.max() <= 1
+    if kind == "copied":
+        assert bad.sum() == 30
+        for point in changed:
+            away = np.abs(before - train.x[point]).mean((1, 2, 3))
+            source = away.argmin()
+            assert away[source] < 0.03
+            assert bad[source]
+            assert (train.y[point] == labels[source]).all()
+    else:
+        assert (np.flatnonzero(bad) == changed).all()
+        np.testing.assert_array_equal(train.y, labels)
+    again, _ = spoil(split, kind, 0)
+    np.testing.assert_array_equal(again.x, train.x)

@@ -91,19 +91,6 @@ def test_comparison():
     assert all(0.5 < row["auc"] <= 1 for row in found.values())
 
 
-def test_mislabelled():
-    result = quick("mislabelled")
-    check_told(result, "mislabelled")
-    rows = {(row["noise"], row["estimator"]): row for row in result["rows"]}
-    assert len(rows) == 10
-    # Ten per cent flips to any class are easy, those to the nearest class less so.
-    assert rows["uniform", "training loss"]["auc"] > 0.9
-    assert rows["nearest", "training loss"]["auc"] < rows["uniform", "training loss"]["auc"]
-    assert rows["uniform", "without its own group, DDM"]["auc"] > 0.7
-    for row in rows.values():
-        assert row["found_0.05"] <= row["found_0.1"] <= row["found_0.2"] <= 1
-
-
 def test_digits_removal():
     result = quick("digits_removal")
     check_told(result, "digits_removal")

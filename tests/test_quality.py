@@ -1,28 +1,57 @@
 """Rankings of training points."""
 
+import jax
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
+from scipy.stats import norm, spearmanr
 
 import ddm_jax as ddm
 from ddm_jax import quality
 
 
+def suspicion(planted, key=0):
+    return quality.mislabelled(
+        planted.task, planted.train, planted.run, planted.data, jax.random.key(key)
+    )
+
+
 def test_wrong_labels_come_first(planted):
-    found = quality.mislabelled(planted.task, planted.run, planted.data)
+    found = suspicion(planted)
     assert found.shape == (150,)
     bad = planted.groups == 10
     assert ddm.metrics.detection(found, bad).auc > 0.95
-    assert 0 < found.min() <= found.max() <= 1
+    np.testing.assert_array_equal(found, suspicion(planted))
+    other = suspicion(planted, 1)  # other flips, another network, and much the same order
+    assert (found != other).any()
+    assert spearmanr(found, other).statistic > 0.9
 
 
-def test_beyond_the_kernel_the_margin_is_left(planted, monkeypatch):
-    monkeypatch.setattr(quality, "LARGEST", 10)
-    found = quality.mislabelled(planted.task, planted.run, planted.data)
-    margin = ddm.estimators.make_training_dynamics(planted.task, measure="margin")
-    state = margin.fit(None, planted.run, planted.data, np.arange(150))
-    np.testing.assert_array_equal(
-        np.argsort(found, kind="stable"), np.argsort(-np.asarray(state.values), kind="stable")
-    )
+def test_signs_are_normal_quantiles_of_ranks(planted, monkeypatch):
+    signs = quality.label_signs(planted.task, planted.run, planted.data)
+    assert signs.shape == (150, 3)
+    expected = norm.ppf((np.arange(150) + 0.5) / 150)
+    np.testing.assert_allclose(np.sort(signs, 0), np.repeat(expected[:, None], 3, 1))
+    losses = np.asarray(planted.task.loss(planted.run.params, planted.data))
+    np.testing.assert_array_equal(np.argsort(signs[:, 0]), np.argsort(losses))
+    bad = planted.groups == 10
+    assert (signs[bad].mean(0) > 1).all()
+    monkeypatch.setattr(quality, "LARGEST", 149)
+    fewer = quality.label_signs(planted.task, planted.run, planted.data)
+    np.testing.assert_array_equal(fewer, signs[:, :2])
+
+
+def test_a_sign_that_says_nothing_has_no_weight(planted, monkeypatch, rng):
+    """What is learnt from the planted labels follows the sign that finds them."""
+    real = quality.label_signs
+
+    def noise_and_signs(task, run, data):
+        signs = real(task, run, data)
+        return np.concatenate([3 * rng.standard_normal((150, 2)), signs[:, 2:]], 1)
+
+    monkeypatch.setattr(quality, "label_signs", noise_and_signs)
+    found = suspicion(planted)
+    assert ddm.metrics.detection(found, planted.groups == 10).auc > 0.9
 
 
 def test_odd_and_redundant_points():
@@ -32,8 +61,12 @@ def test_odd_and_redundant_points():
     # Point 5 equals points 1 and 2, but has another label.
     np.testing.assert_allclose(same, [-1, 0, 0, -1, -7, -4, -4])
     odd = quality.low_quality(x, labels, 2)
-    np.testing.assert_allclose(odd, [1, 0.5, 0.5, 1, 7.5, 4, 4])
+    # Mean distances 1 .5 .5 1 7.5, and 4 4: logs above the class's median, by the median of all.
+    assert (odd[[1, 2, 5, 6]] == 0).all()
+    assert odd[0] == odd[3] == 0
+    assert odd[4] == max(odd)
     assert np.isinf(quality.redundant(x, np.arange(7))).all()
+    assert np.isinf(quality.low_quality(x, np.arange(7))).all()
 
 
 def test_harm_is_the_mean_over_queries():
@@ -47,6 +80,12 @@ def test_what_is_refused():
         quality.redundant(np.zeros((3, 2)), np.zeros(4))
     with pytest.raises(ValueError, match="neighbours=0"):
         quality.low_quality(np.zeros((3, 2)), np.zeros(3), 0)
+    one = ddm.Batch(np.zeros((12, 2)), np.ones((12, 1)))
+    with pytest.raises(ValueError, match="at least two classes"):
+        quality.mislabelled(None, None, None, one, jax.random.key(0))
+    few = ddm.Batch(np.zeros((9, 2)), np.eye(9))
+    with pytest.raises(ValueError, match="at least 10 points"):
+        quality.mislabelled(None, None, None, few, jax.random.key(0))
 
 
 def test_duplicates_are_at_no_distance(planted):
@@ -69,5 +108,19 @@ def test_noise_is_far_from_its_class(planted, rng):
 def test_a_small_class_has_fewer_neighbours():
     x, labels = np.array([[0.0], [1.0], [3.0]]), np.zeros(3, int)
     # Distances 1 3, 1 2 and 2 3; a third neighbour is the furthest again.
-    np.testing.assert_allclose(quality.low_quality(x, labels, 2), [2, 1.5, 2.5])
-    np.testing.assert_allclose(quality.low_quality(x, labels, 3), [7 / 3, 5 / 3, 8 / 3])
+    for neighbours, means in ((2, [2, 1.5, 2.5]), (3, [7 / 3, 5 / 3, 8 / 3])):
+        logs = np.log(means)
+        away = logs - np.median(logs)
+        expected = np.maximum(away / np.median(np.abs(away)), 0)
+        found = quality.low_quality(x, labels, neighbours)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_blur_is_odd_though_it_is_near_its_class(planted, rng):
+    x, labels = np.array(planted.data.x), np.asarray(planted.data.y).argmax(1)
+    blurred = rng.permutation(150)[:8]
+    x[blurred] = gaussian_filter(x[blurred], (0, 1, 1, 0))
+    found = quality.low_quality(x, labels)
+    assert set(np.argsort(-found)[:8]) == set(blurred)
+    as_vectors = quality.low_quality(x.reshape(150, -1), labels)
+    assert len(set(np.argsort(-as_vectors)[:8]) & set(blurred)) <= 2
