@@ -55,7 +55,7 @@ QUICK = (
     "data.train_size=300",
     "cluster.num_groups=20",
     "distill.steps=50",
-    "train.epochs=40",
+    "train.epochs=20",
     "distill.items=2",
     "distill.distance=squared",
 )
