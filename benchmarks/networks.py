@@ -29,7 +29,7 @@ from ddm_jax.evaluate import Ready
 TOP = 5
 NETWORKS: dict[str, tuple[str, ...]] = {
     "MLP 64": (),
-    "MLP 256-128": ("model.hidden=[256,128]",),
+    "MLP 256-128": ("model.hidden=256,128",),
     "logistic": ("model.kind=logistic",),
     "ConvNet": (
         "model.kind=convnet",

@@ -46,3 +46,33 @@ def nearest_training_points(items: Any, data: Any) -> Exposure:
     typical = float(np.median(own))
     distance = far[:, 0] / scale
     return Exposure(near[:, 0], distance, typical, float((distance < 0.1 * typical).mean()))
+
+
+def membership_by_distance(items: Any, members: Any, others: Any) -> float:
+    """AUC of telling training points from others by their distance to the nearest item.
+
+    0.5: the items do not say who was in the training data. `unlearn.membership_auc` with the
+    distance to the synset in the place of the network's loss: what somebody could try who has the
+    synset alone.
+
+    Args:
+        items: [K, M, ...], the inputs of a synset.
+        members: [N, ...] training inputs.
+        others: [Q, ...] inputs of the same kind that were not trained on.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    from ddm_jax.unlearn import membership_auc
+
+    items, members, others = np.asarray(items), np.asarray(members), np.asarray(others)
+    if items.ndim < 3 or not items.shape[2:] == members.shape[1:] == others.shape[1:]:
+        raise ValueError(
+            f"items have shape {items.shape}, members {members.shape} and others {others.shape}; "
+            "they must be [K, M, ...], [N, ...] and [Q, ...] with inputs of one shape"
+        )
+    search = NearestNeighbors(n_neighbors=1).fit(items.reshape(-1, members[0].size))
+    near = [search.kneighbors(each.reshape(len(each), -1))[0][:, 0] for each in (members, others)]
+    return membership_auc(*near)
