@@ -47,9 +47,9 @@ NETWORKS: dict[str, tuple[str, ...]] = {
 }
 TRUTH = ("truth.seeds=6", "truth.subsets=20", "truth.subset_seeds=4")
 QUICK = (
-    "data.train_size=300",
-    "cluster.num_groups=20",
-    "train.epochs=20",
+    "data.train_size=200",
+    "cluster.num_groups=10",
+    "train.epochs=10",
     "distill.steps=50",
     "distill.items=2",
     "distill.distance=squared",
@@ -147,7 +147,7 @@ def compared(seed: int, folder: Path, quick: bool) -> tuple[list[dict[str, Any]]
 def main() -> None:
     """Compare all networks and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="300 digits, two networks")
+    parser.add_argument("--quick", action="store_true", help="200 digits, two networks")
     parser.add_argument("--partitions", type=int, nargs="+", default=[10, 11])
     options = parser.parse_args()
     seeds = options.partitions[: 1 if options.quick else None]

@@ -30,8 +30,9 @@ ITEMS = 5
 STARTS = {"members, by pursuit": "pursuit", "random members": "random", "noise": "noise"}
 SHOWN = 8
 QUICK = (
-    "data.train_size=300",
-    "cluster.num_groups=20",
+    "data.train_size=200",
+    "cluster.num_groups=10",
+    "train.epochs=20",
     "distill.distance=squared",
     "truth.seeds=2",
     "truth.subsets=6",
@@ -110,7 +111,7 @@ def main() -> None:
     """Measure every start and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", help="where TFDS keeps prepared data")
-    parser.add_argument("--quick", action="store_true", help="300 digits")
+    parser.add_argument("--quick", action="store_true", help="200 digits")
     parser.add_argument("--partitions", type=int, nargs="+", default=[10, 11, 12])
     options = parser.parse_args()
     seeds = options.partitions[: 1 if options.quick else None]

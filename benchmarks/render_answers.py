@@ -161,6 +161,55 @@ def _by_case(result: dict[str, Any]) -> str:
     return f"Partitions: {told}."
 
 
+def likeness(result: dict[str, Any]) -> str:
+    """How alike two networks are, by the distilled datamodel and by retraining."""
+    columns: dict[str, Any] = {"": lambda row: f"{row['first']} and {row['second']}"}
+    for key, told in (
+        ("per_query", "effects of a query, rho"),
+        ("profile", "what matters overall, rho"),
+        ("top", f"{result['settings']['top']} most helpful groups shared"),
+    ):
+        for how, by in (("ddm", "distilled"), ("exact", "retrained")):
+            form = cells.percent if key == "top" else cells.score
+            columns[f"{told}: {by}"] = lambda row, name=f"{how}_{key}", form=form: form(row[name])
+    table = cells.table(columns, result["likeness"])
+    chance = result["likeness"][0]["ddm_chance"]
+    note = f"\n\nUnrelated networks share {chance:.0%} of those groups. {_partitions(result)} "
+    return table + note + cells.machine(result)
+
+
+def transfer(result: dict[str, Any]) -> str:
+    """A synset of one network (rows) serving another (columns): rho and LDS."""
+    found = {(row["synset"], row["network"]): row for row in result["transfer"]}
+    names = list(result["settings"]["networks"])
+    columns: dict[str, Any] = {"synset of": lambda row: row["name"]}
+    for name in names:
+        columns[f"updates {name}"] = lambda row, name=name: " / ".join(
+            cells.score(found[row["name"], name][key]) for key in ("rho", "group_lds")
+        )
+    rows = [{"name": name} for name in names]
+    note = f"\n\nOne group out, rho / halves, LDS. {_partitions(result)} "
+    return cells.table(columns, rows) + note + cells.machine(result)
+
+
+def privacy(result: dict[str, Any]) -> str:
+    """What the items show, by their start."""
+    columns = {
+        "": lambda row: f"{row['case']}: {row['start']}, {row['how']}",
+        "distance to the nearest training image": lambda row: cells.score(row["distance"]),
+        "copies": lambda row: cells.percent(row["copies"]),
+        "AUC of telling training from test": lambda row: cells.ranged(row, "membership"),
+        "one group out, rho": lambda row: cells.score(row.get("rho")),
+        "halves, LDS": lambda row: cells.score(row.get("group_lds")),
+    }
+    items = result["settings"]["items"]
+    note = (
+        f"\n\nM={items}. Distances in units of the median distance from a training image to its "
+        f"nearest other one; copies are within a tenth of that. {_partitions(result)} "
+    )
+    return cells.table(columns, result["rows"]) + note + cells.machine(result)
+
+
 def quality_figure(result: dict[str, Any]) -> Any:
     """Removal and keep curves, a panel a case and kind."""
     from matplotlib.figure import Figure

@@ -29,16 +29,17 @@ from ddm_jax.plan import Plan, make_plan, shorter_trainer
 
 SEEDS = 8
 MOMENTUM = 0.9
-# Preset, changes, items, steps, items a step, rewind: chosen on partition 1.
-CASES: dict[str, tuple[str, tuple[str, ...], int, int, int, float]] = {
-    "digits": ("digits", (), 10, 60, 5, 0.75),
+# Preset, changes, items, steps, items a step, rewind, amount: chosen on partitions 1 to 3, MNIST 1.
+CASES: dict[str, tuple[str, tuple[str, ...], int, int, int, float, float]] = {
+    "digits": ("digits", (), 10, 60, 5, 0.9, 1.0),
     "MNIST 60,000": (
         "mnist",
         ("data.train_size=60000", "data.test_size=10000", "cluster.num_groups=100"),
         5,
         50,
-        2,
+        1,
         0.0,
+        2.5,
     ),
 }
 QUICK = (
@@ -83,7 +84,7 @@ def timed(fn: Any, *args: Any) -> tuple[Any, float]:
 
 def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every removal by every method."""
-    preset, changes, items, steps, step_items, rewind = CASES[name]
+    preset, changes, items, steps, step_items, rewind, amount = CASES[name]
     place = [f"data.data_dir={options.data_dir}"] if options.data_dir else []
     quick = QUICK if options.quick else ()
     chosen = config.override(config.preset(preset), [f"seed={seed}", *place, *changes, *quick])
@@ -131,14 +132,15 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
         )
 
     @jax.jit
-    def forget(params: Any, rate: Any, synset: Any, keep: Any) -> Any:
+    def forget(params: Any, start: Any, rate: Any, synset: Any, keep: Any) -> Any:
         return ddm.make_forget(
             plan.task,
             steps=steps,
             optimizer=optax.sgd(rate, MOMENTUM, nesterov=True),
             weight_decay=decay,
             step_items=step_items,
-        )(params, synset, keep)
+            amount=amount,
+        )(params, start, synset, keep)
 
     short = shorter_trainer(plan, max(chosen.train.epochs // 10, 1))
 
@@ -180,11 +182,19 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
         careful, back = unlearn.where_to_start(synset, keep, 1.0, rewind)
         starts = [ddm.trajectory_point(run.checkpoints, back) for run in runs]
         rate = careful * stable(starts[0], synset)
-        _, seconds = timed(forget, starts[0], rate, synset, keep)
+        _, seconds = timed(forget, runs[0].params, starts[0], rate, synset, keep)
         _, real_seconds = timed(real_finetune, keys[0], runs[0].params, data, weights)
         several = {
             "retraining": (stack(retrained), retraining),
-            "synset": (stack([forget(s, rate, synset, keep) for s in starts]), seconds),
+            "synset": (
+                stack(
+                    [
+                        forget(r.params, s, rate, synset, keep)
+                        for r, s in zip(runs, starts, strict=True)
+                    ]
+                ),
+                seconds,
+            ),
             "real kept data, a tenth": (
                 stack(
                     [

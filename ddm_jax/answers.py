@@ -267,7 +267,7 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
             step_items=online.step_items,
         )
     )
-    params = unlearned(start, synset, jnp.asarray(mask))
+    params = unlearned(run.target.params, start, synset, jnp.asarray(mask))
     forgotten = np.isin(run.groups, gone)
     networks = {"before": [run.target.params], "after forgetting": [params]}
     if check:

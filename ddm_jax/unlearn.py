@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from ddm_jax.loo import make_finetune
 from ddm_jax.types import Array, Params, Synset, Task
 
 ABSENT = 0.01  # of a class left: it is gone
-CAREFUL = 0.1  # of the stable rate
+CAREFUL = 0.2  # of the stable rate
 BINS = 20  # of the histograms of KLOM
 FLOOR = 1e-5  # least probability of a bin
 
@@ -31,21 +32,38 @@ def make_forget(
     optimizer: optax.GradientTransformation,
     weight_decay: float = 0.0,
     step_items: int | None = None,
-) -> Callable[[Params, Synset, Array], Params]:
-    """Make `forget(params, synset, keep [K]) -> params`, which traces whole.
+    amount: float = 1.0,
+) -> Callable[[Params, Params, Synset, Array], Params]:
+    """Make `forget(params, start, synset, keep [K]) -> params`, which traces whole.
 
-    The kept groups' synsets repair the network (`loo.make_finetune`, "retain"). That does not tell
-    it that a class is gone as a whole: descending on the other classes alone, on which it is right
-    already, would take long to. So where less than ABSENT of a class is left, the items of the
-    forgotten groups of that class stay, relabelled by
+    `params` is the trained network, `start` where the updates u of `loo.make_finetune` ("retain")
+    begin, and 1 keeps every group. Where something of every class stays:
+
+        params + amount (u(start, synset, keep) - u(start, synset, 1))
+
+    What the updates do when nothing is gone, of a synset that is no full stand-in for the data,
+    thereby cancels, as it does in a score; what is left is what the groups' absence does.
+
+    Kept groups do not tell the network that a class is gone as a whole: on them it is right
+    already. So where less than ABSENT of a class is left, the items of the forgotten groups of
+    that class stay, relabelled by
 
         softmax(log p(x) + log left),   left_c = 0 for a class that is gone, else 1
 
     the trained network's own second choice: a network that never saw a class does not name it.
+    The result is the update on these itself, with no difference.
 
     Needs no training data. Settings are those of `make_finetune`, with the rate and the start of
     `where_to_start`.
+
+    Args:
+        amount: how far to go, positive. Few steps undo only a part of what the groups did.
+
+    Raises:
+        ValueError: for an amount that is not positive.
     """
+    if not amount > 0:
+        raise ValueError(f"amount={amount}; it must be positive")
     finetune = make_finetune(
         task,
         steps=steps,
@@ -54,9 +72,16 @@ def make_forget(
         step_items=step_items,
     )
 
-    def forget(params: Params, synset: Synset, keep: Array) -> Params:
+    def forget(params: Params, start: Params, synset: Synset, keep: Array) -> Params:
         relabelled, factor = relabel_forgotten(task, params, synset, keep)
-        return finetune(params, relabelled, factor)
+        moved = finetune(start, relabelled, factor)
+
+        def difference() -> Params:
+            drift = finetune(start, synset, jnp.ones_like(factor))
+            return jax.tree.map(lambda p, m, d: p + amount * (m - d), params, moved, drift)
+
+        gone = jnp.any(classes_gone(class_frequency(synset), keep))
+        return lax.cond(gone, lambda: moved, difference)
 
     return forget
 
@@ -83,7 +108,7 @@ def where_to_start(synset: Synset, keep: Any, rate: float, rewind: float) -> tup
     Those given, where every class stays. Where one goes as a whole its items are all wrong at
     first, with a curvature near zero that rises on the way: the rate that is stable at the trained
     network (`loo.stable_rate`) is not there, and a network of 60,000 MNIST images is lost at it. A
-    tenth of it from the trained network itself lands nearest to retraining.
+    fifth of it from the trained network itself lands nearest to retraining.
     """
     gone = classes_gone(class_frequency(synset), jnp.asarray(keep))
     return (CAREFUL * rate, 0.0) if bool(jnp.any(gone)) else (rate, rewind)

@@ -84,3 +84,35 @@ def test_images_are_spoilt_as_said(kind, planted, monkeypatch):
         np.testing.assert_array_equal(train.y, labels)
     again, _ = spoil(split, kind, 0)
     np.testing.assert_array_equal(again.x, train.x)
+
+
+def test_networks():
+    result = quick("networks")
+    check_told(result, "networks")
+    first, second = result["likeness"]
+    assert (first["first"], first["second"]) == ("MLP 64", "another seed")
+    assert (second["first"], second["second"]) == ("MLP 64", "logistic")
+    for row in (first, second):
+        assert row["ddm_chance"] == row["exact_chance"] == 0.5
+        assert 0 < row["exact_per_query"] <= 1
+        assert 0 < row["ddm_per_query"] <= 1
+    served = {(row["synset"], row["network"]): row["group_lds"] for row in result["transfer"]}
+    assert len(served) == 4
+    assert min(served.values()) > 0.3
+
+
+def test_privacy():
+    result = quick("privacy")
+    check_told(result, "privacy")
+    rows = {(row["start"], row["how"]): row for row in result["rows"]}
+    assert len(rows) == 6
+    for start in ("members, by pursuit", "random members"):
+        before, after = rows[start, "at the start"], rows[start, "distilled"]
+        assert (before["distance"], before["copies"]) == (0, 1)
+        assert after["distance"] > 0.01
+        assert after["copies"] < 1
+        assert after["membership"] > 0.6
+    noise = rows["noise", "distilled"]
+    assert noise["copies"] == 0
+    assert noise["distance"] > 1
+    assert noise["membership"] < rows["random members", "distilled"]["membership"]

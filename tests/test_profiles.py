@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import ddm_jax as ddm
+from ddm_jax import privacy
 
 
 def test_a_matrix_is_like_itself_and_unlike_its_negative(rng):
@@ -84,3 +85,14 @@ def test_shapes_of_other_kinds_are_refused():
     for items, data in (((2, 3), (5, 3)), ((2, 1, 3), (1, 3))):
         with pytest.raises(ValueError, match="N >= 2"):
             ddm.nearest_training_points(np.zeros(items), np.zeros(data))
+
+
+def test_members_are_told_by_their_distance(rng):
+    members, others = rng.standard_normal((40, 3)), rng.standard_normal((30, 3))
+    copies = members.reshape(8, 5, 3)
+    assert privacy.membership_by_distance(copies, members, others) == 1
+    assert privacy.membership_by_distance(copies, others, members) == 0
+    far = 1000 + rng.standard_normal((8, 5, 3))
+    assert 0.3 < privacy.membership_by_distance(far, members, others) < 0.7
+    with pytest.raises(ValueError, match="with inputs of one shape"):
+        privacy.membership_by_distance(copies, members, others[:, :2])

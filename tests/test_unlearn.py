@@ -22,19 +22,29 @@ def halves(ready, synset):
     return ddm.Synset(x, y, jnp.maximum(mass, 1e-3), apart(synset.share))
 
 
-def test_where_every_class_stays_it_is_the_fine_tune(ready, halves):
+@pytest.mark.parametrize("amount", [1.0, 2.5])
+def test_where_every_class_stays_it_is_a_difference_of_fine_tunes(ready, halves, amount):
     keep = jnp.ones(20).at[4].set(0)
-    forget = jax.jit(ddm.make_forget(ready.task, steps=5, optimizer=OPTIMIZER))
+    start = ddm.trajectory_point(ready.run.checkpoints, 0.5)
+    forget = jax.jit(ddm.make_forget(ready.task, steps=5, optimizer=OPTIMIZER, amount=amount))
     plain = jax.jit(ddm.make_finetune(ready.task, steps=5, optimizer=OPTIMIZER))
-    args = (ready.run.params, halves, keep)
-    jax.tree.map(np.testing.assert_array_equal, forget(*args), plain(*args))
+    without, drift = plain(start, halves, keep), plain(start, halves, jnp.ones(20))
+    jax.tree.map(
+        lambda found, p, w, d: np.testing.assert_allclose(found, p + amount * (w - d), atol=1e-5),
+        forget(ready.run.params, start, halves, keep),
+        ready.run.params,
+        without,
+        drift,
+    )
+    nothing = forget(ready.run.params, start, halves, jnp.ones(20))
+    jax.tree.map(np.testing.assert_array_equal, nothing, ready.run.params)
     assert unlearn.where_to_start(halves, keep, 0.5, 0.75) == (0.5, 0.75)
 
 
 def test_a_class_that_is_gone_is_no_longer_named(ready, halves):
     keep = jnp.ones(20).at[jnp.array([6, 7])].set(0)
     forget = jax.jit(ddm.make_forget(ready.task, steps=60, optimizer=OPTIMIZER))
-    params = forget(ready.run.params, halves, keep)
+    params = forget(ready.run.params, ready.run.params, halves, keep)
     inside = ddm.types.take(ready.data, np.flatnonzero(ready.groups == 3))
     before = np.asarray(ready.task.apply(ready.run.params, inside.x)).argmax(1)
     after = np.asarray(ready.task.apply(params, inside.x)).argmax(1)
@@ -43,7 +53,7 @@ def test_a_class_that_is_gone_is_no_longer_named(ready, halves):
     others = ddm.types.take(ready.data, np.flatnonzero(ready.groups != 3))
     right = np.asarray(ready.task.apply(params, others.x)).argmax(1) == others.y.argmax(1)
     assert right.mean() > 0.9
-    assert unlearn.where_to_start(halves, keep, 0.5, 0.75) == (pytest.approx(0.05), 0.0)
+    assert unlearn.where_to_start(halves, keep, 0.5, 0.75) == (pytest.approx(0.1), 0.0)
 
 
 def test_only_the_forgotten_items_of_a_class_that_is_gone_are_relabelled(ready, halves):
@@ -104,7 +114,7 @@ def test_how_much_of_each_class_a_group_stands_for(two_groups):
 )
 def test_less_than_a_hundredth_of_a_class_is_none(two_groups, keep, careful):
     # The first class is the first group's alone.
-    expected = (pytest.approx(0.02), 0.0) if careful else (0.2, 0.5)
+    expected = (pytest.approx(0.04), 0.0) if careful else (0.2, 0.5)
     some = two_groups._replace(y=two_groups.y.at[..., 2].set(0))  # the third class is everywhere
     assert unlearn.where_to_start(some, np.array(keep), 0.2, 0.5) == expected
 
@@ -163,3 +173,9 @@ def test_a_class_that_never_was_is_not_gone(halves):
     keep = jnp.ones(20)
     assert unlearn.where_to_start(none, keep, 0.5, 0.75) == (0.5, 0.75)
     assert not np.asarray(unlearn.classes_gone(unlearn.class_frequency(none), keep)).any()
+
+
+@pytest.mark.parametrize("amount", [0.0, -1.0, float("nan")])
+def test_an_amount_that_goes_nowhere_is_refused(ready, amount):
+    with pytest.raises(ValueError, match=f"amount={amount}; it must be positive"):
+        ddm.make_forget(ready.task, steps=5, optimizer=OPTIMIZER, amount=amount)
