@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         share_out,
         spread_points,
     )
-    from ddm_jax.privacy import nearest_training_points
+    from ddm_jax.privacy import membership_by_distance, nearest_training_points
     from ddm_jax.profiles import compare_profiles, profile
     from ddm_jax.subsets import Additivity, additivity, counterfactual, pair_masks
     from ddm_jax.synset import initial_synset
@@ -84,7 +84,7 @@ _NAMES = {
         "share_out",
         "spread_points",
     ),
-    "privacy": ("nearest_training_points",),
+    "privacy": ("membership_by_distance", "nearest_training_points"),
     "profiles": ("compare_profiles", "profile"),
     "unlearn": ("klom", "make_forget", "membership_auc"),
     "synset": ("initial_synset",),
@@ -151,6 +151,7 @@ __all__ = [
     "make_trajectory_influence",
     "make_tree",
     "membership_auc",
+    "membership_by_distance",
     "metrics",
     "models",
     "nearest_training_points",

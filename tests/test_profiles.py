@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import ddm_jax as ddm
-from ddm_jax import privacy
 
 
 def test_a_matrix_is_like_itself_and_unlike_its_negative(rng):
@@ -90,9 +89,9 @@ def test_shapes_of_other_kinds_are_refused():
 def test_members_are_told_by_their_distance(rng):
     members, others = rng.standard_normal((40, 3)), rng.standard_normal((30, 3))
     copies = members.reshape(8, 5, 3)
-    assert privacy.membership_by_distance(copies, members, others) == 1
-    assert privacy.membership_by_distance(copies, others, members) == 0
+    assert ddm.membership_by_distance(copies, members, others) == 1
+    assert ddm.membership_by_distance(copies, others, members) == 0
     far = 1000 + rng.standard_normal((8, 5, 3))
-    assert 0.3 < privacy.membership_by_distance(far, members, others) < 0.7
+    assert 0.3 < ddm.membership_by_distance(far, members, others) < 0.7
     with pytest.raises(ValueError, match="with inputs of one shape"):
-        privacy.membership_by_distance(copies, members, others[:, :2])
+        ddm.membership_by_distance(copies, members, others[:, :2])
