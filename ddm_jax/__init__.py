@@ -7,7 +7,7 @@ the `ddm` command answers at once.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 if TYPE_CHECKING:
     from ddm_jax import data, estimators, metrics, models, objectives, quality
