@@ -63,9 +63,8 @@ def membership_by_distance(items: Any, members: Any, others: Any) -> float:
     Raises:
         ValueError: for shapes that do not fit.
     """
+    from sklearn.metrics import roc_auc_score
     from sklearn.neighbors import NearestNeighbors
-
-    from ddm_jax.unlearn import membership_auc
 
     items, members, others = np.asarray(items), np.asarray(members), np.asarray(others)
     if items.ndim < 3 or not items.shape[2:] == members.shape[1:] == others.shape[1:]:
@@ -75,4 +74,5 @@ def membership_by_distance(items: Any, members: Any, others: Any) -> float:
         )
     search = NearestNeighbors(n_neighbors=1).fit(items.reshape(-1, members[0].size))
     near = [search.kneighbors(each.reshape(len(each), -1))[0][:, 0] for each in (members, others)]
-    return membership_auc(*near)
+    told = np.r_[np.ones(len(members)), np.zeros(len(others))]
+    return float(roc_auc_score(told, -np.concatenate(near)))
