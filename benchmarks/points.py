@@ -53,19 +53,19 @@ def synset_rows(ready: Ready, variants: dict[str, dict[str, Any]]) -> list[dict[
     data, query = jax.device_put((plan.split.train, plan.split.test))
     rows = []
     for name, settings in variants.items():
-        by_margin = "by margin" in name
         estimator = estimators.make_synset_influence(
             plan.task,
             plan.trainer.train,
             weight_decay=plan.config.train.weight_decay,
-            output=plan.task.output if by_margin else plan.truth_output,
-            **settings,
+            **({"output": plan.truth_output} | settings),
         )
         begin = time.perf_counter()
         state = estimator.fit(jax.random.key(0), ready.target, data, np.arange(len(data.x)))
         jax.block_until_ready(state)
         fitted = time.perf_counter()
-        scores = np.asarray(estimator.score(state, query)) * (-1 if by_margin else 1)
+        scores = np.asarray(estimator.score(state, query))
+        if "output" in settings:  # a margin: the loss, which is the truth, falls as it rises
+            scores = -scores
         seconds = {
             "offline_seconds": fitted - begin,
             "online_seconds": time.perf_counter() - fitted,
@@ -176,11 +176,12 @@ def dattri(seed: int, data_dir: str) -> list[dict[str, Any]]:
     """One network and ten on dattri's MLP protocol."""
     ready = protocol.prepare("dattri-mlp", seed, data_dir=data_dir)
     base = SETTINGS["dattri-mlp"]
+    by_margin = base | {"output": ready.plan.task.output}
     variants = {
         "synset, M=5": base,
-        "synset, M=5, by margin": base,
-        "synset, M=1, by margin, ten networks": base | {"items": 1, "networks": 10},
-        "synset, M=5, by margin, ten networks": base | {"networks": 10},
+        "synset, M=5, by margin": by_margin,
+        "synset, M=1, by margin, ten networks": by_margin | {"items": 1, "networks": 10},
+        "synset, M=5, by margin, ten networks": by_margin | {"networks": 10},
     }
     return [*synset_rows(ready, variants), ceilings(ready)]
 

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 import protocol
 
-import ddm_jax as ddm
 from ddm_jax import candidates, config, privacy
 from ddm_jax.plan import Plan, make_plan
 
@@ -136,13 +135,7 @@ def main() -> None:
             run = jax.jit(plan.trainer.train)(
                 jax.random.key(seed), jax.device_put(train), jnp.ones(len(train.x))
             )
-            groups = ddm.make_groups(
-                "class_kmeans",
-                features=train.x,
-                labels=train.y.argmax(1),
-                num_groups=plan.config.cluster.num_groups,
-                seed=seed,
-            )
+            groups = protocol.cluster(plan)
             found, images = exposure_rows(plan, run, groups, None, plan.config.distill.steps)
             each.append([{"case": "MNIST 5,000, MLP"} | row for row in found])
             shown.setdefault("MNIST", images)

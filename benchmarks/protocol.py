@@ -27,6 +27,7 @@ import ddm_jax as ddm
 from ddm_jax import config, evaluate
 from ddm_jax.evaluate import Ready, peak_gib
 from ddm_jax.loo import Response
+from ddm_jax.plan import Plan
 from ddm_jax.report import without_nan
 from ddm_jax.workdir import Progress, versions
 
@@ -65,6 +66,18 @@ def prepare(
     chosen = config.override(config.preset(preset), [f"seed={seed}", *place, *changes])
     say(f"{preset}, partition {seed}")
     return evaluate.prepare(chosen, folder or WORK / f"{preset}-{seed}", PROGRESS)
+
+
+def cluster(plan: Plan, train: ddm.Batch | None = None) -> np.ndarray:
+    """The groups of a plan's settings, of its own training data or of others in their place."""
+    data = plan.split.train if train is None else train
+    return ddm.make_groups(
+        plan.config.cluster.method,
+        features=data.x,
+        labels=np.asarray(data.y).argmax(1),
+        num_groups=plan.config.cluster.num_groups,
+        seed=plan.config.seed,
+    )
 
 
 def real_response(ready: Ready, steps: int, optimizer: optax.GradientTransformation) -> Response:

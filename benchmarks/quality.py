@@ -138,14 +138,7 @@ def scores(
         each = make_retrained(plan, probability)(masks, keys[1], data, data)
         return -each[folds, every]
 
-    cluster = plan.config.cluster
-    groups = ddm.make_groups(
-        cluster.method,
-        features=train.x,
-        labels=labels,
-        num_groups=cluster.num_groups,
-        seed=seed,
-    )
+    groups = protocol.cluster(plan, train)
     settings = {"steps": plan.config.online.steps, "rewind": plan.config.online.rewind}
     measured = candidates.make_ddm_candidate(plan._replace(truth_output=task.output), settings)
     synset: list[Any] = []

@@ -100,13 +100,7 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
     runs = [train(key, data, jnp.ones(size)) for key in keys[:seeds]]
     jax.block_until_ready(runs)
     protocol.say(f"{name}, partition {seed}: {(time.perf_counter() - begin) / seeds:.1f} s each")
-    groups = ddm.make_groups(
-        "class_kmeans",
-        features=plan.split.train.x,
-        labels=labels,
-        num_groups=chosen.cluster.num_groups,
-        seed=seed,
-    )
+    groups = protocol.cluster(plan)
     count = int(groups.max()) + 1
     distil = ddm.make_ddm(
         plan.task,

@@ -67,10 +67,11 @@ def membership_by_distance(items: Any, members: Any, others: Any) -> float:
     from sklearn.neighbors import NearestNeighbors
 
     items, members, others = np.asarray(items), np.asarray(members), np.asarray(others)
-    if items.ndim < 3 or not items.shape[2:] == members.shape[1:] == others.shape[1:]:
+    same = items.shape[2:] == members.shape[1:] == others.shape[1:]
+    if items.ndim < 3 or not same or not (len(members) and len(others)):
         raise ValueError(
             f"items have shape {items.shape}, members {members.shape} and others {others.shape}; "
-            "they must be [K, M, ...], [N, ...] and [Q, ...] with inputs of one shape"
+            "they must be [K, M, ...], [N, ...] and [Q, ...] with inputs of one shape, none empty"
         )
     search = NearestNeighbors(n_neighbors=1).fit(items.reshape(-1, members[0].size))
     near = [search.kneighbors(each.reshape(len(each), -1))[0][:, 0] for each in (members, others)]

@@ -120,7 +120,7 @@ def low_quality(features: Any, labels: Any, neighbours: int = 10) -> np.ndarray:
         labels: [N] integers.
 
     Raises:
-        ValueError: for lengths that differ or no neighbours.
+        ValueError: for lengths that differ, features that are not finite or no neighbours.
     """
     flat, labels = _checked(features, labels)
     if neighbours < 1:
@@ -141,7 +141,7 @@ def redundant(features: Any, labels: Any) -> np.ndarray:
     Zero for an exact duplicate, negative for all others.
 
     Raises:
-        ValueError: for lengths that differ.
+        ValueError: for lengths that differ or features that are not finite.
     """
     flat, labels = _checked(features, labels)
     return -_distances(flat, labels, 1)[:, 0]
@@ -177,7 +177,11 @@ def _checked(features: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
             f"features have shape {features.shape} and labels {labels.shape}; they must be "
             "[N, ...] and [N]"
         )
-    return features.reshape(len(features), -1), labels
+    flat = features.reshape(len(features), -1)
+    wrong = np.flatnonzero(~np.isfinite(flat).all(1))
+    if wrong.size:
+        raise ValueError(f"{wrong.size} features hold NaN or infinity, the first is {wrong[0]}")
+    return flat, labels
 
 
 def _distances(flat: np.ndarray, labels: np.ndarray, neighbours: int) -> np.ndarray:

@@ -95,3 +95,5 @@ def test_members_are_told_by_their_distance(rng):
     assert 0.3 < ddm.membership_by_distance(far, members, others) < 0.7
     with pytest.raises(ValueError, match="with inputs of one shape"):
         ddm.membership_by_distance(copies, members, others[:, :2])
+    with pytest.raises(ValueError, match="none empty"):
+        ddm.membership_by_distance(copies, members[:0], others)

@@ -80,6 +80,8 @@ def test_what_is_refused():
         quality.redundant(np.zeros((3, 2)), np.zeros(4))
     with pytest.raises(ValueError, match="neighbours=0"):
         quality.low_quality(np.zeros((3, 2)), np.zeros(3), 0)
+    with pytest.raises(ValueError, match="1 features hold NaN or infinity, the first is 2"):
+        quality.low_quality(np.array([[0.0], [1.0], [np.nan]]), np.zeros(3))
     one = ddm.Batch(np.zeros((12, 2)), np.ones((12, 1)))
     with pytest.raises(ValueError, match="at least two classes"):
         quality.mislabelled(None, None, None, one, jax.random.key(0))
