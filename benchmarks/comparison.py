@@ -47,10 +47,10 @@ NOISE += ("truth.objective=margin",)  # what the points are asked to raise
 TUNING_PARTITION = 1  # of the wrong labels
 FIRST_PARTITION = 10  # results/comparison.json; another one's are in comparison_<partition>.json
 QUICK = (
-    "data.train_size=200",
+    "data.train_size=100",
     "data.test_size=60",
     "train.epochs=20",
-    "cluster.num_groups=20",
+    "cluster.num_groups=10",
     "distill.steps=50",
     "distill.distance=squared",
     "truth.subsets=8",
@@ -133,7 +133,7 @@ def main() -> None:
     """Run the protocols and write the results after each estimator."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", help="where TFDS keeps prepared data")
-    parser.add_argument("--quick", action="store_true", help="200 digits, two estimators")
+    parser.add_argument("--quick", action="store_true", help="100 digits, two estimators")
     parser.add_argument("--partition", type=int, default=FIRST_PARTITION)
     every = (*PRESETS, *MISLABELLED)
     parser.add_argument("--protocols", nargs="+", default=every, choices=every)
