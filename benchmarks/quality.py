@@ -173,6 +173,7 @@ def scores(
         "*mislabelled*",
         lambda: quality.mislabelled(task, trainer.train, run, data, keys[3]),
     )
+    keep("*kernel margins*", lambda: -quality.kernel_margins(train.x, train.y))
     keep("*low quality*", lambda: quality.low_quality(train.x, labels))
     keep("*redundant*", lambda: quality.redundant(train.x, labels))
     return found

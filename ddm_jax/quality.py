@@ -11,17 +11,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.linalg import cho_factor, cho_solve
 from scipy.stats import rankdata
 
-from ddm_jax.estimators.complexity_gap import make_complexity_gap
+from ddm_jax.estimators.complexity_gap import wide_network_kernel
 from ddm_jax.estimators.retraining import Train
-from ddm_jax.estimators.training_dynamics import make_training_dynamics
 from ddm_jax.parallel import in_batches
 from ddm_jax.types import Array, Batch, Task, TrainRun, take
 
-LARGEST = 12_000  # points of the complexity gap, which takes an N x N matrix
 PLANTED = 0.1  # of the labels, flipped on purpose to learn what a wrong one looks like
-RIDGE = 0.1  # inverse strength of the penalty on the weights that are learnt from them
+BLOCK = 4_000  # points of one kernel
+DAMPING = 0.03  # of the kernel, in units of its diagonal
+LEFT_OUT = 0.2  # of the points at most, from the kernel's training, as suspects
+ROUNDS = 3  # of leaving suspects out
 TINY = 1e-6
 UNSEEN = 0.2  # of a point, for a pair of classes that none of the suspects shows
 
@@ -29,12 +31,12 @@ UNSEEN = 0.2  # of a point, for a pair of classes that none of the suspects show
 def mislabelled(task: Task, train: Train, run: TrainRun, data: Batch, key: Array) -> np.ndarray:
     """How suspect each label is, [N]: the log odds that it is wrong, for a tenth of wrong ones.
 
-    Which sign of a wrong label can be trusted depends on the data: on digits a kernel that has
-    seen no training, on colour photographs the trained network's own loss. So a tenth of the
-    labels is flipped on purpose, one more network is trained on that, and a logistic regression
-    learns from the flips how much each sign (`label_signs`) is worth. Labels are flipped the way
-    the most suspect ones seem to have been: from the class that the network names instead to the
-    one given. The planted flips take no part in the scores, which are of the network given.
+    Which sign of a wrong label can be trusted depends on the data: on digits a kernel that knows
+    no network, on colour photographs also the trained network's own loss. So a tenth of the labels
+    is flipped on purpose, one more network is trained on that, and a logistic regression learns
+    from the flips how much each sign (`label_signs`) is worth. Labels are flipped the way the most
+    suspect ones seem to have been: from the class that the network names instead to the one given.
+    The planted flips take no part in the scores, which are of the network given.
 
     Args:
         train: `train(key, data, weights [N]) -> TrainRun`, as it trained `run`.
@@ -70,29 +72,67 @@ def mislabelled(task: Task, train: Train, run: TrainRun, data: Batch, key: Array
 
     from sklearn.linear_model import LogisticRegression
 
-    learnt = LogisticRegression(C=RIDGE).fit(label_signs(task, again, changed), planted)
+    learnt = LogisticRegression().fit(label_signs(task, again, changed), planted)
     return learnt.decision_function(signs)
 
 
 def label_signs(task: Task, run: TrainRun, data: Batch) -> np.ndarray:
-    """Signs that a label is wrong, `[N, 3]`, each by its rank: mean 0, deviation 1, bounded.
+    """Two signs that a label is wrong, `[N, 2]`, each of mean 0 and deviation 1.
 
-    The loss of the trained network, the area under the margin (`training_dynamics`: the label was
-    learnt late or never) and the complexity gap (`complexity_gap`: leaving the point out makes the
-    labels easier to fit, to a kernel that has seen no training). Beyond LARGEST points, where the
-    kernel does not fit, the first two, `[N, 2]`.
+    By its rank, the loss of the trained network; and minus `kernel_margins`.
     """
-    every = np.arange(len(data.x))
-    dynamics = make_training_dynamics(task, measure="margin")
-    signs = [
-        np.asarray(in_batches(task.loss)(run.params, data)),
-        -np.asarray(dynamics.fit(jax.random.key(0), run, data, every).values),
-    ]
-    if len(every) <= LARGEST:
-        gap = make_complexity_gap().fit(jax.random.key(0), run, data, every)
-        signs.append(-np.asarray(gap.values))
-    ranks = np.stack([(rankdata(sign) - 0.5) / len(every) for sign in signs], 1)
-    return (ranks - 0.5) * 12**0.5
+    losses = np.asarray(in_batches(task.loss)(run.params, data))
+    margins = kernel_margins(data.x, data.y)
+    signs = np.stack([rankdata(losses), -margins], 1)
+    return (signs - signs.mean(0)) / np.maximum(signs.std(0), TINY)
+
+
+def kernel_margins(x: Any, y: Any) -> np.ndarray:
+    """By how much a kernel that has not seen point i prefers its label to all others, [N].
+
+    Ridge regression of the labels with `wide_network_kernel`, predicting each point from the
+    others, in closed form: `f_i = y_i - (A y)_i / A_ii` with `A = (H + damping)^-1`; the margin is
+    the label's output less the largest other, about -1 to 1. Wrong labels also mislead the kernel
+    about others, so ROUNDS times the points whose label it contradicts, LEFT_OUT of all at most,
+    are left out of its training and all points are judged again. On points dealt into blocks of
+    BLOCK at most, each with its own kernel.
+
+    Args:
+        x: inputs [N, ...].
+        y: labels one-hot [N, C].
+    """
+    size = len(x)
+    blocks = np.arange(size) % -(-size // BLOCK)
+    x, y = np.asarray(x), np.asarray(y)
+    margins = np.empty(size)
+    for block in range(blocks.max() + 1):
+        inside = blocks == block
+        margins[inside] = _kernel_margins(x[inside], y[inside])
+    return margins
+
+
+@jax.jit
+def _kernel_margins(x: Array, y: Array) -> Array:
+    kernel = wide_network_kernel(x)
+    size = len(x)
+    index = jnp.arange(size)
+    most = max(int(LEFT_OUT * size), 1)
+
+    def margins(trained: Array) -> Array:
+        # A point with a huge damping has no say in the others, and they predict it all the same.
+        damped = kernel + jnp.diag(jnp.where(trained, 0.5 * DAMPING, 1e4))
+        inverse = cho_solve(cho_factor(damped), jnp.eye(size))
+        share = jnp.sum(y * trained[:, None], 0) / jnp.sum(trained)
+        away = y - share
+        predicted = y - (inverse @ away) / jnp.diag(inverse)[:, None]
+        own = jnp.sum(jnp.where(y > 0, predicted, 0), 1)
+        return own - jnp.max(jnp.where(y > 0, -jnp.inf, predicted), 1)
+
+    def clean(_: int, found: Array) -> Array:
+        bound = jnp.minimum(jnp.sort(found)[most], 0.0)
+        return margins(found >= bound)
+
+    return jax.lax.fori_loop(0, ROUNDS, clean, margins(index >= 0))
 
 
 def _second_guess(task: Task, run: TrainRun, data: Batch) -> np.ndarray:

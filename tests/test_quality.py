@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 
 import ddm_jax as ddm
 from ddm_jax import quality
+from ddm_jax.estimators.complexity_gap import wide_network_kernel
 
 
 def suspicion(planted, key=0):
@@ -27,18 +28,17 @@ def test_wrong_labels_come_first(planted):
     assert spearmanr(found, other).statistic > 0.9
 
 
-def test_signs_are_ranks_of_unit_deviation(planted, monkeypatch):
+def test_signs_have_unit_deviation(planted):
     signs = quality.label_signs(planted.task, planted.run, planted.data)
-    assert signs.shape == (150, 3)
-    expected = ((np.arange(150) + 0.5) / 150 - 0.5) * np.sqrt(12)
-    np.testing.assert_allclose(np.sort(signs, 0), np.repeat(expected[:, None], 3, 1))
+    assert signs.shape == (150, 2)
+    np.testing.assert_allclose(signs.mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(signs.std(0), 1, rtol=1e-6)
     losses = np.asarray(planted.task.loss(planted.run.params, planted.data))
     np.testing.assert_array_equal(np.argsort(signs[:, 0]), np.argsort(losses))
+    margins = quality.kernel_margins(planted.data.x, planted.data.y)
+    np.testing.assert_array_equal(np.argsort(signs[:, 1]), np.argsort(-margins))
     bad = planted.groups == 10
     assert (signs[bad].mean(0) > 1).all()
-    monkeypatch.setattr(quality, "LARGEST", 149)
-    fewer = quality.label_signs(planted.task, planted.run, planted.data)
-    np.testing.assert_array_equal(fewer, signs[:, :2])
 
 
 def test_a_sign_that_says_nothing_has_no_weight(planted, monkeypatch, rng):
@@ -47,11 +47,48 @@ def test_a_sign_that_says_nothing_has_no_weight(planted, monkeypatch, rng):
 
     def noise_and_signs(task, run, data):
         signs = real(task, run, data)
-        return np.concatenate([rng.standard_normal((150, 2)), signs[:, 2:]], 1)
+        return np.concatenate([rng.standard_normal((150, 2)), signs[:, 1:]], 1)
 
     monkeypatch.setattr(quality, "label_signs", noise_and_signs)
     found = suspicion(planted)
     assert ddm.metrics.detection(found, planted.groups == 10).auc > 0.9
+
+
+def test_kernel_margins_are_those_of_regression_without_the_point_and_the_suspects(rng):
+    """Against ridge regression that is fitted anew for each point, on what is not left out."""
+    x = rng.standard_normal((30, 4)) + 4 * np.repeat(np.eye(3, 4), 10, 0)
+    labels = np.repeat(np.arange(3), 10)
+    wrong = [3, 14]
+    labels[wrong] = [1, 2]
+    y = np.eye(3)[labels]
+    kernel = np.asarray(wide_network_kernel(x), np.float64)
+    every = np.arange(30)
+
+    def fitted_anew(trained):
+        margins = []
+        for point in every:
+            others = trained[trained != point]
+            share = y[trained].mean(0)
+            gram = kernel[np.ix_(others, others)] + 0.5 * quality.DAMPING * np.eye(len(others))
+            outputs = share + kernel[point, others] @ np.linalg.solve(gram, y[others] - share)
+            margins.append(outputs[labels[point]] - np.delete(outputs, labels[point]).max())
+        return np.array(margins)
+
+    expected = fitted_anew(every)
+    for _ in range(quality.ROUNDS):
+        most = np.sort(expected)[int(quality.LEFT_OUT * 30)]
+        expected = fitted_anew(np.flatnonzero(expected >= min(most, 0)))
+    np.testing.assert_allclose(quality.kernel_margins(x, y), expected, atol=2e-3)
+    assert set(np.argsort(expected)[:2]) == set(wrong)
+
+
+def test_kernel_margins_in_blocks(planted, monkeypatch):
+    whole = quality.kernel_margins(planted.data.x, planted.data.y)
+    monkeypatch.setattr(quality, "BLOCK", 75)
+    halves = quality.kernel_margins(planted.data.x, planted.data.y)
+    even = quality.kernel_margins(planted.data.x[::2], planted.data.y[::2])
+    np.testing.assert_allclose(halves[::2], even, atol=1e-5)
+    assert spearmanr(whole, halves).statistic > 0.8
 
 
 def test_odd_and_redundant_points():
