@@ -3,7 +3,9 @@
 Digits, K = 200 leaves of about five images in K0 = 10 nodes; truth: each leaf left out and 40
 random halves of the leaves, 8 retrainings each. *Opened*: nodes looked into, for each query. Leaves
 that were not looked at get what the synset's influence function says of their points, scaled for
-each query to those that were. Shape and settings were chosen on partition 1.
+each query to those that were. *Slopes*: all leaves by one reverse sweep through the updates, which
+counts as the updates of one query that take as long; *measured*: the leaves with the largest slopes
+left out each. Shape and settings were chosen on partition 1.
 
 Additivity, on the digits preset (50 groups): joint effects of pairs and of halves against the sums
 of single ones, for the distilled datamodel and for retraining (3 seeds), and what each says of the
@@ -31,8 +33,10 @@ from ddm_jax import config, evaluate
 from ddm_jax.evaluate import Ready
 from ddm_jax.hierarchy import Tree, consistency
 from ddm_jax.plan import make_plan
+from ddm_jax.types import Batch
 
 TOP, LEAVES = 10, 200
+MEASURED = 10
 PAIRS, HALVES, SEEDS = 60, 40, 3
 QUICK = ("data.train_size=300", "truth.subsets=8", "truth.subset_seeds=2", "truth.seeds=2")
 
@@ -104,6 +108,20 @@ def hierarchy_rows(ready: Ready, tree: Tree, quick: bool) -> list[dict[str, Any]
         step_items=online.step_items,
     )
     effects = ddm.make_hierarchical(ddm.ddm_response(finetune, plan.truth_output), tree)
+    response = plan.make_response(float(plan.stable_rate(start, leaves.synset)))
+    sweep = ddm.response_slopes(response, len(scores))
+    measured = 3 if quick else MEASURED
+    selective = ddm.make_selective(response, len(scores), measured)
+    one = Batch(query.x[:1], query.y[:1])
+    masks = ddm.leave_one_out_masks(len(scores))[:21]
+    outputs = ddm.subset_outputs(response)
+    _, updates = protocol.timed(outputs, masks, start, leaves.synset, one)
+    _, swept = protocol.timed(sweep, start, leaves.synset, one)
+    cost = swept / updates * len(masks)
+    slopes, seconds = protocol.timed(sweep, start, leaves.synset, query)
+    judged("slopes", slopes, cost, seconds)
+    found, seconds = protocol.timed(selective, start, leaves.synset, query)
+    judged(f"slopes, {measured} leaves measured", found, cost + 1 + measured, seconds)
     for opened in (0, 1, 3) if quick else (0, 1, 2, 3):
         for what, known in (("by size", None), ("by points", points)):
             begin = time.perf_counter()

@@ -152,9 +152,9 @@ def score_response(
     row["share_of_retraining"] = example_gradients / ready.target.rows.size
     if single:
         masks = ddm.leave_one_out_masks(int(ready.groups.max()) + 1)
-        kept, row["seconds_all_groups"] = _timed(outputs, masks, *args)
+        kept, row["seconds_all_groups"] = timed(outputs, masks, *args)
         row |= score_effects(ready, kept[0] - kept[1:])
-    halves, seconds = _timed(outputs, truth.masks, *args)
+    halves, seconds = timed(outputs, truth.masks, *args)
     row["seconds_all_subsets"] = seconds
     row["seconds_share_of_retraining"] = seconds / len(truth.masks) / truth.seconds
     row |= score_subsets(ready, halves)
@@ -220,7 +220,7 @@ def score_grad_dot(ready: Ready) -> dict[str, Any]:
     estimator = ddm.make_grad_dot(ready.plan.task, ready.plan.truth_output)
     data, query = jax.device_put((ready.plan.split.train, ready.plan.split.test))
     state = estimator.fit(jax.random.key(0), ready.target, data, ready.groups)
-    scores, seconds = _timed(estimator.score, state, query)
+    scores, seconds = timed(estimator.score, state, query)
     row: dict[str, Any] = {"estimator": "grad-dot", "seconds_all_groups": seconds}
     row |= score_effects(ready, scores)
     return row | score_subsets(ready, ddm.metrics.additive_outputs(scores, ready.truth.masks))
@@ -234,7 +234,7 @@ def additive_row(ready: Ready) -> dict[str, Any]:
     return row | score_subsets(ready, predicted)
 
 
-def _timed(fn: Callable[..., Any], *args: Any) -> tuple[np.ndarray, float]:
+def timed(fn: Callable[..., Any], *args: Any) -> tuple[np.ndarray, float]:
     """Result and seconds: of a second call, without compilation, unless the first one is long."""
     begin = time.perf_counter()
     result = np.asarray(fn(*args))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ddm_jax.cluster import check_groups, make_groups
     from ddm_jax.distill import make_distiller, make_match_points, trajectory_indices
     from ddm_jax.estimators import make_ddm, make_grad_dot, make_retraining, retraining_response
-    from ddm_jax.hierarchy import Tree, make_hierarchical, make_tree
+    from ddm_jax.hierarchy import Tree, make_hierarchical, make_selective, make_tree
     from ddm_jax.loo import (
         check_masks,
         ddm_response,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         leave_one_out_masks,
         make_finetune,
         random_masks,
+        response_slopes,
         ridge_datamodel,
         subset_outputs,
         trajectory_point,
@@ -63,6 +64,7 @@ _NAMES = {
         "leave_one_out_masks",
         "make_finetune",
         "random_masks",
+        "response_slopes",
         "ridge_datamodel",
         "subset_outputs",
         "trajectory_point",
@@ -77,7 +79,7 @@ _NAMES = {
     "models": ("classification", "regression"),
     "parallel": ("device_vmap",),
     "subsets": ("Additivity", "additivity", "counterfactual", "pair_masks"),
-    "hierarchy": ("Tree", "make_hierarchical", "make_tree"),
+    "hierarchy": ("Tree", "make_hierarchical", "make_selective", "make_tree"),
     "points": (
         "make_point_influence",
         "make_trajectory_influence",
@@ -145,6 +147,7 @@ __all__ = [
     "make_matching_loss",
     "make_point_influence",
     "make_retraining",
+    "make_selective",
     "make_synset_gradient",
     "make_train",
     "make_trainer",
@@ -161,6 +164,7 @@ __all__ = [
     "quality",
     "random_masks",
     "regression",
+    "response_slopes",
     "retraining_response",
     "ridge_datamodel",
     "share_out",

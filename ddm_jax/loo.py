@@ -23,7 +23,7 @@ from jax import lax
 from ddm_jax.gradients import flatten, hessian_products
 from ddm_jax.matching import synset_batch
 from ddm_jax.objectives import Output
-from ddm_jax.parallel import device_vmap
+from ddm_jax.parallel import chunked_vmap, device_vmap
 from ddm_jax.pieces import value_and_gradient
 from ddm_jax.types import Array, Batch, Params, Synset, Task, take
 
@@ -93,7 +93,8 @@ def make_finetune(
             return (optax.apply_updates(params, updates), state), None
 
         turns = jnp.arange(steps) % len(mass)
-        return lax.scan(step, (params, optimizer.init(params)), turns)[0][0]
+        # Whoever differentiates through it keeps a network a step, and not what each step computed.
+        return lax.scan(jax.checkpoint(step), (params, optimizer.init(params)), turns)[0][0]
 
     return finetune
 
@@ -245,8 +246,7 @@ def leave_one_out(response: Response, num_groups: int, **placement: Any) -> Call
     Raises:
         ValueError: for fewer than two groups: without the only one nothing would be kept.
     """
-    if num_groups < 2:
-        raise ValueError(f"num_groups={num_groups}; leave-one-out needs at least 2 groups")
+    check_num_groups(num_groups)
     outputs = subset_outputs(response, **placement)
 
     def scores(*args: Any) -> Array:
@@ -254,6 +254,32 @@ def leave_one_out(response: Response, num_groups: int, **placement: Any) -> Call
         return kept[0] - kept[1:]
 
     return scores
+
+
+def check_num_groups(num_groups: int) -> None:
+    """Raise a ValueError for fewer than two groups."""
+    if num_groups < 2:
+        raise ValueError(f"num_groups={num_groups}; leave-one-out needs at least 2 groups")
+
+
+def response_slopes(response: Response, num_groups: int) -> Callable[..., Array]:
+    """Make `slopes(*args) -> [K, Q]`, `d response / d keep_k` where every group is kept.
+
+    To first order what `leave_one_out` measures, by one reverse sweep through the updates for each
+    query: two to three updates' time, whatever K is. Large effects come out of another size, the
+    order is much the same. At a rate above the stable one (`stable_rate`) the derivative explodes.
+
+    Raises:
+        ValueError: for fewer than two groups.
+    """
+    check_num_groups(num_groups)
+
+    @jax.jit
+    def slopes(*args: Any) -> Array:
+        outputs, pull = jax.vjp(lambda keep: response(keep, *args), jnp.ones(num_groups))
+        return chunked_vmap(lambda one: pull(one)[0])(jnp.eye(len(outputs))).T
+
+    return slopes
 
 
 def ridge_datamodel(masks: Any, outputs: Any, strength: float = 1.0) -> np.ndarray:

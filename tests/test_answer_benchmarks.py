@@ -21,6 +21,9 @@ def test_hierarchy():
     rows = {row["estimator"]: row for row in result["hierarchy"]}
     assert rows["flat"]["updates"] == 41
     assert rows["1 opened, the rest by points"]["updates"] == 16
+    selective = rows["slopes, 3 leaves measured"]
+    assert rows["slopes"]["updates"] < selective["updates"]
+    assert rows["slopes"]["pearson"] < selective["pearson"]
     by_size = [rows[f"{opened} opened, the rest by size"]["pearson"] for opened in (0, 3)]
     assert by_size[0] < by_size[1] < rows["flat"]["pearson"] + 0.05
     sums = {(row["subsets"], row["by"]): row for row in result["additivity"]}
