@@ -25,20 +25,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import protocol
 
 import ddm_jax as ddm
 from ddm_jax import config, evaluate
 from ddm_jax.evaluate import Ready
 from ddm_jax.hierarchy import Tree, consistency
+from ddm_jax.loo import Response
 from ddm_jax.plan import make_plan
 from ddm_jax.types import Batch
 
 TOP, LEAVES = 10, 200
 MEASURED = 10
 PAIRS, HALVES, SEEDS = 60, 40, 3
-QUICK = ("data.train_size=300", "truth.subsets=8", "truth.subset_seeds=2", "truth.seeds=2")
+QUICK = (
+    "data.train_size=300",
+    "truth.subsets=8",
+    "truth.subset_seeds=2",
+    "truth.seeds=2",
+    "online.steps=15",
+)
 
 
 def prepare(seed: int, folder: Path, quick: bool) -> tuple[Ready, Tree]:
@@ -99,22 +105,25 @@ def hierarchy_rows(ready: Ready, tree: Tree, quick: bool) -> list[dict[str, Any]
     np.add.at(points, tree.leaves, each)
     judged("points alone", points, 0, time.perf_counter() - begin)
     start = ddm.trajectory_point(ready.target.checkpoints, online.rewind)
-    rate = float(plan.stable_rate(start, nodes.synset))
-    finetune = ddm.make_finetune(
-        plan.task,
-        steps=online.steps,
-        optimizer=optax.sgd(rate, online.momentum, nesterov=True),
-        weight_decay=decay,
-        step_items=online.step_items,
-    )
-    effects = ddm.make_hierarchical(ddm.ddm_response(finetune, plan.truth_output), tree)
-    response = plan.make_response(float(plan.stable_rate(start, leaves.synset)))
-    sweep = ddm.response_slopes(response, len(scores))
+
+    def response(synset: ddm.Synset) -> Response:
+        finetune = ddm.make_finetune(
+            plan.task,
+            steps=online.steps,
+            optimizer=protocol.online_sgd(ready, start, synset),
+            weight_decay=decay,
+            step_items=online.step_items,
+        )
+        return ddm.ddm_response(finetune, plan.truth_output)
+
+    effects = ddm.make_hierarchical(response(nodes.synset), tree)
+    closely = response(leaves.synset)
+    sweep = ddm.response_slopes(closely, len(scores))
     measured = 3 if quick else MEASURED
-    selective = ddm.make_selective(response, len(scores), measured)
+    selective = ddm.make_selective(closely, len(scores), measured)
     one = Batch(query.x[:1], query.y[:1])
     masks = ddm.leave_one_out_masks(len(scores))[:21]
-    outputs = ddm.subset_outputs(response)
+    outputs = ddm.subset_outputs(closely)
     _, updates = protocol.timed(outputs, masks, start, leaves.synset, one)
     _, swept = protocol.timed(sweep, start, leaves.synset, one)
     cost = swept / updates * len(masks)
