@@ -5,9 +5,22 @@ the `ddm` command answers at once.
 """
 
 import importlib
+import os
+from contextlib import suppress
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"
+
+_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
+with suppress(metadata.PackageNotFoundError):
+    # On a CPU, jaxlib 0.10.2 computes `-(a * b).sum(-1)` under `vmap` with a shared `a` wrongly
+    # from the 32,769th result on: `optax.softmax_cross_entropy` of 50 networks on the same 800
+    # labels, for one. It fuses such sums into one call; without that, nothing is slower. Versions
+    # before and after are right. XLA reads this when it computes for the first time.
+    if metadata.version("jaxlib") == "0.10.2" and _FUSIONS not in os.environ.get("XLA_FLAGS", ""):
+        _sums = f"--{_FUSIONS}=-LIBRARY_FUSION_TYPE_REDUCE"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_sums}".strip()
 
 if TYPE_CHECKING:
     from ddm_jax import data, estimators, metrics, models, objectives, quality

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,3 +119,32 @@ def test_a_class_out_of_range_is_named(index):
 def test_unknown_names_are_refused(name):
     with pytest.raises(ValueError, match=r"unknown objective .* margin, loss, .* logit:3"):
         objectives.make_objective(name, _apply)
+
+
+@pytest.mark.parametrize("name", ["margin", "loss", "probability"])
+def test_many_networks_on_many_queries_are_as_each_alone(name, rng):
+    """JAX 0.10.2 sums wrongly from 32,769 results on, unless `ddm_jax` was imported first."""
+    weights = jnp.asarray(rng.standard_normal((50, 6, 10)), jnp.float32)
+    x = jnp.asarray(rng.standard_normal((800, 6)), jnp.float32)
+    batch = Batch(x, jnp.eye(10)[rng.integers(0, 10, 800)])
+    output = objectives.make_objective(name, lambda params, x: x @ params)
+    each = np.stack([np.asarray(output(some, batch)) for some in weights])
+    together = jax.jit(jax.vmap(output, (0, None)))(weights, batch)
+    np.testing.assert_allclose(together, each, rtol=1e-4, atol=1e-4)
+    assert each.size > 32_768
+
+
+def test_what_the_user_told_xla_stands():
+    code = "import os, ddm_jax; print(os.environ.get('XLA_FLAGS', ''))"
+    own = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
+    for given in (own, "--xla_dump_to=here"):
+        told = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"XLA_FLAGS": given},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert told.startswith(given)
+        if given == own:
+            assert told.strip() == own
