@@ -257,6 +257,7 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
     synset = run.synset.synset
     careful, rewind = unlearn.where_to_start(synset, mask, 1.0, online.rewind)
     start = trajectory_point(run.target.checkpoints, rewind)
+    amount = _amount(run)
     rate = careful * (online.learning_rate or float(plan.stable_rate(start, synset)))
     unlearned = jax.jit(
         unlearn.make_forget(
@@ -265,6 +266,7 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
             optimizer=optax.sgd(rate, online.momentum or None, nesterov=True),
             weight_decay=train.weight_decay,
             step_items=online.step_items,
+            amount=amount,
         )
     )
     params = unlearned(run.target.params, start, synset, jnp.asarray(mask))
@@ -296,11 +298,30 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
         "This is no proof of deletion: it says how the network behaves, and the synset and the "
         "kept checkpoints still hold the forgotten groups. Delete or distil those again.",
     ]
+    if careful == 1.0:
+        sentences.append(
+            f"The network moved by {amount:.2f} times what the updates do: by so much more "
+            "retraining did than they, without the groups that the run checked itself on."
+        )
     if not check:
         sentences.append("With --check it stands beside exact retraining.")
     figure = bars_figure(means, rows[0][1:])
     arrays = {"groups": gone, **{k.replace(" ", "_"): v for k, v in means.items()}}
     return Answer("Forgetting", sentences, rows, figure, arrays), params
+
+
+def _amount(run: Finished) -> float:
+    """How far to forget, by the run's own check; one where it has none."""
+    plan, path = run.plan, run.workdir / "check"
+    if not checkpoint.exists(path) or plan.config.check.groups == 0:
+        return 1.0
+    if checkpoint.metadata(path)["fingerprint"] != fingerprint_of(plan, "check"):
+        return 1.0
+    check = pipeline.check_stage(plan, run.workdir, SILENT, run.target, run.groups, run.synset)
+    single = slice(1, 1 + len(check.groups))
+    both = (check.predicted, check.retrained.mean(0))
+    estimated, retrained = (outputs[:1] - outputs[single] for outputs in both)
+    return unlearn.calibrated_amount(estimated, retrained)
 
 
 def compare_networks(first: Finished, second: Finished, top: int = 5) -> Answer:

@@ -57,7 +57,8 @@ def make_forget(
     `where_to_start`.
 
     Args:
-        amount: how far to go, positive. Few steps undo only a part of what the groups did.
+        amount: how far to go, positive. Few steps undo only a part of what the groups did;
+            `calibrated_amount` says by how much.
 
     Raises:
         ValueError: for an amount that is not positive.
@@ -84,6 +85,33 @@ def make_forget(
         return lax.cond(gone, lambda: moved, difference)
 
     return forget
+
+
+def calibrated_amount(estimated: Any, retrained: Any) -> float:
+    """By how much retrained effects are larger than estimated ones: the amount to forget with.
+
+    The slope through zero of what leaving groups out did in retraining on what the updates say,
+
+        sum_{k q} estimated_kq retrained_kq / sum_{k q} estimated_kq^2
+
+    and one where that is not positive: such estimates say nothing.
+
+    Args:
+        estimated, retrained: effects of some groups [G, Q], as of `loo.leave_one_out`.
+
+    Raises:
+        ValueError: for shapes that differ or effects that are not finite.
+    """
+    estimated, retrained = np.asarray(estimated, float), np.asarray(retrained, float)
+    if estimated.shape != retrained.shape or not estimated.size:
+        raise ValueError(
+            f"estimated effects have shape {estimated.shape} and retrained ones "
+            f"{retrained.shape}; both must be [G, Q], of one group at least"
+        )
+    if not (np.isfinite(estimated).all() and np.isfinite(retrained).all()):
+        raise ValueError("the effects hold NaN or infinity")
+    slope = (estimated * retrained).sum() / max((estimated**2).sum(), 1e-30)
+    return float(slope) if slope > 0 else 1.0
 
 
 def relabel_forgotten(

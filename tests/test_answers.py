@@ -9,7 +9,7 @@ import pytest
 from tiny_run import compile_once, finished, tiny_config  # noqa: F401
 from typer.testing import CliRunner
 
-from ddm_jax import answers, checkpoint, config
+from ddm_jax import answers, checkpoint, config, pipeline, unlearn
 from ddm_jax.cli import app
 
 NAMES = ("points", "quality", "counterfactual", "forget", "compare-networks")
@@ -87,6 +87,35 @@ def test_a_class_is_forgotten_beside_exact_retraining(run):
     assert all(jax.tree.leaves(moved))
     with pytest.raises(ValueError, match="class 'x'; choose one of 0, 1"):
         answers.groups_of_class(run, "x")
+
+
+def test_groups_are_forgotten_by_what_the_check_says(run, monkeypatch, tmp_path):
+    """The amount is the slope of the retrained effects on the predicted ones."""
+    check = pipeline.check_stage(
+        run.plan, run.workdir, answers.SILENT, run.target, run.groups, run.synset
+    )
+    count = len(check.groups)
+    retrained, predicted = check.retrained.mean(0), check.predicted
+    slope = np.linalg.lstsq(
+        (predicted[:1] - predicted[1 : 1 + count]).reshape(-1, 1),
+        (retrained[:1] - retrained[1 : 1 + count]).ravel(),
+    )[0][0]
+    amount = answers._amount(run)
+    assert amount == pytest.approx(slope if slope > 0 else 1.0, rel=1e-4)
+    assert answers._amount(run._replace(workdir=tmp_path)) == 1.0
+    monkeypatch.setattr(unlearn, "ABSENT", 0.0)  # here a group is a class, and would be gone
+    answer, moved = answers.forget(run, [2])
+    assert f"moved by {amount:.2f} times" in " ".join(answer.sentences)
+    monkeypatch.setattr(unlearn, "calibrated_amount", lambda *_: 2 * amount)
+    _, twice = answers.forget(run, [2])
+    jax.tree.map(
+        lambda start, one, two: np.testing.assert_allclose(
+            two - start, 2 * (one - start), atol=1e-5
+        ),
+        run.target.params,
+        moved,
+        twice,
+    )
 
 
 def test_a_network_is_like_itself_and_another_cut_is_refused(run):

@@ -179,3 +179,16 @@ def test_a_class_that_never_was_is_not_gone(halves):
 def test_an_amount_that_goes_nowhere_is_refused(ready, amount):
     with pytest.raises(ValueError, match=f"amount={amount}; it must be positive"):
         ddm.make_forget(ready.task, steps=5, optimizer=OPTIMIZER, amount=amount)
+
+
+def test_the_calibrated_amount_is_a_slope_through_zero(rng):
+    estimated = rng.standard_normal((4, 30))
+    noise = rng.standard_normal((4, 30))
+    noise -= (noise * estimated).sum() / (estimated**2).sum() * estimated
+    assert unlearn.calibrated_amount(estimated, 2.5 * estimated + noise) == pytest.approx(2.5)
+    assert unlearn.calibrated_amount(estimated, -estimated) == 1.0
+    assert unlearn.calibrated_amount(np.zeros((4, 30)), estimated) == 1.0
+    with pytest.raises(ValueError, match=r"shape \(4, 30\) and retrained ones \(3, 30\)"):
+        unlearn.calibrated_amount(estimated, estimated[:3])
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        unlearn.calibrated_amount(estimated, estimated * np.nan)
