@@ -300,8 +300,8 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
     ]
     if careful == 1.0:
         sentences.append(
-            f"The network moved by {amount:.2f} times what the updates do: by so much more "
-            "retraining did than they, without the groups that the run checked itself on."
+            f"The network moved by {amount:.2f} times what the updates do: by so much retraining "
+            "went farther than they, without the groups that the run checked itself on."
         )
     if not check:
         sentences.append("With --check it stands beside exact retraining.")
@@ -311,16 +311,17 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
 
 
 def _amount(run: Finished) -> float:
-    """How far to forget, by the run's own check; one where it has none."""
+    """How far to forget, by the run's own check; one where it has none of two seeds."""
     plan, path = run.plan, run.workdir / "check"
-    if not checkpoint.exists(path) or plan.config.check.groups == 0:
+    config = plan.config.check
+    if not checkpoint.exists(path) or config.groups == 0 or config.seeds < 2:
         return 1.0
     if checkpoint.metadata(path)["fingerprint"] != fingerprint_of(plan, "check"):
         return 1.0
     check = pipeline.check_stage(plan, run.workdir, SILENT, run.target, run.groups, run.synset)
     single = slice(1, 1 + len(check.groups))
-    both = (check.predicted, check.retrained.mean(0))
-    estimated, retrained = (outputs[:1] - outputs[single] for outputs in both)
+    estimated = check.predicted[:1] - check.predicted[single]
+    retrained = check.retrained[:, :1] - check.retrained[:, single]
     return unlearn.calibrated_amount(estimated, retrained)
 
 

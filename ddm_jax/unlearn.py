@@ -88,30 +88,34 @@ def make_forget(
 
 
 def calibrated_amount(estimated: Any, retrained: Any) -> float:
-    """By how much retrained effects are larger than estimated ones: the amount to forget with.
+    """How far to forget, from what retraining without some groups did: the amount with which
 
-    The slope through zero of what leaving groups out did in retraining on what the updates say,
+        sum_{k q} t_kq (t_kq - amount estimated_kq) = 0
 
-        sum_{k q} estimated_kq retrained_kq / sum_{k q} estimated_kq^2
-
-    and one where that is not positive: such estimates say nothing.
+    for the effects t of retraining: along them the network then goes as far as retraining goes.
+    `t t` is taken of different seeds, whose noise is not the same, and so are errors of the
+    estimates no reason to go less far, as in a regression on them. One where it is not positive:
+    such estimates say nothing.
 
     Args:
-        estimated, retrained: effects of some groups [G, Q], as of `loo.leave_one_out`.
+        estimated: effects of some groups [G, Q], as of `loo.leave_one_out`.
+        retrained: the same by retraining, for S seeds of two or more, [S, G, Q].
 
     Raises:
-        ValueError: for shapes that differ or effects that are not finite.
+        ValueError: for shapes that do not fit, one seed, or effects that are not finite.
     """
     estimated, retrained = np.asarray(estimated, float), np.asarray(retrained, float)
-    if estimated.shape != retrained.shape or not estimated.size:
+    if retrained.shape[1:] != estimated.shape or len(retrained) < 2 or not estimated.size:
         raise ValueError(
             f"estimated effects have shape {estimated.shape} and retrained ones "
-            f"{retrained.shape}; both must be [G, Q], of one group at least"
+            f"{retrained.shape}; they must be [G, Q] and [S, G, Q], of two seeds or more"
         )
     if not (np.isfinite(estimated).all() and np.isfinite(retrained).all()):
         raise ValueError("the effects hold NaN or infinity")
-    slope = (estimated * retrained).sum() / max((estimated**2).sum(), 1e-30)
-    return float(slope) if slope > 0 else 1.0
+    seeds, mean = len(retrained), retrained.mean(0)
+    pairs = (seeds**2 * (mean**2).sum() - (retrained**2).sum()) / (seeds * (seeds - 1))
+    along = (mean * estimated).sum()
+    return float(pairs / along) if pairs > 0 and along > 0 else 1.0
 
 
 def relabel_forgotten(

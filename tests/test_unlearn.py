@@ -181,14 +181,18 @@ def test_an_amount_that_goes_nowhere_is_refused(ready, amount):
         ddm.make_forget(ready.task, steps=5, optimizer=OPTIMIZER, amount=amount)
 
 
-def test_the_calibrated_amount_is_a_slope_through_zero(rng):
-    estimated = rng.standard_normal((4, 30))
-    noise = rng.standard_normal((4, 30))
-    noise -= (noise * estimated).sum() / (estimated**2).sum() * estimated
-    assert unlearn.calibrated_amount(estimated, 2.5 * estimated + noise) == pytest.approx(2.5)
-    assert unlearn.calibrated_amount(estimated, -estimated) == 1.0
-    assert unlearn.calibrated_amount(np.zeros((4, 30)), estimated) == 1.0
-    with pytest.raises(ValueError, match=r"shape \(4, 30\) and retrained ones \(3, 30\)"):
-        unlearn.calibrated_amount(estimated, estimated[:3])
+def test_the_calibrated_amount_goes_as_far_as_retraining(rng):
+    """Noise of the estimates and of the seeds does not change it."""
+    true = rng.standard_normal((4, 3000))
+    seeds = true + 2 * rng.standard_normal((3, 4, 3000))
+    estimated = 0.4 * true + rng.standard_normal((4, 3000))
+    assert unlearn.calibrated_amount(0.4 * true, np.stack([true, true])) == pytest.approx(2.5)
+    assert unlearn.calibrated_amount(estimated, seeds) == pytest.approx(2.5, rel=0.2)
+    assert unlearn.calibrated_amount(-estimated, seeds) == 1.0
+    assert unlearn.calibrated_amount(np.zeros((4, 3000)), seeds) == 1.0
+    with pytest.raises(ValueError, match=r"shape \(3, 3000\) and retrained ones \(3, 4, 3000\)"):
+        unlearn.calibrated_amount(estimated[:3], seeds)
+    with pytest.raises(ValueError, match="of two seeds or more"):
+        unlearn.calibrated_amount(estimated, seeds[:1])
     with pytest.raises(ValueError, match="NaN or infinity"):
-        unlearn.calibrated_amount(estimated, estimated * np.nan)
+        unlearn.calibrated_amount(estimated * np.nan, seeds)
