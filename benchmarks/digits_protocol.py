@@ -38,6 +38,7 @@ class Settings:
 QUICK = Settings(
     changes=(
         "data.train_size=300",
+        "data.test_size=200",
         "train.epochs=80",
         "cluster.num_groups=20",
         "distill.steps=300",

@@ -36,6 +36,7 @@ QUERIES = 100  # of the right predictions
 SEEDS = 3
 QUICK = (
     "data.train_size=300",
+    "data.test_size=200",
     "train.epochs=40",
     "cluster.num_groups=20",
     "distill.steps=100",

@@ -40,6 +40,7 @@ MEASURED = 10
 PAIRS, HALVES, SEEDS = 60, 40, 3
 QUICK = (
     "data.train_size=300",
+    "data.test_size=200",
     "truth.subsets=8",
     "truth.subset_seeds=2",
     "truth.seeds=2",

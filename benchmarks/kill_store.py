@@ -69,7 +69,13 @@ def main() -> None:
     kills = 3 if options.quick else options.kills
     changes = ["seed=10", "truth.seeds=40", "truth.subset_seeds=40"]
     if options.quick:
-        changes = ["seed=10", "data.train_size=300", "truth.seeds=15", "truth.subset_seeds=15"]
+        changes = [
+            "seed=10",
+            "data.train_size=300",
+            "data.test_size=200",
+            "truth.seeds=10",
+            "truth.subset_seeds=10",
+        ]
     draw = random.Random(options.seed)
     lost = repeated = 0
     progress = []

@@ -31,7 +31,7 @@ SETTINGS = {
     "dattri-mlp": {"damping": 0.003, "window": (0.0, 0.25), "checkpoints": 4},
 }
 POINTS = ("cluster.method=point", "truth.leave_one_out=false")
-QUICK = ("data.train_size=300", "truth.subsets=8", "truth.subset_seeds=2")
+QUICK = ("data.train_size=300", "data.test_size=200", "truth.subsets=8", "truth.subset_seeds=2")
 
 
 def score(ready: Ready, scores: np.ndarray, **labels: Any) -> dict[str, Any]:

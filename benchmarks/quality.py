@@ -53,6 +53,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], int, bool]] = {
 }
 QUICK = (
     "data.train_size=300",
+    "data.test_size=200",
     "cluster.num_groups=20",
     "distill.steps=50",
     "train.epochs=20",

@@ -46,6 +46,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], int, int, int, float]] = {
 }
 QUICK = (
     "data.train_size=300",
+    "data.test_size=200",
     "cluster.num_groups=20",
     "train.epochs=20",
     "distill.distance=squared",

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from ddm_jax.synset import initial_synset
     from ddm_jax.train import cosine_schedule, make_train, make_trainer
     from ddm_jax.types import Batch, Estimator, Synset, Task, TrainRun
-    from ddm_jax.unlearn import klom, make_forget, membership_auc
+    from ddm_jax.unlearn import calibrated_amount, klom, make_forget, membership_auc
 
 _MODULES = ("data", "estimators", "metrics", "models", "objectives", "quality")
 _NAMES = {
@@ -101,7 +101,7 @@ _NAMES = {
     ),
     "privacy": ("membership_by_distance", "nearest_training_points"),
     "profiles": ("compare_profiles", "profile"),
-    "unlearn": ("klom", "make_forget", "membership_auc"),
+    "unlearn": ("calibrated_amount", "klom", "make_forget", "membership_auc"),
     "synset": ("initial_synset",),
     "train": ("cosine_schedule", "make_train", "make_trainer"),
     "types": ("Batch", "Estimator", "Synset", "Task", "TrainRun"),
@@ -131,6 +131,7 @@ __all__ = [
     "TrainRun",
     "Tree",
     "additivity",
+    "calibrated_amount",
     "check_groups",
     "check_masks",
     "classification",
