@@ -123,6 +123,10 @@ def test_what_is_refused():
     few = ddm.Batch(np.zeros((9, 2)), np.eye(9))
     with pytest.raises(ValueError, match="at least 10 points"):
         quality.mislabelled(None, None, None, few, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"12 points with targets of shape \(12,\)"):
+        quality.kernel_margins(one.x, np.zeros(12))
+    with pytest.raises(ValueError, match="hold NaN or infinity, the first is 0"):
+        quality.kernel_margins(one.x * np.nan, np.eye(12))
 
 
 def test_duplicates_are_at_no_distance(planted):
