@@ -20,7 +20,7 @@ from ddm_jax.loo import make_finetune
 from ddm_jax.types import Array, Params, Synset, Task
 
 ABSENT = 0.01  # of a class left: it is gone
-CAREFUL = 0.2  # of the stable rate
+CAREFUL = 0.1  # of the stable rate
 BINS = 20  # of the histograms of KLOM
 FLOOR = 1e-5  # least probability of a bin
 
@@ -140,7 +140,7 @@ def where_to_start(synset: Synset, keep: Any, rate: float, rewind: float) -> tup
     Those given, where every class stays. Where one goes as a whole its items are all wrong at
     first, with a curvature near zero that rises on the way: the rate that is stable at the trained
     network (`loo.stable_rate`) is not there, and a network of 60,000 MNIST images is lost at it. A
-    fifth of it from the trained network itself lands nearest to retraining.
+    tenth of it from the trained network itself lands nearest to retraining.
     """
     gone = classes_gone(class_frequency(synset), jnp.asarray(keep))
     return (CAREFUL * rate, 0.0) if bool(jnp.any(gone)) else (rate, rewind)
