@@ -114,7 +114,7 @@ def test_how_much_of_each_class_a_group_stands_for(two_groups):
 )
 def test_less_than_a_hundredth_of_a_class_is_none(two_groups, keep, careful):
     # The first class is the first group's alone.
-    expected = (pytest.approx(0.04), 0.0) if careful else (0.2, 0.5)
+    expected = (pytest.approx(0.02), 0.0) if careful else (0.2, 0.5)
     some = two_groups._replace(y=two_groups.y.at[..., 2].set(0))  # the third class is everywhere
     assert unlearn.where_to_start(some, np.array(keep), 0.2, 0.5) == expected
 
