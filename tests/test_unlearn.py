@@ -53,7 +53,7 @@ def test_a_class_that_is_gone_is_no_longer_named(ready, halves):
     others = ddm.types.take(ready.data, np.flatnonzero(ready.groups != 3))
     right = np.asarray(ready.task.apply(params, others.x)).argmax(1) == others.y.argmax(1)
     assert right.mean() > 0.9
-    assert unlearn.where_to_start(halves, keep, 0.5, 0.75) == (pytest.approx(0.1), 0.0)
+    assert unlearn.where_to_start(halves, keep, 0.5, 0.75) == (pytest.approx(0.05), 0.0)
 
 
 def test_only_the_forgotten_items_of_a_class_that_is_gone_are_relabelled(ready, halves):
