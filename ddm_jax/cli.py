@@ -13,8 +13,8 @@ import typer
 from ddm_jax import terminal
 
 if TYPE_CHECKING:
-    from ddm_jax.answers import Answer
     from ddm_jax.config import Config
+    from ddm_jax.finished import Answer
 
 app = typer.Typer(
     name="ddm",
@@ -174,13 +174,13 @@ Finished = Annotated[Path, typer.Option(help="The work directory of a finished r
 
 def _answered(workdir: Path, name: str, ask: Callable[..., Answer]) -> None:
     """Ask a finished run, keep the answer, show it."""
-    from ddm_jax import answers
+    from ddm_jax import finished
 
     with terminal.progress() as progress:
-        run = answers.open_finished(workdir, progress)
-        answer = answers.keep(run, name, ask(run))
+        run = finished.open_finished(workdir, progress)
+        answer = finished.keep(run, name, ask(run))
     terminal.print_answer(answer)
-    typer.echo(f"\n{workdir / answers.ANSWERS / name}.npz, and a page of {workdir}/report.html")
+    typer.echo(f"\n{workdir / finished.ANSWERS / name}.npz, and a page of {workdir}/report.html")
 
 
 @app.command()
@@ -235,14 +235,14 @@ def forget(
 ) -> None:
     """Forget groups with the synset alone, and keep the network."""
     with _errors():
-        from ddm_jax import answers, checkpoint
+        from ddm_jax import answers, checkpoint, finished
 
         if bool(groups) == (class_ is not None):
             raise ValueError("name either --groups, for example 3,7, or a --class")
         chosen = _numbers(groups, "--groups")
-        place = workdir / answers.ANSWERS / "forgotten"
+        place = workdir / finished.ANSWERS / "forgotten"
 
-        def ask(run: answers.Finished) -> Answer:
+        def ask(run: finished.Finished) -> Answer:
             gone = chosen if class_ is None else answers.groups_of_class(run, class_)
             answer, params = answers.forget(run, gone, check)
             checkpoint.remove(place)
@@ -261,10 +261,10 @@ def compare_networks(
 ) -> None:
     """What two networks rely on: their attribution profiles over the same groups."""
     with _errors():
-        from ddm_jax import answers
+        from ddm_jax import answers, finished
 
-        def ask(run: answers.Finished) -> Answer:
-            return answers.compare_networks(run, answers.open_finished(other), top)
+        def ask(run: finished.Finished) -> Answer:
+            return answers.compare_networks(run, finished.open_finished(other), top)
 
         _answered(workdir, "compare-networks", ask)
 

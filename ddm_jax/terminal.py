@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ddm_jax.answers import Answer
+    from ddm_jax.finished import Answer
     from ddm_jax.store import Store
 
 

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from ddm_jax import answers, checkpoint, config, pipeline, unlearn
 from ddm_jax.cli import app
+from ddm_jax.finished import open_finished
+from ddm_jax.workdir import SILENT
 
 NAMES = ("points", "quality", "counterfactual", "forget", "compare-networks")
 
@@ -23,7 +25,7 @@ def workdir(finished, tmp_path):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def run(finished):  # noqa: F811
-    return answers.open_finished(finished)
+    return open_finished(finished)
 
 
 def test_points_come_in_the_order_of_their_scores_and_the_worst_queries_first(run):
@@ -90,9 +92,7 @@ def test_a_class_is_forgotten_beside_exact_retraining(run):
 
 
 def test_groups_are_forgotten_by_what_the_check_says(run, monkeypatch, tmp_path):
-    check = pipeline.check_stage(
-        run.plan, run.workdir, answers.SILENT, run.target, run.groups, run.synset
-    )
+    check = pipeline.check_stage(run.plan, run.workdir, SILENT, run.target, run.groups, run.synset)
     single = slice(1, 1 + len(check.groups))
     amount = answers._amount(run)
     assert amount == unlearn.calibrated_amount(
@@ -129,13 +129,13 @@ def test_a_network_is_like_itself_and_another_cut_is_refused(run):
 
 def test_a_run_that_is_not_finished_is_refused(workdir, tmp_path):
     with pytest.raises(ValueError, match="holds no run"):
-        answers.open_finished(tmp_path)
+        open_finished(tmp_path)
     (workdir / "metrics.json").rename(workdir / "metrics.old")
     with pytest.raises(ValueError, match="has no report yet"):
-        answers.open_finished(workdir)
+        open_finished(workdir)
     checkpoint.remove(workdir / "synset")
     with pytest.raises(ValueError, match="the stage 'synset' is not done"):
-        answers.open_finished(workdir)
+        open_finished(workdir)
 
 
 def test_every_command_leaves_its_files_and_a_page_of_the_report(workdir):
@@ -156,7 +156,7 @@ def test_every_command_leaves_its_files_and_a_page_of_the_report(workdir):
         assert told["table"][0]
         assert f"<h2>{told['title']}</h2>" not in before
         assert f"<h2>{told['title']}</h2>" in (workdir / "report.html").read_text()
-    like = answers.open_finished(workdir).target.params
+    like = open_finished(workdir).target.params
     checkpoint.load(workdir / "answers" / "forgotten", like)
     # With other settings an answer is out of date, and no page.
     path = workdir / "answers" / "points.json"
