@@ -187,7 +187,7 @@ def make_hierarchical(response: Response, tree: Tree) -> Callable[..., Opened]:
 def make_selective(response: Response, num_groups: int, measured: int) -> Callable[..., Array]:
     """Make `effects(*args, query) -> [K, Q]`: `loo.leave_one_out` in about `measured + 4` updates.
 
-    For each query the slopes of all groups (`loo.response_slopes`, two to three updates' time, in
+    For each query the slopes of all groups (`loo.response_slopes`, two to four updates' time, in
     order like the effects), and in place of the largest `measured` ones what leaving these groups
     out does. A sweep and updates of its own for each query: of K + 1 queries or more the whole
     matrix costs less.

@@ -266,7 +266,7 @@ def response_slopes(response: Response, num_groups: int) -> Callable[..., Array]
     """Make `slopes(*args) -> [K, Q]`, `d response / d keep_k` where every group is kept.
 
     To first order what `leave_one_out` measures, by one reverse sweep through the updates for each
-    query: two to three updates' time, whatever K is. Large effects come out of another size, the
+    query: two to four updates' time, whatever K is. Large effects come out of another size, the
     order is much the same. At a rate above the stable one (`stable_rate`) the derivative explodes.
 
     Raises:
