@@ -6,7 +6,8 @@ first, and, for random groups, an amount calibrated on CHECKED other groups that
 without. `within` counts the accuracies (forgotten, kept, test) whose mean is within one standard
 deviation over retrained seeds of theirs; for retraining itself, one half of its seeds against the
 other. Rivals: fine-tuning on the real kept data, for as many example gradients as a tenth of
-retraining; gradient ascent on the real forgotten data.
+retraining; gradient ascent on the real forgotten data; for a class the trivial answer, the trained
+network whose output for it is switched off.
 
     python benchmarks/unlearning.py --data-dir DIR [--quick] [--partitions 10 11]
 """
@@ -25,7 +26,7 @@ import optax
 import protocol
 
 import ddm_jax as ddm
-from ddm_jax import config, unlearn
+from ddm_jax import config, objectives, unlearn
 from ddm_jax.parallel import in_batches
 from ddm_jax.plan import Plan, make_plan, shorter_trainer
 
@@ -53,12 +54,14 @@ QUICK = (
 )
 
 
-def accuracies(plan: Plan, networks: Any, forgotten: np.ndarray) -> dict[str, np.ndarray]:
+def accuracies(
+    task: ddm.Task, split: Any, networks: Any, forgotten: np.ndarray
+) -> dict[str, np.ndarray]:
     """The four measures for each network, and the margins of the forgotten points."""
-    losses, margins = in_batches(plan.task.loss), in_batches(plan.task.output)
+    losses, margins = in_batches(task.loss), in_batches(task.output)
     found: list[unlearn.Unlearned] = []
     forgotten_margins = []
-    train, test = jax.device_put((plan.split.train, plan.split.test))
+    train, test = jax.device_put((split.train, split.test))
     count = jax.tree.leaves(networks)[0].shape[0]
     for index in range(count):
         params = ddm.types.take(networks, index)
@@ -75,6 +78,38 @@ def accuracies(plan: Plan, networks: Any, forgotten: np.ndarray) -> dict[str, np
         forgotten_margins.append(own[forgotten])
     told = {name: np.array([getattr(f, name) for f in found]) for name in found[0]._fields}
     return told | {"margins": np.array(forgotten_margins)}
+
+
+def without_output(task: ddm.Task, label: int) -> ddm.Task:
+    """The trivial answer to forgetting a class: never name it."""
+
+    def apply(params: Any, x: Any) -> Any:
+        return task.apply(params, x).at[:, label].set(-1e4)
+
+    goodness = objectives.loss(apply)
+    return task._replace(
+        apply=apply, loss=lambda *args: -goodness(*args), output=objectives.margin(apply)
+    )
+
+
+def judged(found: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> dict[str, Any]:
+    """A row's measures, for the networks found beside those retrained (`truth` itself: halves)."""
+    row: dict[str, Any] = {}
+    within, half = 0, len(truth["margins"]) // 2
+    for measure in ("forgotten", "kept", "test", "membership"):
+        row[measure] = float(found[measure].mean())
+        row[f"{measure}_deviation"] = float(found[measure].std(ddof=1))
+        if measure != "membership":
+            distance = abs(found[measure].mean() - truth[measure].mean())
+            if found is truth:  # with other keys, as far as half of them can tell
+                distance = abs(truth[measure][:half].mean() - truth[measure][half:].mean())
+            within += bool(distance <= max(truth[measure].std(ddof=1), 1e-9))
+    row["within"] = within
+    row["klom"] = float(
+        unlearn.klom(found["margins"][:half], truth["margins"][half : 2 * half]).mean()
+    )
+    row["margin"] = float(found["margins"].mean())
+    return row
 
 
 def timed(fn: Any, *args: Any) -> tuple[Any, float]:
@@ -209,7 +244,7 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
         retrained = [train(key, data, weights).params for key in keys[seeds:]]
         jax.block_until_ready(retrained)
         retraining = (time.perf_counter() - begin) / seeds
-        truth = accuracies(plan, stack(retrained), forgotten)
+        truth = accuracies(plan.task, plan.split, stack(retrained), forgotten)
         keep = jnp.asarray(1.0 - out)
         careful, back = unlearn.where_to_start(synset, keep, 1.0, rewind)
         starts = [ddm.trajectory_point(run.checkpoints, back) for run in runs]
@@ -217,7 +252,7 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
         _, seconds = timed(forget, runs[0].params, starts[0], rate, synset, keep)
         _, real_seconds = timed(real_finetune, keys[0], runs[0].params, data, weights)
         several = {
-            "retraining": (stack(retrained), retraining),
+            "retraining": (None, retraining),
             "synset": (
                 stack(
                     [
@@ -242,28 +277,17 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
             ),
             "nothing": (stack([run.params for run in runs]), None),
         }
+        if what.startswith("class"):
+            several["output switched off"] = several["nothing"]
         for method, (networks, took) in several.items():
-            found = accuracies(plan, networks, forgotten)
-            row: dict[str, Any] = {"case": name, "gone": what, "method": method}
-            within, half = 0, seeds // 2
-            for measure in ("forgotten", "kept", "test", "membership"):
-                row[measure] = float(found[measure].mean())
-                row[f"{measure}_deviation"] = float(found[measure].std(ddof=1))
-                if measure != "membership":
-                    distance = abs(found[measure].mean() - truth[measure].mean())
-                    if method == "retraining":  # with other keys, as far as half of them can tell
-                        distance = abs(truth[measure][:half].mean() - truth[measure][half:].mean())
-                    within += bool(distance <= max(truth[measure].std(ddof=1), 1e-9))
-            row["within"] = within
+            task = plan.task
+            if method == "output switched off":
+                task = without_output(task, int(own[out][0]))
+            found = truth
+            if networks is not None:
+                found = accuracies(task, plan.split, networks, forgotten)
+            row = {"case": name, "gone": what, "method": method} | judged(found, truth)
             row["amount"] = amount if method == "synset" else None
-            if method == "retraining":
-                row["klom"] = float(
-                    unlearn.klom(truth["margins"][:half], truth["margins"][half:]).mean()
-                )
-            else:
-                row["klom"] = float(
-                    unlearn.klom(found["margins"][:half], truth["margins"][half:]).mean()
-                )
             row["seconds"] = took
             if took is not None:
                 row["share_of_retraining"] = took / retraining

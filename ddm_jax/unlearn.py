@@ -20,7 +20,8 @@ from ddm_jax.loo import make_finetune
 from ddm_jax.types import Array, Params, Synset, Task
 
 ABSENT = 0.01  # of a class left: it is gone
-CAREFUL = 0.1  # of the stable rate
+CAREFUL = 0.05  # of the stable rate, where a class goes as a whole
+FIRST = 2.0  # times that, for the parameters of that class alone
 BINS = 20  # of the histograms of KLOM
 FLOOR = 1e-5  # least probability of a bin
 
@@ -51,7 +52,9 @@ def make_forget(
         softmax(log p(x) + log left),   left_c = 0 for a class that is gone, else 1
 
     the trained network's own second choice: a network that never saw a class does not name it.
-    The result is the update on these itself, with no difference.
+    At first only those parameters move that reach no other class's output (`own_parameters`): the
+    network stops naming the class and says all else as before, for any input, which no few items
+    could ensure of the others. Then all move. The result is the update itself, no difference.
 
     Needs no training data. Settings are those of `make_finetune`, with the rate and the start of
     `where_to_start`.
@@ -73,16 +76,36 @@ def make_forget(
         step_items=step_items,
     )
 
+    def without_class(params: Params, start: Params, synset: Synset, factor: Array, gone: Array):
+        own = own_parameters(task, params, synset, gone)
+        narrow = make_finetune(
+            task,
+            steps=steps,
+            optimizer=optax.chain(
+                optimizer,
+                optax.stateless(
+                    lambda change, _: jax.tree.map(lambda c, o: FIRST * o * c, change, own)
+                ),
+            ),
+            weight_decay=weight_decay,
+            step_items=step_items,
+        )
+        return finetune(narrow(start, synset, factor), synset, factor)
+
     def forget(params: Params, start: Params, synset: Synset, keep: Array) -> Params:
+        gone = classes_gone(class_frequency(synset), keep)
         relabelled, factor = relabel_forgotten(task, params, synset, keep)
-        moved = finetune(start, relabelled, factor)
 
         def difference() -> Params:
+            moved = finetune(start, relabelled, factor)
             drift = finetune(start, synset, jnp.ones_like(factor))
             return jax.tree.map(lambda p, m, d: p + amount * (m - d), params, moved, drift)
 
-        gone = jnp.any(classes_gone(class_frequency(synset), keep))
-        return lax.cond(gone, lambda: moved, difference)
+        return lax.cond(
+            jnp.any(gone),
+            lambda: without_class(params, start, relabelled, factor, gone),
+            difference,
+        )
 
     return forget
 
@@ -134,13 +157,31 @@ def relabel_forgotten(
     return synset._replace(y=y, mass=mass), keep + stays
 
 
+def own_parameters(task: Task, params: Params, synset: Synset, classes: Array) -> Params:
+    """1 for each parameter that acts on the outputs of the given classes [C] alone, else 0.
+
+    As a class's own column and bias of a last linear layer. They are found by what they do, for
+    any network: on the synset's items, the gradient of a random sum of the other outputs is exactly
+    zero there, that of these outputs is not. All 0 for a network whose outputs share everything,
+    such as one that ends in a normalisation over classes.
+    """
+    flat = synset.x.reshape(-1, *synset.x.shape[2:])
+    weights = jax.random.normal(jax.random.key(0), (len(flat), len(classes)))
+
+    def slope(outputs: Array) -> Params:
+        return jax.grad(lambda p: jnp.sum(task.apply(p, flat) * weights * outputs))(params)
+
+    ours, others = slope(1.0 * classes), slope(1.0 - classes)
+    return jax.tree.map(lambda a, b: 1.0 * ((a != 0) & (b == 0)), ours, others)
+
+
 def where_to_start(synset: Synset, keep: Any, rate: float, rewind: float) -> tuple[float, float]:
     """The learning rate and the rewind (`loo.trajectory_point`) to forget with.
 
     Those given, where every class stays. Where one goes as a whole its items are all wrong at
     first, with a curvature near zero that rises on the way: the rate that is stable at the trained
-    network (`loo.stable_rate`) is not there, and a network of 60,000 MNIST images is lost at it. A
-    tenth of it from the trained network itself lands nearest to retraining.
+    network (`loo.stable_rate`) is not there, and a network of 60,000 MNIST images is lost at it.
+    CAREFUL of it from the trained network itself lands nearest to retraining.
     """
     gone = classes_gone(class_frequency(synset), jnp.asarray(keep))
     return (CAREFUL * rate, 0.0) if bool(jnp.any(gone)) else (rate, rewind)

@@ -37,6 +37,10 @@ def test_unlearning():
     rows = {(row["gone"][:5], row["method"]): row for row in result["rows"]}
     assert rows["class", "retraining"]["forgotten"] == 0
     assert rows["class", "synset"]["forgotten"] < rows["class", "nothing"]["forgotten"]
+    switched_off = rows["class", "output switched off"]
+    assert switched_off["forgotten"] == 0
+    assert switched_off["kept"] >= rows["class", "nothing"]["kept"]
+    assert ("5 % o", "output switched off") not in rows
     assert 0.1 < rows["class", "synset"]["amount"] < 3
 
 
