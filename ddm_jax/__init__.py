@@ -10,7 +10,7 @@ from contextlib import suppress
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.8.0"
+__version__ = "0.8.1"
 
 _FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
 with suppress(metadata.PackageNotFoundError):

@@ -54,7 +54,8 @@ def make_forget(
     the trained network's own second choice: a network that never saw a class does not name it.
     At first only those parameters move that reach no other class's output (`own_parameters`): the
     network stops naming the class and says all else as before, for any input, which no few items
-    could ensure of the others. Then all move. The result is the update itself, no difference.
+    could ensure of the others. Then all move, as they do from the first in a network that has no
+    such parameters. The result is the update itself, no difference.
 
     Needs no training data. Settings are those of `make_finetune`, with the rate and the start of
     `where_to_start`.
@@ -78,6 +79,8 @@ def make_forget(
 
     def without_class(params: Params, start: Params, synset: Synset, factor: Array, gone: Array):
         own = own_parameters(task, params, synset, gone)
+        none = ~jnp.any(jnp.array([jnp.any(leaf != 0) for leaf in jax.tree.leaves(own)]))
+        own = jax.tree.map(lambda leaf: jnp.where(none, 1.0, leaf), own)
         narrow = make_finetune(
             task,
             steps=steps,

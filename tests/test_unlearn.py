@@ -78,12 +78,25 @@ def test_a_class_has_parameters_of_its_own(ready, halves):
 
 
 def test_outputs_that_share_everything_leave_a_class_no_parameters(ready, halves):
+    """Then everything moves from the first."""
     shared = ready.task._replace(
         apply=lambda params, x: jax.nn.log_softmax(ready.task.apply(params, x))
     )
-    classes = jnp.zeros(10).at[3].set(1)
-    own = unlearn.own_parameters(shared, ready.run.params, halves, classes)
+    params, keep = ready.run.params, jnp.ones(20).at[jnp.array([6, 7])].set(0)
+    own = unlearn.own_parameters(shared, params, halves, jnp.zeros(10).at[3].set(1))
     assert not any(leaf.any() for leaf in jax.tree.leaves(own))
+
+    relabelled, factor = unlearn.relabel_forgotten(shared, params, halves, keep)
+    expected = params
+    for rate in (unlearn.FIRST * 0.05, 0.05):
+        finetune = ddm.make_finetune(shared, steps=5, optimizer=optax.sgd(rate, 0.9, nesterov=True))
+        expected = jax.jit(finetune)(expected, relabelled, factor)
+    forget = jax.jit(ddm.make_forget(shared, steps=5, optimizer=OPTIMIZER))
+    jax.tree.map(
+        lambda found, wanted: np.testing.assert_allclose(found, wanted, atol=1e-5),
+        forget(params, params, halves, keep),
+        expected,
+    )
 
 
 def test_a_class_goes_through_its_own_parameters_first(ready, halves):
