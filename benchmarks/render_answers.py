@@ -128,6 +128,22 @@ def _detection(result: dict[str, Any], kinds: tuple[str, ...]) -> str:
     return cells.table(columns, rows) + f"\n\n{_by_case(result)} " + cells.machine(result)
 
 
+def label_errors(result: dict[str, Any]) -> str:
+    """How many of the real errors are among the labels that one looks at first."""
+    errors = result["rows"][0]["errors"]
+    columns: dict[str, Any] = {"": lambda row: row["score"]}
+    for count in result["settings"]["looked_at"]:
+        columns[f"among the first {count}"] = lambda row, key=f"among_{count}": (
+            f"{row[key]:.1f} of {errors}"
+        )
+    columns["average precision"] = lambda row: cells.score(row["average_precision"])
+    columns["AUC"] = lambda row: cells.score(row["auc"])
+    columns["time"] = lambda row: cells.seconds(row["seconds"])
+    return (
+        cells.table(columns, result["rows"]) + f"\n\n{_partitions(result)} " + cells.machine(result)
+    )
+
+
 def removal_curves(result: dict[str, Any]) -> str:
     """Test accuracy without the most suspect points."""
     return _curves(result, ("uniform", "nearest"), result["settings"]["without"])

@@ -184,6 +184,7 @@ TABLES = {
     "quality.images": render_answers.bad_images,
     "quality.removal": render_answers.removal_curves,
     "quality.keep": render_answers.keep_curves,
+    "label_errors": render_answers.label_errors,
     "digits_removal": removal,
     "kill_store": kills,
     "digits_truth": truth,

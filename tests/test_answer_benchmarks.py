@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_benchmarks import ROOT, check_told, quick
+from test_benchmarks import ROOT, check_told, mnist_data, quick
 
 
 def test_points():
@@ -60,6 +60,17 @@ def test_quality():
     assert clean["without_0.1"] > dirty["without_0.1"] + 0.03
     assert curves["nearest", "*mislabelled*"]["without_0.1"] > dirty["without_0.1"]
     assert curves["nothing", "random"]["without_0.9"] < curves["nothing", "random"]["without_0"]
+
+
+def test_label_errors():
+    result = quick("label_errors", *mnist_data())
+    check_told(result, "label_errors")
+    rows = {row["score"]: row for row in result["rows"]}
+    assert {row["errors"] for row in rows.values()} == {7}
+    for row in rows.values():
+        assert row["among_15"] <= row["among_50"] <= row["among_100"] <= row["among_200"] <= 7
+        assert row["auc"] > 0.8
+    assert rows["*mislabelled*"]["average_precision"] > 10 * 7 / 2700
 
 
 @pytest.mark.parametrize("kind", ["blurred", "noisy", "occluded", "copied"])
