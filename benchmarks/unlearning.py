@@ -86,10 +86,7 @@ def without_output(task: ddm.Task, label: int) -> ddm.Task:
     def apply(params: Any, x: Any) -> Any:
         return task.apply(params, x).at[:, label].set(-1e4)
 
-    goodness = objectives.loss(apply)
-    return task._replace(
-        apply=apply, loss=lambda *args: -goodness(*args), output=objectives.margin(apply)
-    )
+    return task._replace(apply=apply, loss=objectives.loss(apply), output=objectives.margin(apply))
 
 
 def judged(found: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> dict[str, Any]:
