@@ -55,7 +55,8 @@ def make_forget(
     At first only those parameters move that reach no other class's output (`own_parameters`): the
     network stops naming the class and says all else as before, for any input, which no few items
     could ensure of the others. Then all move, as they do from the first in a network that has no
-    such parameters. The result is the update itself, no difference.
+    such parameters. Each takes `steps`, the first at FIRST times the rate. The result is the
+    update itself, no difference.
 
     Needs no training data. Settings are those of `make_finetune`, with the rate and the start of
     `where_to_start`.
