@@ -47,7 +47,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], int, bool]] = {
     "CIFAR-10 4,000, ConvNet": (
         "cifar10-convnet",
         ("data.train_size=4000", "data.test_size=500"),
-        2,
+        1,
         False,
     ),
 }
