@@ -34,6 +34,7 @@ SEEDS = 8
 CHECKED = 8  # groups that no case forgets, retrained without to know how far to go
 MOMENTUM = 0.9
 # Preset, changes, items, steps, items a step, rewind: chosen on partitions 1 to 3, MNIST 1.
+# How a class goes (`unlearn.CAREFUL`, `unlearn.FIRST`): on these and MNIST 2.
 CASES: dict[str, tuple[str, tuple[str, ...], int, int, int, float]] = {
     "digits": ("digits", (), 10, 60, 5, 0.9),
     "MNIST 60,000": (
