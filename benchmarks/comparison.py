@@ -6,7 +6,7 @@ and scored on the rest; a truth is filled where it is not (`ddm truth`). Wrong l
 points, a tenth flipped; a point's value is its mean effect on the margins of the test set (which
 has no wrong labels), settings chosen on another partition.
 
-    python benchmarks/comparison.py --data-dir DIR [--quick] [--partition 10]
+    python benchmarks/comparison.py --data-dir DIR [--quick] [--partitions 10]
         [--protocols digits mnist ...] [--estimators ddm grad_dot ...]
 """
 
@@ -18,20 +18,20 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import harness
 import jax
+import jax.numpy as jnp
 import numpy as np
 import protocol
+from harness import say
 
-import ddm_jax as ddm
-from ddm_jax import config, evaluate, pipeline
-from ddm_jax.candidates import CANDIDATES
-from ddm_jax.plan import make_plan
-from ddm_jax.workdir import SILENT
+from ddm_jax import metrics
+from ddm_jax.judge.candidates import CANDIDATES
+from ddm_jax.run import evaluate
 
 DATASETS = {"digits": "digits", "cifar10-convnet": "cifar10"}  # of a preset; the others: mnist
 PRESETS = ("digits", "mnist", "mnist-convnet", "cifar10-convnet", "dattri-lr", "dattri-mlp")
@@ -63,7 +63,7 @@ QUICK_ESTIMATORS = ("ddm", "grad_dot")
 def judged(preset: str, name: str, words: list[str], workdir: Path, limit: float) -> list[Any]:
     """The rows of one estimator on one truth, in a process of its own."""
     place = [*words, "--preset", preset, "--workdir", str(workdir)]
-    command = [sys.executable, "-m", "ddm_jax.cli", "compare", DATASETS.get(preset, "mnist")]
+    command = [sys.executable, "-m", "ddm_jax", "compare", DATASETS.get(preset, "mnist")]
     try:
         subprocess.run(
             [*command, *place, "--estimators", name],
@@ -79,34 +79,29 @@ def judged(preset: str, name: str, words: list[str], workdir: Path, limit: float
     return [row for row in rows if row["estimator"] == name]
 
 
-def suspicion(case: str, name: str, seed: int, options: Any) -> dict[str, Any]:
+def suspicion(case: str, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """How every candidate of an estimator finds wrong labels: AUC and average precision."""
     preset, changes = MISLABELLED[case]
-    assignments = [f"seed={seed}", *changes, *NOISE, *(QUICK if options.quick else ())]
-    if options.data_dir:
-        assignments.append(f"data.data_dir={options.data_dir}")
-    plan = make_plan(config.override(config.preset(preset), assignments))
-    data, query = jax.device_put((plan.split.train, plan.split.test))
-    with tempfile.TemporaryDirectory() as folder:
-        target = pipeline.target_stage(plan, Path(folder), SILENT)
+    quick = QUICK if options.quick else ()
+    plan = protocol.plan_of(options, preset, seed, *changes, *NOISE, *quick)
+    data, query = protocol.placed(plan)
+    points = protocol.cluster(plan)
+    target = jax.jit(plan.trainer.train)(jax.random.key(seed), data, jnp.ones(len(data.x)))
     candidates = CANDIDATES[name]
     found: dict[str, Any] = {"settings": [], "auc": [], "average_precision": [], "seconds": []}
     for offline in _product(candidates.offline):
         state, fitting = None, 0.0
         for online in _product(candidates.online):
             fixed = {"items": 1} if name == "ddm" else {}  # a group is a point
-            estimator = candidates.make(plan, fixed | offline | online)
-            begin = time.perf_counter()
+            estimator = candidates.make(plan.truth, fixed | offline | online)
             if state is None:
-                points = np.arange(len(data.x))
-                state = estimator.fit(jax.random.key(seed), target, data, points)
-                fitting = time.perf_counter() - begin
-                begin = time.perf_counter()
-            scores = np.asarray(estimator.score(state, query))
-            found["seconds"].append(fitting + time.perf_counter() - begin)
-            finite = np.isfinite(scores).all()
-            values = scores.mean(1) if finite else np.zeros(len(data.x))
-            told = ddm.metrics.detection(-values, plan.split.flipped, (0.1,))
+                key = jax.random.key(seed)
+                state, fitting = harness.once(estimator.fit, key, target, data, points)
+            scores, scoring = harness.once(estimator.score, state, query)
+            found["seconds"].append(fitting + scoring)
+            scores = np.asarray(scores)
+            worth = scores.mean(1) if np.isfinite(scores).all() else np.zeros(len(data.x))
+            told = metrics.detection(-worth, plan.split.flipped, (0.1,))
             found["settings"].append(offline | online)
             found["auc"].append(told.auc)
             found["average_precision"].append(told.average_precision)
@@ -115,97 +110,74 @@ def suspicion(case: str, name: str, seed: int, options: Any) -> dict[str, Any]:
 
 def _product(choices: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
     every = itertools.product(*choices.values())
-    return [dict(zip(choices, values, strict=True)) for values in every]
+    return [dict(zip(choices, each, strict=True)) for each in every]
 
 
-def mislabelled(case: str, name: str, options: Any) -> dict[str, Any]:
+def mislabelled(case: str, name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Choose the candidate on one partition, and report it on another."""
+    tried = suspicion(case, name, TUNING_PARTITION, options)
+    best = int(np.argmax(tried["auc"]))
+    reported = suspicion(case, name, options.partitions[0], options)
+    return {"estimator": name} | {what: each[best] for what, each in reported.items()}
+
+
+def mislabelled_apart(case: str, name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The same in a process of its own; one that fails stands in the table with its error."""
+    words = ["--protocols", case, "--one", name, "--partitions", str(options.partitions[0])]
+    words += ["--data-dir", options.data_dir] if options.data_dir else []
+    words += ["--quick"] if options.quick else []
     try:
-        tried = suspicion(case, name, TUNING_PARTITION, options)
-        best = int(np.argmax(tried["auc"]))
-        reported = suspicion(case, name, options.partition, options)
-    except Exception as error:  # the others go on and the table shows it
-        return {"estimator": name, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
-    return {"estimator": name} | {what: values[best] for what, values in reported.items()}
+        return harness.apart(words, options.minutes)
+    except RuntimeError as error:
+        return {"estimator": name, "error": str(error)}
 
 
 def main() -> None:
     """Run the protocols and write the results after each estimator."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", help="where TFDS keeps prepared data")
-    parser.add_argument("--quick", action="store_true", help="100 digits, two estimators")
-    parser.add_argument("--partition", type=int, default=FIRST_PARTITION)
     every = (*PRESETS, *MISLABELLED)
-    parser.add_argument("--protocols", nargs="+", default=every, choices=every)
-    parser.add_argument("--estimators", nargs="+", default=list(CANDIDATES), choices=CANDIDATES)
-    parser.add_argument("--minutes", type=float, default=15.0, help="for one estimator")
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # wrong labels, in a process of its own
-    options = parser.parse_args()
+    options = harness.arguments(
+        __doc__,
+        quick="100 digits, two estimators",
+        partitions=(FIRST_PARTITION,),
+        data=True,
+        protocols={"nargs": "+", "default": every, "choices": every},
+        estimators={"nargs": "+", "default": list(CANDIDATES), "choices": list(CANDIDATES)},
+        minutes={"type": float, "default": 15.0, "help": "for one estimator"},
+        one={"help": argparse.SUPPRESS},  # wrong labels, in a process of its own
+    )
     if options.one:
-        row = mislabelled(options.protocols[0], options.one, options)
-        Path(os.environ["ROW"]).write_text(json.dumps(row))
+        print(json.dumps(mislabelled(options.protocols[0], options.one, options)))
         return
-    protocols: tuple[str, ...] = tuple(options.protocols)
-    names = options.estimators
+    (seed,) = options.partitions
+    protocols, names = tuple(options.protocols), options.estimators
     if options.quick:
         protocols, names = ("digits", "mislabelled digits"), QUICK_ESTIMATORS
-    part = "" if options.partition == FIRST_PARTITION else f"_{options.partition}"
-    written = protocol.RESULTS / f"comparison{part}.json"
+    part = "" if seed == FIRST_PARTITION else f"_{seed}"
+    written = options.output or harness.RESULTS / f"comparison{part}.json"
     results: dict[str, Any] = {}
     if not options.quick and written.exists():  # protocols can be measured again alone
         results = json.loads(written.read_text())["protocols"]
-    changes = [f"seed={options.partition}", *(QUICK if options.quick else ())]
+    changes = [f"seed={seed}", *(QUICK if options.quick else ())]
     words = [word for change in changes for word in ("--set", change)]
     words += ["--data-dir", options.data_dir] if options.data_dir else []
-    with tempfile.TemporaryDirectory() as folder:
-        for case in protocols:
-            place = Path(folder) / case if options.quick else protocol.WORK / _folder(case, options)
-            before = results.get(case, {"rows": []})["rows"]
-            results[case] = {"rows": [row for row in before if row["estimator"] not in names]}
-            for name in names:
-                begin = time.perf_counter()
-                if case in MISLABELLED:
-                    rows = [_apart(case, name, options, Path(folder))]
-                else:
-                    rows = judged(case, name, words, place, 60 * options.minutes)
-                    if (place / "compare.json").exists():
-                        told = evaluate.read_comparison(place)
-                        results[case]["seconds_per_retraining"] = told["seconds_per_retraining"]
-                results[case]["rows"] += rows
-                scores = [row.get("value", row.get("auc", row.get("error"))) for row in rows]
-                protocol.say(f"{case}, {name}: {scores}, {time.perf_counter() - begin:.0f} s")
-                protocol.write_json(
-                    "comparison",
-                    options.quick,
-                    {"partition": options.partition, "protocols": results},
-                    part,
-                )
-
-
-def _folder(case: str, options: Any) -> str:
-    return f"{case}-{options.partition}"
-
-
-def _apart(case: str, name: str, options: Any, folder: Path) -> dict[str, Any]:
-    told = folder / "row.json"
-    told.unlink(missing_ok=True)
-    command = [sys.executable, __file__, "--protocols", case, "--one", name]
-    command += ["--partition", str(options.partition)]
-    command += ["--data-dir", options.data_dir] if options.data_dir else []
-    command += ["--quick"] if options.quick else []
-    try:
-        subprocess.run(
-            command,
-            env=os.environ | {"ROW": str(told)},
-            timeout=60 * options.minutes,
-            check=True,
-            capture_output=True,
-        )
-    except subprocess.TimeoutExpired:
-        return {"estimator": name, "error": f"not done in {options.minutes:.0f} minutes"}
-    except subprocess.CalledProcessError as error:
-        return {"estimator": name, "error": error.stderr.decode().strip().splitlines()[-1][:200]}
-    return json.loads(told.read_text())
+    for case in protocols:
+        before = results.get(case, {"rows": []})
+        kept = [row for row in before["rows"] if row["estimator"] not in names]
+        results[case] = before | {"rows": kept}
+        place = options.work / f"{case}-{seed}"
+        for name in names:
+            begin = time.perf_counter()
+            if case in MISLABELLED:
+                rows = [mislabelled_apart(case, name, options)]
+            else:
+                rows = judged(case, name, words, place, 60 * options.minutes)
+                if (place / "compare.json").exists():
+                    told = evaluate.read_comparison(place)
+                    results[case]["seconds_per_retraining"] = told["seconds_per_retraining"]
+            results[case]["rows"] += rows
+            scores = [row.get("value", row.get("auc", row.get("error"))) for row in rows]
+            say(f"{case}, {name}: {scores}, {time.perf_counter() - begin:.0f} s")
+            harness.write(options, {"partition": seed, "protocols": results}, part)
 
 
 if __name__ == "__main__":

@@ -10,24 +10,18 @@ rounds. Then whole gradient steps of both ConvNets with a batch of 100, whole an
 
 from __future__ import annotations
 
-import argparse
-import os
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import protocol
-
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
+import harness
 import jax
 import jax.numpy as jnp
+from harness import say
 from jax import lax
 
 import ddm_jax as ddm
-from ddm_jax import convolution, pieces
+from ddm_jax.compute import convolution, memory, pieces
 from ddm_jax.types import Array
 
 # models K, examples B, height, channels in, channels out
@@ -64,22 +58,15 @@ def placed(fn: Callable[[Array, Array], Any], how: str) -> Callable[[Array, Arra
     return jax.jit(lambda x, kernel: lax.map(lambda both: fn(*both), (x, kernel)))
 
 
-def interleaved(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
-    """Compile seconds, and the minimum of run seconds, all runs taking turns."""
-    seconds: dict[str, dict[str, float]] = {}
-    for name, run in runs.items():
-        begin = time.perf_counter()
-        jax.block_until_ready(run())
-        seconds[name] = {"first_seconds": time.perf_counter() - begin, "seconds": float("inf")}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            if seconds[name]["first_seconds"] > 20 and seconds[name]["seconds"] < float("inf"):
-                continue  # a slow one is measured once
-            begin = time.perf_counter()
-            jax.block_until_ready(run())
-            took = time.perf_counter() - begin
-            seconds[name]["seconds"] = min(seconds[name]["seconds"], took)
-    return seconds
+def fastest(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of the first call, and the least of those after it; a slow one is measured once."""
+    first = {name: harness.once(run)[1] for name, run in runs.items()}
+    slow = {name: run for name, run in runs.items() if first[name] > harness.LONG}
+    quick = {name: run for name, run in runs.items() if name not in slow}
+    seconds = harness.interleaved(quick, rounds) | harness.interleaved(slow, 1)
+    return {
+        name: {"first_seconds": first[name], "seconds": min(each)} for name, each in seconds.items()
+    }
 
 
 def measure_layer(layer: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
@@ -97,13 +84,13 @@ def measure_layer(layer: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
             for how in ("map", "vmap")
         }
         runs = {name: partial(fn, x, kernel) for name, fn in mapped.items()}
-        for name, found in interleaved(runs, rounds).items():
+        for name, found in fastest(runs, rounds).items():
             rate = multiply * flops / found["seconds"] / 1e9
             rows.append(
                 {"layer": list(layer), "order": order, "form": name, "gflops_a_second": rate}
                 | found
             )
-        protocol.say(f"  {layer} {order}: " + _best(rows[-len(runs) :]))
+        say(f"  {layer} {order}: " + _best(rows[-len(runs) :]))
     return rows
 
 
@@ -138,31 +125,29 @@ def measure_pieces(width: int, shape: tuple[int, ...], batch: int, rounds: int) 
         "whole": steps(jax.value_and_grad(loss)),
         "pieces": steps(pieces.value_and_gradient(loss)),
     }
-    found = interleaved(runs, rounds)
+    found = fastest(runs, rounds)
     each = pieces.bytes_an_example(loss, params, data)
     row = {
         "width": width,
         "batch": batch,
         "bytes_an_example": each,
-        "piece": pieces.piece_size(batch, each),
+        "piece": memory.examples_a_piece(batch, each),
         "whole_seconds": found["whole"]["seconds"] / 2,
         "pieces_seconds": found["pieces"]["seconds"] / 2,
     }
-    protocol.say(f"  {row}")
+    say(f"  {row}")
     return row
 
 
 def main() -> None:
     """Measure everything and write results/convolutions.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one layer and one network")
-    options = parser.parse_args()
+    options = harness.arguments(__doc__, quick="one layer and one network", one_core=True)
     rounds = 2 if options.quick else 5
     layers = [(2, 4, 8, 3, 8)] if options.quick else LAYERS
     rows = [row for layer in layers for row in measure_layer(layer, rounds)]
     networks = [(4, (16, 16, 1))] if options.quick else NETWORKS
     cut = [measure_pieces(*network, 100, rounds) for network in networks]
-    protocol.write_json("convolutions", options.quick, {"layers": rows, "pieces": cut})
+    harness.write(options, {"layers": rows, "pieces": cut})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The cost model of docs/scaling.md: floating-point operations, bytes and seconds of each stage.
+"""The cost model of docs/speed.md: floating-point operations, bytes and seconds of each stage.
 
 Symbols: N points, K groups, M items a group, Q queries, P parameters, T matched checkpoints, E
 epochs of training, S online steps, D devices; f operations of a forward pass of one example, f1
@@ -86,6 +86,19 @@ def seconds(work: Work, machine: Machine) -> dict[str, float]:
     if rounds(work, machine) > 1:
         per_stage["gradients"] *= 2
     return per_stage
+
+
+def prediction(work: Work, machine: Machine) -> dict[str, float]:
+    """Seconds of what a user waits for, where training is data parallel, and what is held."""
+    took = seconds(work, machine)
+    return {
+        "training": took["training"] / machine.devices,
+        "offline": took["start"] + took["gradients"] + took["distillation"],
+        "online": took["updates"] + took["queries"],
+        "retraining": took["retraining"],
+        "gradients": stored(work)["gradients"],
+        "rounds": rounds(work, machine),
+    }
 
 
 def convnet_forward(width: int, height: int, depth_in: int, classes: int = 10) -> float:

@@ -15,20 +15,19 @@ All retrainings have seeds that no score has seen.
 
 from __future__ import annotations
 
-import argparse
-import tempfile
-import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import harness
 import jax
-import jax.numpy as jnp
 import numpy as np
 import protocol
+from harness import say
 
-import ddm_jax as ddm
-from ddm_jax import candidates, metrics
-from ddm_jax.evaluate import Ready
+from ddm_jax import metrics
+from ddm_jax.estimators import make_retraining
+from ddm_jax.judge.candidates import CANDIDATES
+from ddm_jax.masks import curve_masks, top_masks
+from ddm_jax.run.evaluate import Ready
 
 REMOVED = (1, 2, 4, 8)  # groups, of 50
 FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
@@ -57,45 +56,35 @@ class Helpfulness(NamedTuple):
 
 def helpfulness(ready: Ready, seed: int) -> dict[str, Helpfulness]:
     """By every method."""
-    data, query = jax.device_put((ready.plan.split.train, ready.plan.split.test))
-    online = ready.plan.config.online
-    chosen = {"steps": online.steps, "rewind": online.rewind}
+    data, query = protocol.placed(ready)
     effects = ready.truth.effects()  # [S, K, Q]
     retrained = (effects.shape[1] + 1) * effects.shape[0] * ready.truth.seconds
     found = {"exact order": Helpfulness(-effects.mean(0), 0.0, retrained)}
-    for name, estimator in (
-        ("DDM", candidates.make_ddm_candidate(ready.plan, chosen)),
-        ("grad-dot", candidates.make_grad_dot_candidate(ready.plan, {})),
-    ):
-        begin = time.perf_counter()
-        state = estimator.fit(jax.random.key(seed), ready.target, data, ready.groups)
-        jax.block_until_ready(state)
-        fitted = time.perf_counter()
-        scores = -np.asarray(estimator.score(state, query))
-        found[name] = Helpfulness(scores, fitted - begin, time.perf_counter() - fitted)
+    for name, candidate in (("DDM", "ddm"), ("grad-dot", "grad_dot")):
+        estimator = CANDIDATES[candidate].make(ready.plan.truth, {})
+        key = jax.random.key(seed)
+        state, offline = harness.once(estimator.fit, key, ready.target, data, ready.groups)
+        scores, online = harness.once(estimator.score, state, query)
+        found[name] = Helpfulness(-np.asarray(scores), offline, online)
     scores = np.random.default_rng(seed).standard_normal(effects.shape[1:])
     found["random"] = Helpfulness(scores, 0.0, 0.0)
     return found
 
 
-def retrain(ready: Ready, masks: np.ndarray, seed: int, output: Any) -> np.ndarray:
-    """Mean output over fresh seeds for each mask, `[J, Q]`."""
-    estimator = ddm.make_retraining(
-        ready.plan.task, ready.plan.trainer.train, seeds=SEEDS, output=output
-    )
+def retrain(ready: Ready, masks: np.ndarray, seed: int) -> np.ndarray:
+    """Mean margin over fresh seeds for each mask, `[J, Q]`."""
+    estimator = make_retraining(ready.plan.task, ready.plan.trainer.train, seeds=SEEDS)
     key = jax.random.fold_in(jax.random.key(seed), 4242)
-    data, query = jax.device_put((ready.plan.split.train, ready.plan.split.test))
+    data, query = protocol.placed(ready)
     state = estimator.fit(key, ready.target, data, ready.groups)
     assert estimator.outputs is not None
-    return np.asarray(estimator.outputs(state, jnp.asarray(masks), query))
+    return np.asarray(estimator.outputs(state, masks, query))
 
 
 def brittleness(ready: Ready, seed: int, queries: int) -> list[dict[str, Any]]:
     """Flip rates for each method and number of groups removed."""
     helpful = helpfulness(ready, seed)
-    count = int(ready.groups.max()) + 1
-    margin = ready.plan.task.output
-    before = retrain(ready, np.ones((1, count)), seed, margin)[0]
+    before = retrain(ready, np.ones((1, ready.groups.count)), seed)[0]
     right = np.flatnonzero(before > 0)
     chosen = np.random.default_rng(seed).permutation(right)[:queries]
     rows = []
@@ -104,67 +93,58 @@ def brittleness(ready: Ready, seed: int, queries: int) -> list[dict[str, Any]]:
         row["offline_seconds"] = method.offline_seconds
         row["online_seconds"] = method.online_seconds
         for k in REMOVED:
-            masks = metrics.top_masks(method.scores[:, chosen], k)  # a network a query
-            after = retrain(ready, masks, seed, margin)[np.arange(len(chosen)), chosen]
+            masks = top_masks(method.scores[:, chosen], k)  # a network a query
+            after = retrain(ready, masks, seed)[np.arange(len(chosen)), chosen]
             row[f"flipped_{k}"] = float(metrics.flips(before[chosen], after[None]).rate[0])
         rows.append(row | {"queries": len(chosen)})
-        protocol.say(f"  {row}")
+        say(f"  {row}")
     return rows
 
 
 def curves(ready: Ready, seed: int) -> list[dict[str, Any]]:
     """Test accuracy of networks without a growing part of the data."""
-    sizes = np.bincount(ready.groups)
+    sizes = ready.groups.sizes()
     half = np.random.default_rng(seed).permutation(len(ready.plan.split.test.x))
     ranking, testing = np.array_split(half, 2)
     rows = []
-    margin = ready.plan.task.output
     for name, method in helpfulness(ready, seed).items():
         value = method.scores[:, ranking].mean(1)
         row: dict[str, Any] = {"estimator": name}
         masks = {
-            "without_worst": metrics.curve_masks(value, sizes, FRACTIONS, "lowest"),
-            "without_best": metrics.curve_masks(value, sizes, FRACTIONS, "highest"),
+            "without_worst": curve_masks(value, sizes, FRACTIONS, "lowest"),
+            "without_best": curve_masks(value, sizes, FRACTIONS, "highest"),
         }
         # Without the worst part f is on the best part 1 - f alone: a keep curve, too.
         for what, chosen in masks.items():
-            margins = retrain(ready, chosen, seed, margin)[:, testing]
+            margins = retrain(ready, chosen, seed)[:, testing]
             accuracy = (margins > 0).mean(1)
             row[what] = [float(value) for value in accuracy]
             row[f"{what}_area"] = metrics.curve_area(FRACTIONS, accuracy)
         rows.append(row)
-        protocol.say(f"  {row}")
+        say(f"  {row}")
     return rows
 
 
 def main() -> None:
     """Run both and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="300 images, 20 groups")
-    parser.add_argument("--partitions", type=int, nargs="+", default=[10, 11, 12])
-    options = parser.parse_args()
+    options = harness.arguments(__doc__, quick="300 images, 20 groups")
     brittle, curved = [], []
     changes = QUICK if options.quick else ()
     noisy = (*changes, "data.label_noise=0.1")
-    for seed in options.partitions[: 1 if options.quick else None]:
-        with tempfile.TemporaryDirectory() as folder:
-            clean = Path(folder) / "clean" if options.quick else None
-            flipped = Path(folder) / "noisy"
-            if not options.quick:
-                flipped = protocol.WORK / f"digits-noisy-{seed}"
-            ready = protocol.prepare("digits", seed, *changes, folder=clean)
-            brittle.append(brittleness(ready, seed, 25 if options.quick else QUERIES))
-            curved.append(curves(protocol.prepare("digits", seed, *noisy, folder=flipped), seed))
-    for row, same in zip(mean := protocol.average(curved), zip(*curved, strict=True), strict=True):
+    for seed in options.partitions:
+        ready = protocol.prepare(options, "digits", seed, *changes)
+        brittle.append(brittleness(ready, seed, 25 if options.quick else QUERIES))
+        ready = protocol.prepare(options, "digits", seed, *noisy, name="digits-noisy")
+        curved.append(curves(ready, seed))
+    for row, same in zip(mean := harness.average(curved), zip(*curved, strict=True), strict=True):
         for what in ("without_worst", "without_best"):
             row[what] = np.mean([each[what] for each in same], 0).tolist()
     content = {
         "settings": {"removed": REMOVED, "fractions": FRACTIONS, "seeds": SEEDS},
-        "partitions": options.partitions,
-        "brittleness": protocol.average(brittle),
+        "brittleness": harness.average(brittle),
         "curves": mean,
     }
-    protocol.write_json("digits_removal", options.quick, content)
+    harness.write(options, content)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import tempfile
 from pathlib import Path
 from typing import Any
 
+import harness
 import protocol
 
-from ddm_jax import config, evaluate, store, truth
-from ddm_jax.plan import make_plan
+from ddm_jax.judge.truth import checksum
+from ddm_jax.run.evaluate import Ready
 
 
 def cpu() -> str:
@@ -30,23 +30,20 @@ def cpu() -> str:
     return hashlib.sha256(" ".join(told).encode()).hexdigest()[:12]
 
 
-def regenerate(folder: Path) -> dict[str, Any]:
-    """Fill the truth in an empty folder; its checksum, and the mean loss of each kind of row."""
-    chosen = config.preset("digits")
-    summary = evaluate.fill_truth(chosen, folder, protocol.PROGRESS)
-    outputs = store.read(store.inspect_store(folder / evaluate.TRUTH))
-    rows = truth.declare(make_plan(chosen), chosen.cluster.num_groups)
+def summary(ready: Ready) -> dict[str, Any]:
+    """The checksum, and the mean loss of each kind of row."""
+    truth = ready.truth
     return {
-        "checksum": summary["checksum"],
+        "checksum": checksum(truth),
         "cpu": cpu(),
         "mean_loss": {
-            "everything kept": float(outputs[:, 0].mean()),
-            "one group left out": float(outputs[:, 1 : 1 + rows.groups_out].mean()),
-            "halves": float(outputs[:, rows.keep > 0].mean()),
+            "everything kept": float(truth.full.mean()),
+            "one group left out": float(truth.single.mean()),
+            "halves": float(truth.subsets.mean()),
         },
     }
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as place:
-        protocol.write_json("digits_truth", False, {"truth": regenerate(Path(place))})
+    options = harness.arguments(__doc__, quick="with the truth made anew", partitions=(0,))
+    harness.write(options, {"truth": summary(protocol.prepare(options, "digits", 0))})

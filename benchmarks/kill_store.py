@@ -9,7 +9,6 @@ byte for byte, and in the end the outputs must equal those of an undisturbed pro
 
 from __future__ import annotations
 
-import argparse
 import random
 import subprocess
 import sys
@@ -17,10 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import harness
 import numpy as np
-import protocol
+from harness import say
 
-from ddm_jax import evaluate, store
+from ddm_jax.judge import store
+from ddm_jax.run import evaluate
 
 PROCESSES = 2
 CHUNKS = (1, 3, 7, 16)
@@ -31,7 +32,7 @@ def start(workdir: Path, changes: list[str], chunk: int | None) -> subprocess.Po
     words = [word for change in changes for word in ("--set", change)]
     words += ["--chunk", str(chunk)] if chunk else []
     return subprocess.Popen(
-        [sys.executable, "-m", "ddm_jax.cli", "truth", "digits", "--workdir", str(workdir), *words],
+        [sys.executable, "-m", "ddm_jax", "truth", "digits", "--workdir", str(workdir), *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -61,22 +62,20 @@ def wait_for_rows(folder: Path, count: int) -> None:
 
 def main() -> None:
     """Kill, compare, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="3 kills, a small truth")
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    options = parser.parse_args()
+    options = harness.arguments(
+        __doc__,
+        quick="3 kills, a small truth",
+        partitions=(10,),
+        kills={"type": int, "default": 20},
+        moments={"type": int, "default": 0, "help": "seed of the moments"},
+    )
     kills = 3 if options.quick else options.kills
-    changes = ["seed=10", "truth.seeds=40", "truth.subset_seeds=40"]
+    seeds = 10 if options.quick else 40
+    changes = [f"seed={options.partitions[0]}"]
+    changes += [f"truth.seeds={seeds}", f"truth.subset_seeds={seeds}"]
     if options.quick:
-        changes = [
-            "seed=10",
-            "data.train_size=300",
-            "data.test_size=200",
-            "truth.seeds=10",
-            "truth.subset_seeds=10",
-        ]
-    draw = random.Random(options.seed)
+        changes += ["data.train_size=300", "data.test_size=200"]
+    draw = random.Random(options.moments)
     lost = repeated = 0
     progress = []
     with tempfile.TemporaryDirectory() as place:
@@ -97,7 +96,7 @@ def main() -> None:
             lost += sum(after.get(name, (b"",))[0] != row[0] for name, row in before.items())
             repeated += sum(after.get(name, row)[1] != row[1] for name, row in before.items())
             progress.append(len(after))
-            protocol.say(f"kill {kill + 1}: {len(after)} rows done, {lost} lost")
+            say(f"kill {kill + 1}: {len(after)} rows done, {lost} lost")
             before = after
         for folder in (disturbed, quiet):
             code = start(folder, changes, None).wait()
@@ -120,8 +119,8 @@ def main() -> None:
         "rows_repeated": repeated,
         "equal_bits": bool(np.array_equal(*outputs, equal_nan=True)),
     }
-    protocol.say(str(result))
-    protocol.write_json("kill_store", options.quick, {"result": result})
+    say(str(result))
+    harness.write(options, {"result": result})
     if lost or repeated or not result["equal_bits"]:
         sys.exit("the store lost or repeated work")
 

@@ -12,19 +12,20 @@ is judged by B's own retraining.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 import protocol
+from harness import say
 
-import ddm_jax as ddm
-from ddm_jax import candidates
-from ddm_jax.evaluate import Ready
+from ddm_jax import metrics
+from ddm_jax.judge.candidates import CANDIDATES
+from ddm_jax.masks import leave_one_out_masks
+from ddm_jax.run.evaluate import Ready
 
 TOP = 5
 NETWORKS: dict[str, tuple[str, ...]] = {
@@ -59,49 +60,48 @@ QUICK = (
 )
 
 
-def ready_networks(seed: int, folder: Path, quick: bool) -> dict[str, Ready]:
+def ready_networks(seed: int, options: argparse.Namespace) -> dict[str, Ready]:
     """Every network with its truth, on the groups of the first."""
     networks: dict[str, Ready] = {}
-    names = list(NETWORKS)[:3:2] if quick else list(NETWORKS)
+    names = list(NETWORKS)[:3:2] if options.quick else list(NETWORKS)
+    file = options.work / f"networks-{seed}.npy"
     for place, name in enumerate(names):
-        changes = [*TRUTH, *NETWORKS[name], *(QUICK if quick else ())]
+        changes = [*TRUTH, *NETWORKS[name], *(QUICK if options.quick else ())]
         if place:
-            changes += ["cluster.method=file", f"cluster.file={folder / f'networks-{seed}.npy'}"]
+            changes += ["cluster.method=file", f"cluster.file={file}"]
         short = name.replace(" ", "-").replace(",", "")
         networks[name] = protocol.prepare(
-            "digits", seed, *changes, folder=folder / f"networks-{short}-{seed}"
+            options, "digits", seed, *changes, name=f"networks-{short}"
         )
         if not place:
-            folder.mkdir(parents=True, exist_ok=True)
-            np.save(folder / f"networks-{seed}.npy", networks[name].groups)
+            np.save(file, networks[name].groups.ids)
     return networks
 
 
-def compared(seed: int, folder: Path, quick: bool) -> tuple[list[dict[str, Any]], ...]:
+def compared(seed: int, options: argparse.Namespace) -> tuple[list[dict[str, Any]], ...]:
     """Rows of likeness and of transfer."""
-    networks = ready_networks(seed, folder, quick)
+    networks = ready_networks(seed, options)
     estimators, states, distilled, exact = {}, {}, {}, {}
     for name, ready in networks.items():
         plan = ready.plan
-        data, query = jax.device_put((plan.split.train, plan.split.test))
-        online = plan.config.online
-        made = candidates.make_ddm_candidate(plan, {"steps": online.steps, "rewind": online.rewind})
+        data, query = protocol.placed(ready)
+        made = CANDIDATES["ddm"].make(plan.truth, {})
         states[name] = made.fit(jax.random.key(seed), ready.target, data, ready.groups)
         estimators[name] = made
         distilled[name] = np.asarray(made.score(states[name], query))
         exact[name] = ready.truth.effects()  # [S, K, Q]
         right = np.asarray(plan.task.apply(ready.target.params, query.x)).argmax(1)
         accuracy = float((right == plan.split.test.y.argmax(1)).mean())
-        protocol.say(f"  {name}: {accuracy:.1%} right")
+        say(f"  {name}: {accuracy:.1%} right")
     likeness = []
     first = next(iter(networks))
     ready = networks[first]
     other = jax.jit(ready.plan.trainer.train)(
         jax.random.fold_in(jax.random.key(seed), 99),
         jax.device_put(ready.plan.split.train),
-        jnp.ones(len(ready.groups)),
+        jnp.ones(len(ready.groups.ids)),
     )
-    data, query = jax.device_put((ready.plan.split.train, ready.plan.split.test))
+    data, query = protocol.placed(ready)
     again = estimators[first].fit(jax.random.key(seed + 1), other, data, ready.groups)
     half = len(exact[first]) // 2
     pairs = {
@@ -118,16 +118,16 @@ def compared(seed: int, folder: Path, quick: bool) -> tuple[list[dict[str, Any]]
     for (one, two), both in pairs.items():
         row: dict[str, Any] = {"first": one, "second": two}
         for how, matrices in zip(("ddm", "exact"), both, strict=True):
-            found = ddm.compare_profiles(*matrices, TOP)
+            found = metrics.compare_profiles(*matrices, TOP)
             row |= {f"{how}_{key}": float(value) for key, value in found._asdict().items()}
         likeness.append(row)
         told = ", ".join(f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float))
-        protocol.say(f"  {one} and {two}: {told}")
+        say(f"  {one} and {two}: {told}")
     transfer = []
     for served, ready in networks.items():
-        query = jax.device_put(ready.plan.split.test)
-        count = int(ready.groups.max()) + 1
-        masks = np.concatenate([np.asarray(ddm.leave_one_out_masks(count)), ready.truth.masks])
+        _, query = protocol.placed(ready)
+        count = ready.groups.count
+        masks = np.concatenate([np.asarray(leave_one_out_masks(count)), ready.truth.masks])
         for source in networks:
             state = states[served]._replace(synset=states[source].synset)
             made = estimators[served]
@@ -137,7 +137,7 @@ def compared(seed: int, folder: Path, quick: bool) -> tuple[list[dict[str, Any]]
             row |= protocol.score_effects(ready, outputs[:1] - outputs[1 : 1 + count])
             row |= protocol.score_subsets(ready, outputs[1 + count :])
             transfer.append(row)
-            protocol.say(
+            say(
                 f"  synset of {source} for {served}: rho {row['rho']:.3f}, "
                 f"LDS {row['group_lds']:.3f}"
             )
@@ -146,25 +146,15 @@ def compared(seed: int, folder: Path, quick: bool) -> tuple[list[dict[str, Any]]
 
 def main() -> None:
     """Compare all networks and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="200 digits, two networks")
-    parser.add_argument("--partitions", type=int, nargs="+", default=[10, 11])
-    options = parser.parse_args()
-    seeds = options.partitions[: 1 if options.quick else None]
-    each = []
-    for seed in seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            each.append(
-                compared(seed, Path(folder) if options.quick else protocol.WORK, options.quick)
-            )
-    likeness, transfer = (protocol.average(list(rows)) for rows in zip(*each, strict=True))
+    options = harness.arguments(__doc__, quick="200 digits, two networks", partitions=(10, 11))
+    each = [compared(seed, options) for seed in options.partitions]
+    likeness, transfer = (harness.average(list(rows)) for rows in zip(*each, strict=True))
     content = {
         "settings": {"top": TOP, "networks": NETWORKS},
-        "partitions": seeds,
         "likeness": likeness,
         "transfer": transfer,
     }
-    protocol.write_json("networks", options.quick, content)
+    harness.write(options, content)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # of the libraries below
 
+import harness
 import jax
 import numpy as np
+import protocol
 import torch_forms  # says what to install where PyTorch is missing
 
-import ddm_jax as ddm
-from ddm_jax.evaluate import Ready
+from ddm_jax.estimators import make_grad_dot
+from ddm_jax.run.evaluate import Ready
 
 torch, F = torch_forms.torch, torch_forms.F
 
@@ -88,16 +90,14 @@ def to_torch(ready: Ready) -> Side:
 
 def ours(ready: Ready) -> Callable[[], Scored]:
     """Grad-dot by point."""
-    estimator = ddm.make_grad_dot(ready.plan.task, ready.plan.truth_output)
-    data, query = jax.device_put((ready.plan.split.train, ready.plan.split.test))
+    estimator = make_grad_dot(ready.plan.truth.task)
+    data, query = protocol.placed(ready)
 
     def run() -> Scored:
-        begin = time.perf_counter()
-        state = estimator.fit(jax.random.key(0), ready.target, data, ready.groups)
-        jax.block_until_ready(state)
-        fitted = time.perf_counter()
-        scores = np.asarray(estimator.score(state, query))
-        return Scored(scores, fitted - begin, time.perf_counter() - fitted)
+        key = jax.random.key(0)
+        state, offline = harness.once(estimator.fit, key, ready.target, data, ready.groups)
+        scores, online = harness.once(estimator.score, state, query)
+        return Scored(np.asarray(scores), offline, online)
 
     return run
 

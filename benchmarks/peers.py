@@ -22,27 +22,22 @@ that throws stands in the results with its error, one whose library is not insta
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
-import time
 from collections.abc import Callable
 from importlib import metadata as packages
-from pathlib import Path
 from typing import Any
 
-if hasattr(os, "sched_setaffinity"):  # before either library counts the cores
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
+import harness
 import numpy as np
 import protocol
+from harness import say
 from peer_methods import METHODS, THEIRS, Scored, ours, to_torch
 
-from ddm_jax import compare, metrics
-from ddm_jax.evaluate import Ready
+from ddm_jax import metrics
+from ddm_jax.judge import compare
+from ddm_jax.run.evaluate import Ready
 
 PRESETS = ("dattri-lr", "dattri-mlp")
 OURS = "ddm_jax: grad-dot"
-REPEAT_SECONDS = 20.0
 QUICK = (
     "data.train_size=400",
     "data.test_size=60",
@@ -65,12 +60,10 @@ def judge(ready: Ready, calls: dict[float, Callable[[], Scored]]) -> tuple[dict[
 
     tried: dict[float, tuple[float, Scored]] = {}
     for setting, call in calls.items():
-        begin = time.perf_counter()
-        found = call()
-        if time.perf_counter() - begin < REPEAT_SECONDS:
-            found = call()
+        found, took = harness.once(call)
+        found = call() if took < harness.LONG else found
         if not np.isfinite(found.scores).all():
-            protocol.say(f"  {setting}: scores that are not finite")
+            say(f"  {setting}: scores that are not finite")
             continue
         true = compare.true_runs(truth, name, tuning).mean(0)
         agreement = metrics.nan_mean(metrics.per_query_correlation(predict(found, tuning), true))
@@ -86,13 +79,11 @@ def judge(ready: Ready, calls: dict[float, Callable[[], Scored]]) -> tuple[dict[
     return row, found.scores
 
 
-def rows_of(preset: str, options: Any, folder: Path | None) -> list[dict[str, Any]]:
+def rows_of(preset: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every method on one preset, ours first."""
-    changes = QUICK if options.quick else ()
-    ready = protocol.prepare(
-        preset, options.partition, *changes, data_dir=options.data_dir, folder=folder
-    )
-    if ready.plan.config.truth.objective != "loss":
+    (seed,) = options.partitions
+    ready = protocol.prepare(options, preset, seed, *(QUICK if options.quick else ()))
+    if ready.plan.truth.truth.objective != "loss":
         raise ValueError(f"{preset} explains another output than the loss")
     side = to_torch(ready)
     rows, ours_scores = [], np.zeros(0)
@@ -109,7 +100,7 @@ def rows_of(preset: str, options: Any, folder: Path | None) -> list[dict[str, An
         except Exception as error:  # whatever it is, the others go on and the table shows it
             told = str(error).splitlines()
             row["error"] = f"{type(error).__name__}: {told[0] if told else ''}"
-        protocol.say(f"  { ({k: row[k] for k in row if not isinstance(row[k], dict | list)}) }")
+        say(f"  { ({k: row[k] for k in row if not isinstance(row[k], dict | list)}) }")
         rows.append(row)
     return rows
 
@@ -124,20 +115,18 @@ def version(name: str) -> str:
 
 def main() -> None:
     """Run the presets and write results/peers.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", help="where TFDS keeps prepared data")
-    parser.add_argument("--quick", action="store_true", help="400 images")
-    parser.add_argument("--partition", type=int, default=10, help="seed of halves and networks")
-    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS[:1])
-    options = parser.parse_args()
-    rows = []
-    for preset in options.presets:
-        with tempfile.TemporaryDirectory() as folder:
-            rows += rows_of(preset, options, Path(folder) if options.quick else None)
-    settings = {"partition": options.partition, "presets": list(options.presets)}
+    options = harness.arguments(
+        __doc__,
+        quick="400 images",
+        partitions=(10,),
+        data=True,
+        one_core=True,
+        presets={"nargs": "+", "choices": PRESETS, "default": PRESETS[:1]},
+    )
+    rows = [row for preset in options.presets for row in rows_of(preset, options)]
+    settings = {"partition": options.partitions[0], "presets": list(options.presets)}
     peers = {name: version(name) for name in ("torch", "dattri", "traker")}
-    content = {"settings": settings, "peers": peers, "rows": rows}
-    protocol.write_json("peers", options.quick, content)
+    harness.write(options, {"settings": settings, "peers": peers, "rows": rows})
     for row in rows:
         if row["estimator"] == THEIRS and not row.get("agreement_with_ours", 1.0) > 0.99:
             raise AssertionError(f"grad-dot differs from dattri's: {row}")

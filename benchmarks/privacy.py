@@ -11,20 +11,20 @@ training images.
 
 from __future__ import annotations
 
-import argparse
-import tempfile
-from pathlib import Path
+import dataclasses
 from typing import Any
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 import protocol
 
-from ddm_jax import candidates, config, privacy
-from ddm_jax.plan import Plan, make_plan
+import ddm_jax as ddm
+from ddm_jax.metrics import privacy
+from ddm_jax.run.plan import Plan
+from ddm_jax.types import Groups
 
-DOCS = Path(__file__).parent.parent / "docs"
 ITEMS = 5
 STARTS = {"members, by pursuit": "pursuit", "random members": "random", "noise": "noise"}
 SHOWN = 8
@@ -40,24 +40,20 @@ QUICK = (
 
 
 def exposure_rows(
-    plan: Plan, run: Any, groups: np.ndarray, ready: Any, steps: int
+    plan: Plan, run: Any, groups: Groups, ready: Any, steps: int
 ) -> tuple[list[dict[str, Any]], dict[str, tuple[np.ndarray, np.ndarray]]]:
     """A row a start, before and after distillation, and what the figure shows."""
     train, test = plan.split.train, plan.split.test
-    data, query = jax.device_put((train, test))
+    data, query = protocol.placed(plan)
+    problem = plan.truth
     rows, shown = [], {}
     for name, start in STARTS.items():
         for how, distilled in (("at the start", 0), ("distilled", steps)):
-            settings = {
-                "items": ITEMS,
-                "start": start,
-                "distill_steps": distilled,
-                "steps": plan.config.online.steps,
-                "rewind": plan.config.online.rewind,
-            }
-            made = candidates.make_ddm_candidate(plan, settings)
+            changes = {"items": ITEMS, "start": start, "steps": distilled}
+            distill = dataclasses.replace(problem.distill, **changes)
+            made = ddm.make_ddm(problem.task, distill, problem.update)
             state = made.fit(jax.random.key(0), run, data, groups)
-            items = np.asarray(state.synset.x)
+            items = np.asarray(state.synset.items.x)
             found = privacy.nearest_training_points(items, train.x)
             row: dict[str, Any] = {"start": name, "how": how}
             row["distance"] = float(np.median(found.distance) / found.typical)
@@ -69,19 +65,13 @@ def exposure_rows(
                 halves = np.asarray(made.outputs(state, ready.truth.masks, query))
                 row |= protocol.score_subsets(ready, halves)
             rows.append(row)
-            told = [
-                v if isinstance(v, str) else f"{k} {v:.3f}"
-                for k, v in row.items()
-                if isinstance(v, str | float)
-            ]
-            protocol.say("  " + ", ".join(told))
+            harness.say(harness.told(row))
             if distilled:
-                mass = np.asarray(state.synset.mass)
+                mass = np.asarray(state.synset.mass).reshape(-1, ITEMS)
                 some = np.linspace(0, len(mass) - 1, SHOWN).round().astype(int)
                 places = some * ITEMS + mass[some].argmax(1)
-                flat = items.reshape(-1, *items.shape[2:])
                 shown[name] = (
-                    plan.split.pixels(flat[places]),
+                    plan.split.pixels(items[places]),
                     plan.split.pixels(train.x[found.nearest[places]]),
                 )
     return rows, shown
@@ -108,42 +98,31 @@ def figure(shown: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> Any:
 
 def main() -> None:
     """Measure every start and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", help="where TFDS keeps prepared data")
-    parser.add_argument("--quick", action="store_true", help="200 digits")
-    parser.add_argument("--partitions", type=int, nargs="+", default=[10, 11, 12])
-    options = parser.parse_args()
-    seeds = options.partitions[: 1 if options.quick else None]
-    shown = {}
+    options = harness.arguments(__doc__, quick="200 digits", data=True)
+    shown: dict[str, Any] = {}
     each = []
-    for seed in seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            changes = QUICK if options.quick else ()
-            place = Path(folder) if options.quick else None
-            ready = protocol.prepare("digits", seed, *changes, folder=place)
-            steps = 50 if options.quick else ready.plan.config.distill.steps
-            rows, images = exposure_rows(ready.plan, ready.target, ready.groups, ready, steps)
-            each.append([{"case": "digits, MLP"} | row for row in rows])
-            shown.setdefault("digits", images)
-    rows = protocol.average(each)
+    for seed in options.partitions:
+        ready = protocol.prepare(options, "digits", seed, *(QUICK if options.quick else ()))
+        steps = 50 if options.quick else ready.plan.config.distill.steps
+        rows, images = exposure_rows(ready.plan, ready.target, ready.groups, ready, steps)
+        each.append([{"case": "digits, MLP"} | row for row in rows])
+        shown.setdefault("digits", images)
+    rows = harness.average(each)
     if options.data_dir and not options.quick:
         each = []
-        for seed in seeds:
-            chosen = [f"seed={seed}", f"data.data_dir={options.data_dir}"]
-            plan = make_plan(config.override(config.preset("mnist"), chosen))
-            train = plan.split.train
-            run = jax.jit(plan.trainer.train)(
-                jax.random.key(seed), jax.device_put(train), jnp.ones(len(train.x))
-            )
-            groups = protocol.cluster(plan)
-            found, images = exposure_rows(plan, run, groups, None, plan.config.distill.steps)
+        for seed in options.partitions:
+            plan = protocol.plan_of(options, "mnist", seed)
+            data, _ = protocol.placed(plan)
+            train = jax.jit(plan.trainer.train)
+            run = train(jax.random.key(seed), data, jnp.ones(len(data.x)))
+            steps = plan.config.distill.steps
+            found, images = exposure_rows(plan, run, protocol.cluster(plan), None, steps)
             each.append([{"case": "MNIST 5,000, MLP"} | row for row in found])
             shown.setdefault("MNIST", images)
-        rows += protocol.average(each)
-    content = {"settings": {"items": ITEMS}, "partitions": seeds, "rows": rows}
-    protocol.write_json("privacy", options.quick, content)
+        rows += harness.average(each)
+    harness.write(options, {"settings": {"items": ITEMS}, "rows": rows})
     if not options.quick:
-        figure(shown).savefig(DOCS / "privacy.png", dpi=110)
+        figure(shown).savefig(harness.DOCS / "privacy.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -1,52 +1,52 @@
-"""What the benchmarks share: a partition with its truth from the store, and scored estimates.
+"""What the benchmarks of agreement share: a partition with its truth, and scored estimates.
 
-A *partition* is one draw of everything: the split of the data, the clustering, the target
-network, the random subsets and the seeds of the truth. The seeds of the truth are never the
-target network's own. Truths are kept in work directories (`ddm truth` fills them too) and are
-not computed again.
+The seeds of the truth are never the target network's own. Truths are kept in work directories
+(`ddm truth` fills them too) and are not computed again.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import argparse
+import dataclasses
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from harness import say
 from jax import lax
 
 import ddm_jax as ddm
-from ddm_jax import config, evaluate
-from ddm_jax.evaluate import Ready, peak_gib
-from ddm_jax.loo import Response
-from ddm_jax.plan import Plan
-from ddm_jax.report import without_nan
-from ddm_jax.workdir import Progress, versions
+from ddm_jax import metrics
+from ddm_jax.estimators import make_grad_dot
+from ddm_jax.estimators.ddm import DDMState
+from ddm_jax.judge.problem import Problem
+from ddm_jax.masks import leave_one_out_masks, point_weights
+from ddm_jax.online import Response, subset_outputs, trajectory_point
+from ddm_jax.run import evaluate
+from ddm_jax.run import settings as config
+from ddm_jax.run.evaluate import Ready
+from ddm_jax.run.plan import Plan, make_plan
+from ddm_jax.run.workdir import Progress
+from ddm_jax.train import TrainState, make_step
+from ddm_jax.types import Estimator, Groups, length
 
-RESULTS = Path(__file__).parent / "results"
-WORK = Path(__file__).parent.parent / "runs" / "benchmarks"
-
-
-def say(text: str) -> None:
-    """Print at once."""
-    print(text, flush=True)
+Row = dict[str, Any]
+Outputs = Callable[[Any], Any]  # masks [R, K] -> [R, Q]
 
 
 def _track(what: str, total: int) -> Callable[[int, str], None]:
-    told = time.perf_counter()
+    shown = time.perf_counter()
 
     def show(done: int, note: str) -> None:
-        nonlocal told
-        if time.perf_counter() - told > 30:
-            told = time.perf_counter()
+        nonlocal shown
+        if time.perf_counter() - shown > 30:
+            shown = time.perf_counter()
             say(f"  {done} of {total}, {note}")
 
     return show
@@ -55,20 +55,41 @@ def _track(what: str, total: int) -> Callable[[int, str], None]:
 PROGRESS = Progress(say, _track)
 
 
+def settings_of(
+    options: argparse.Namespace, preset: str, seed: int, *changes: str
+) -> config.Config:
+    """A preset's settings for a partition; the script's own QUICK settings come last."""
+    place = [] if preset == "digits" else options.changes
+    return config.override(config.preset(preset), [f"seed={seed}", *place, *changes])
+
+
+def plan_of(options: argparse.Namespace, preset: str, seed: int, *changes: str) -> Plan:
+    """The same, built."""
+    return make_plan(settings_of(options, preset, seed, *changes))
+
+
 def prepare(
-    preset: str, seed: int, *changes: str, data_dir: str | None = None, folder: Path | None = None
+    options: argparse.Namespace, preset: str, seed: int, *changes: str, name: str | None = None
 ) -> Ready:
-    """A partition of a preset, with its target network and its truth.
-
-    Kept in `runs/benchmarks/<preset>-<seed>`, or in `folder`.
-    """
-    place = [f"data.data_dir={data_dir}"] if data_dir else []
-    chosen = config.override(config.preset(preset), [f"seed={seed}", *place, *changes])
-    say(f"{preset}, partition {seed}")
-    return evaluate.prepare(chosen, folder or WORK / f"{preset}-{seed}", PROGRESS)
+    """A partition of a preset, with its target network and its truth, in `work/<name>-<seed>`."""
+    say(f"{name or preset}, partition {seed}")
+    chosen = settings_of(options, preset, seed, *changes)
+    return evaluate.prepare(chosen, options.work / f"{name or preset}-{seed}", PROGRESS)
 
 
-def cluster(plan: Plan, train: ddm.Batch | None = None) -> np.ndarray:
+def placed(ready: Ready | Plan) -> tuple[ddm.Batch, ddm.Batch]:
+    """Training and test data on the device."""
+    plan = ready if isinstance(ready, Plan) else ready.plan
+    return jax.device_put((plan.split.train, plan.split.test))
+
+
+def problem_of(ready: Ready, **distill: Any) -> Problem:
+    """What the truth judges, distilled with other settings."""
+    problem = ready.plan.truth
+    return problem._replace(distill=dataclasses.replace(problem.distill, **distill))
+
+
+def cluster(plan: Plan, train: ddm.Batch | None = None) -> Groups:
     """The groups of a plan's settings, of its own training data or of others in their place."""
     data = plan.split.train if train is None else train
     return ddm.make_groups(
@@ -80,104 +101,85 @@ def cluster(plan: Plan, train: ddm.Batch | None = None) -> np.ndarray:
     )
 
 
-def real_response(ready: Ready, steps: int, optimizer: optax.GradientTransformation) -> Response:
+def distil(ready: Ready, **changes: Any) -> tuple[DDMState, float]:
+    """The state of DDM with the run's settings, or others, and the offline seconds."""
+    problem = problem_of(ready, **changes)
+    estimator = ddm.make_ddm(problem.task, problem.distill)
+    data = jax.device_put(ready.plan.split.train)
+    return harness.once(estimator.fit, jax.random.key(0), ready.target, data, ready.groups)
+
+
+def updated(ready: Ready, state: DDMState, **changes: Any) -> Outputs:
+    """`outputs(masks)` of DDM with the run's updates, or others."""
+    problem = ready.plan.truth
+    update = dataclasses.replace(problem.update, **changes)
+    made = ddm.make_ddm(problem.task, problem.distill, update)
+    assert made.outputs is not None
+    _, query = placed(ready)
+    return lambda masks: made.outputs(state, masks, query)  # type: ignore[misc]
+
+
+def real_response(problem: Problem, steps: int) -> Response:
     """Fine-tune on the real kept data, full batch: what a perfect synset would do."""
-    task, explained = ready.plan.task, ready.plan.truth_output
-    weight_decay = ready.plan.config.train.weight_decay
+    rate, momentum = problem.train.learning_rate, problem.update.momentum
+    optimizer = optax.chain(
+        optax.add_decayed_weights(problem.train.weight_decay),
+        optax.sgd(rate, momentum, nesterov=True),
+    )
+    step = make_step(problem.task, optimizer)
 
     def response(keep, params, data, groups, query):
-        weights = keep[groups] / jnp.sum(keep[groups])
-
-        def objective(params):
-            penalty = optax.tree.norm(params, squared=True)
-            return weights @ task.loss(params, data) + weight_decay / 2 * penalty
-
-        def step(carry, _):
-            params, state = carry
-            updates, state = optimizer.update(jax.grad(objective)(params), state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        (params, _), _ = lax.scan(step, (params, optimizer.init(params)), length=steps)
-        return explained(params, query)
+        every, weights = jnp.arange(length(data)), point_weights(keep, groups)
+        state = TrainState(
+            params, optimizer.init(params), jnp.zeros((), jnp.int32), jax.random.key(0)
+        )
+        state, _ = lax.scan(lambda at, _: step(at, every, data, weights), state, length=steps)
+        return problem.task.output(state.params, query)
 
     return response
 
 
-def distil(ready: Ready, items: int, **settings: Any) -> tuple[ddm.Synset, float]:
-    """Distil a synset with the run's settings, or others; returns it and the offline seconds."""
-    chosen = ready.plan.config.distill
-    begin = time.perf_counter()
-    estimator = ddm.make_ddm(
-        ready.plan.task,
-        items=items,
-        **(
-            {
-                "part": chosen.part,
-                "distill_rate": chosen.learning_rate,
-                "distill_steps": chosen.steps,
-                "distance": chosen.distance,
-            }
-            | settings
-        ),
-    )
-    data = jax.device_put(ready.plan.split.train)
-    state = estimator.fit(jax.random.key(0), ready.target, data, ready.groups)
-    jax.block_until_ready(state)
-    return state.synset, time.perf_counter() - begin
-
-
-def online_sgd(ready: Ready, start: Any, synset: ddm.Synset) -> optax.GradientTransformation:
-    """The online optimiser at the rate that the synset's curvature allows."""
-    rate = float(ready.plan.stable_rate(start, synset))
-    return optax.sgd(rate, ready.plan.config.online.momentum, nesterov=True)
-
-
-def score_response(
-    ready: Ready,
-    response: Response,
-    args: tuple[Any, ...],
-    example_gradients: int,
-    *,
-    single: bool = True,
-    **labels: Any,
-) -> dict[str, Any]:
-    """Score a response against the truth: single groups, subsets, and what it costs online.
+def score_outputs(
+    ready: Ready, outputs: Outputs, example_gradients: int, *, single: bool = True, **labels: Any
+) -> Row:
+    """Score outputs against the truth: single groups, subsets, and what they cost online.
 
     Without `single` for the subsets alone, where the work takes many minutes.
     """
     truth = ready.truth
-    outputs = ddm.subset_outputs(response)
-    row: dict[str, Any] = dict(labels)
+    row: Row = dict(labels)
     row["example_gradients"] = example_gradients
     row["share_of_retraining"] = example_gradients / ready.target.rows.size
     if single:
-        masks = ddm.leave_one_out_masks(int(ready.groups.max()) + 1)
-        kept, row["seconds_all_groups"] = timed(outputs, masks, *args)
+        masks = leave_one_out_masks(ready.groups.count)
+        kept, row["seconds_all_groups"] = harness.timed(outputs, masks)
+        kept = np.asarray(kept)
         row |= score_effects(ready, kept[0] - kept[1:])
-    halves, seconds = timed(outputs, truth.masks, *args)
-    row["seconds_all_subsets"] = seconds
-    row["seconds_share_of_retraining"] = seconds / len(truth.masks) / truth.seconds
-    row |= score_subsets(ready, halves)
-    say("  " + ", ".join(f"{k} {_short(v)}" for k, v in row.items() if "seconds" not in k))
+    halves, row["seconds_all_subsets"] = harness.timed(outputs, truth.masks)
+    each = row["seconds_all_subsets"] / len(truth.masks)
+    row["seconds_share_of_retraining"] = each / truth.seconds
+    row |= score_subsets(ready, np.asarray(halves))
+    say(harness.told(row))
     return row
 
 
-def score_effects(ready: Ready, scores: np.ndarray) -> dict[str, Any]:
+def score_effects(ready: Ready, scores: Any) -> Row:
     """Leave-one-group-out agreement of effects [K, Q]."""
+    scores = np.asarray(scores)[ready.truth.groups]
     effects = ready.truth.effects().mean(0)
-    found = ddm.metrics.leave_one_out_correlation(scores, effects)
+    found = metrics.leave_one_out_correlation(scores, effects)
     return {
         "rho": found.mean,
         "rho_over_queries": found.over_queries,
         "rho_over_rows": found.over_rows,
         "rho_undefined": found.undefined,
-        "pearson": ddm.metrics.pooled_correlation(scores, effects),
+        "pearson": metrics.pooled_correlation(scores, effects),
     }
 
 
-def score_subsets(ready: Ready, predicted: np.ndarray) -> dict[str, Any]:
+def score_subsets(ready: Ready, predicted: np.ndarray) -> Row:
     """Group LDS of predicted outputs [R, Q]."""
-    found = ddm.metrics.linear_datamodeling_score(predicted, ready.truth.subsets.mean(0))
+    found = metrics.linear_datamodeling_score(predicted, ready.truth.subsets.mean(0))
     return {
         "group_lds": found.mean,
         "group_lds_over_queries": found.over_queries,
@@ -186,12 +188,17 @@ def score_subsets(ready: Ready, predicted: np.ndarray) -> dict[str, Any]:
     }
 
 
-def score_ceilings(ready: Ready) -> list[dict[str, Any]]:
+def score_additive(ready: Ready, scores: Any) -> Row:
+    """Group LDS of effects [K, Q] that are added up."""
+    return score_subsets(ready, metrics.additive_outputs(np.asarray(scores), ready.truth.masks))
+
+
+def score_ceilings(ready: Ready) -> list[Row]:
     """One exact retraining against the mean of the others, and a perfect predictor."""
     truth = ready.truth
-    lds, rho = (ddm.metrics.noise_ceiling(runs) for runs in (truth.subsets, truth.effects()))
-    pearson = ddm.metrics.noise_ceiling(truth.effects(), "pearson", pooled=True)
-    one: dict[str, Any] = {
+    lds, rho = (metrics.noise_ceiling(runs) for runs in (truth.subsets, truth.effects()))
+    pearson = metrics.noise_ceiling(truth.effects(), "pearson", pooled=True)
+    one: Row = {
         "estimator": "one exact retraining",
         "group_lds": lds.one_run,
         "rho": rho.one_run,
@@ -201,7 +208,7 @@ def score_ceilings(ready: Ready) -> list[dict[str, Any]]:
         "seconds_share_of_retraining": 1.0,
         "seconds_all_groups": truth.seconds * (len(truth.single[0]) + 1),
     }
-    best: dict[str, Any] = {
+    best: Row = {
         "estimator": "perfect predictor",
         "group_lds": lds.perfect,
         "group_lds_over_rows": lds.interval,
@@ -211,99 +218,110 @@ def score_ceilings(ready: Ready) -> list[dict[str, Any]]:
         "runs": {"single": rho.runs, "subsets": lds.runs},
         "reliability": {"single": rho.reliability, "subsets": lds.reliability},
     }
-    say(f"  ceilings: {one} {best}")
+    for row in (one, best):
+        say(harness.told(row))
     return [one, best]
 
 
-def score_grad_dot(ready: Ready) -> dict[str, Any]:
-    """Grad-dot, added up over the kept groups for the subsets."""
-    estimator = ddm.make_grad_dot(ready.plan.task, ready.plan.truth_output)
-    data, query = jax.device_put((ready.plan.split.train, ready.plan.split.test))
+def fitted_scores(ready: Ready, estimator: Estimator) -> tuple[np.ndarray, float]:
+    """Scores [K, Q] of the target network, and the online seconds."""
+    data, query = placed(ready)
     state = estimator.fit(jax.random.key(0), ready.target, data, ready.groups)
-    scores, seconds = timed(estimator.score, state, query)
-    row: dict[str, Any] = {"estimator": "grad-dot", "seconds_all_groups": seconds}
-    row |= score_effects(ready, scores)
-    return row | score_subsets(ready, ddm.metrics.additive_outputs(scores, ready.truth.masks))
+    scores, seconds = harness.timed(estimator.score, state, query)
+    return np.asarray(scores), seconds
 
 
-def additive_row(ready: Ready) -> dict[str, Any]:
-    """Adding up the true single effects: the best that an additive prediction can do."""
+# Tables of groups: digits_protocol.py and mnist_groups.py
+
+
+class GroupTable(NamedTuple):
+    """What a table of groups compares."""
+
+    preset: str
+    changes: tuple[str, ...] = ()  # to the preset
+    items: tuple[int, ...] = (1, 5)  # M of each synset
+    updates: tuple[tuple[int, float], ...] = ((50, 0.0),)  # steps and rewind
+    real: tuple[tuple[int, float], ...] = ((50, 0.0),)  # the same on the real kept data
+    real_single: bool = True  # the real data for single groups too
+    forget: tuple[int, ...] = ()  # steps of the literal update, with the most items
+    undistilled: Mapping[str, Any] = MappingProxyType(
+        {}
+    )  # further settings of the synset that is not distilled
+    undistilled_updates: tuple[tuple[int, float], ...] = ((50, 0.0),)
+
+
+def group_rows(options: argparse.Namespace, table: GroupTable, seed: int) -> list[Row]:
+    """All rows of a table for one partition."""
+    ready = prepare(options, table.preset, seed, *table.changes)
+    problem, run = ready.plan.truth, ready.target
+    data, query = placed(ready)
+    rows = score_ceilings(ready)
     effects = ready.truth.effects().mean(0)
-    predicted = ddm.metrics.additive_outputs(effects, ready.truth.masks)
-    row: dict[str, Any] = {"estimator": "adding up the true single effects"}
-    return row | score_subsets(ready, predicted)
+    rows.append({"estimator": "adding up the true single effects"} | score_additive(ready, effects))
+    scores, seconds = fitted_scores(ready, make_grad_dot(problem.task))
+    rows.append(
+        {"estimator": "grad-dot", "seconds_all_groups": seconds}
+        | score_effects(ready, scores)
+        | score_additive(ready, scores)
+    )
 
+    def real(steps: int, rewind: float) -> None:
+        start = trajectory_point(run.checkpoints, rewind)
+        respond = subset_outputs(real_response(problem, steps))
+        rows.append(
+            score_outputs(
+                ready,
+                lambda masks: respond(masks, start, data, ready.groups, query),
+                steps * length(data),
+                single=table.real_single,
+                estimator="real kept data",
+                rewind=rewind,
+                steps=steps,
+            )
+        )
 
-def timed(fn: Callable[..., Any], *args: Any) -> tuple[np.ndarray, float]:
-    """Result and seconds: of a second call, without compilation, unless the first one is long."""
-    begin = time.perf_counter()
-    result = np.asarray(fn(*args))
-    first = time.perf_counter() - begin
-    if first > 20:
-        return result, first
-    begin = time.perf_counter()
-    jax.block_until_ready(fn(*args))
-    return result, time.perf_counter() - begin
+    def distilled(name: str, items: int, state: DDMState, seconds: float, **how: Any) -> None:
+        taken = min(items, problem.update.step_items or items)
+        # Forgetting touches only the groups that are left out: one of them, or half.
+        used = 1 if how.get("update") == "forget" else ready.groups.count
+        rows.append(
+            score_outputs(
+                ready,
+                updated(ready, state, **how),
+                how["steps"] * taken * used,
+                estimator=name,
+                items=items,
+                step_items=taken,
+                offline_seconds=seconds,
+                **{"update": "retain"} | how,
+            )
+        )
 
-
-def average(partitions: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Average the numbers of corresponding rows over partitions, and keep their range."""
-    rows = []
-    for same in zip(*partitions, strict=True):
-        row: dict[str, Any] = {}
-        for name, value in same[0].items():
-            if isinstance(value, float):
-                row[name] = float(np.mean([other[name] for other in same]))
-                row[f"{name}_range"] = [f(other[name] for other in same) for f in (min, max)]
-            elif not isinstance(value, tuple | list | dict):
-                row[name] = value
-        rows.append(row)
+    for steps, rewind in table.real:
+        real(steps, rewind)
+    most = max(table.items)
+    for items in table.items:
+        found = distil(ready, items=items)
+        for steps, rewind in table.updates:
+            distilled("DDM", items, *found, steps=steps, rewind=rewind)
+        for steps in table.forget if items == most else ():
+            literal = {"update": "forget", "learning_rate": problem.train.learning_rate}
+            distilled("DDM", items, *found, steps=steps, rewind=0.0, momentum=0.0, **literal)
+    for start in ("pursuit", "random"):
+        found = distil(ready, items=most, steps=0, start=start, **table.undistilled)
+        for steps, rewind in table.undistilled_updates:
+            name = f"undistilled, {start} start"
+            distilled(name, most, *found, steps=steps, rewind=rewind)
     return rows
 
 
-def write(name: str, quick: bool, settings: dict[str, Any], partitions: dict[int, Any]) -> None:
-    """Write the rows of all partitions, and their average."""
+def write_group_table(options: argparse.Namespace, full: GroupTable, quick: GroupTable) -> None:
+    """Measure a table on every partition, and write it and its mean."""
+    table = quick if options.quick else full
+    partitions = {seed: group_rows(options, table, seed) for seed in options.partitions}
     content = {
-        "settings": settings,
-        "mean": average(list(partitions.values())),
+        "settings": table._asdict() | {"undistilled": dict(table.undistilled)},
+        "mean": harness.average(list(partitions.values())),
         "partitions": {str(seed): rows for seed, rows in partitions.items()},
     }
-    write_json(name, quick, content)
-
-
-def write_json(name: str, quick: bool, content: dict[str, Any], part: str = "") -> None:
-    """Write results/<name><part>.json (or <name>_quick.json) with what it was measured by."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}{'_quick' if quick else part}.json"
-    told = {
-        "command": " ".join(["python", f"benchmarks/{name}.py", *_public_arguments()]),
-        "commit": _commit(),
-        "versions": versions(),
-        "cores": len(os.sched_getaffinity(0)),
-        "peak_gib": peak_gib(),
-    }
-    path.write_text(json.dumps(without_nan(told | content), indent=1) + "\n")
-    say(f"wrote {path}")
-
-
-def _public_arguments() -> list[str]:
-    words = sys.argv[1:]
-    if "--data-dir" in words:
-        words[words.index("--data-dir") + 1] = "DIR"
-    return words
-
-
-def _commit() -> str:
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=RESULTS.parent, capture_output=True, text=True, check=False
-        ).stdout.strip()
-
-    changed = git("status", "--porcelain", "--", "../ddm_jax", "*.py")
-    return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "-".join(_short(part) for part in value)
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    harness.write(options, content)

@@ -21,16 +21,23 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 import protocol
+from harness import say
 from scipy.ndimage import gaussian_filter
 
 import ddm_jax as ddm
-from ddm_jax import candidates, config, estimators, quality
+from ddm_jax import metrics, objectives, values
 from ddm_jax.data import Split
-from ddm_jax.plan import Plan, make_plan
+from ddm_jax.estimators.points import make_trajectory_influence, spread_points
+from ddm_jax.estimators.retraining import retraining_response
+from ddm_jax.masks import leave_one_out_masks
+from ddm_jax.online import subset_outputs
+from ddm_jax.run.plan import Plan
+from ddm_jax.types import take
 
 BAD = 0.1
 FOLDS = 5
@@ -103,10 +110,9 @@ def spoil(split: Split, kind: str, seed: int) -> tuple[ddm.Batch, np.ndarray]:
 
 def make_retrained(plan: Plan, output: Any) -> Callable[..., np.ndarray]:
     """Make `(masks [R, N], key, data, query) -> [R, Q]`: networks trained on what a mask keeps."""
-    outputs = ddm.subset_outputs(ddm.retraining_response(plan.trainer.train, output))
-    return lambda masks, key, data, query: np.asarray(
-        outputs(masks, key, data, jnp.arange(len(data.x)), query)
-    )
+    outputs = subset_outputs(retraining_response(plan.trainer.train, output))
+    every = ddm.as_groups(np.arange(len(plan.split.train.x)))
+    return lambda masks, key, data, query: np.asarray(outputs(masks, key, data, every, query))
 
 
 def scores(
@@ -124,59 +130,51 @@ def scores(
 
     def keep(name: str, work: Callable[[], Any]) -> None:
         begin = time.perf_counter()
-        values = np.asarray(work(), np.float64)
-        found[name] = Suspicion(values, time.perf_counter() - begin)
+        worth = np.asarray(work(), np.float64)  # larger = better, and here it is the reverse
+        found[name] = Suspicion(-worth, time.perf_counter() - begin)
 
-    def value(made: ddm.Estimator) -> Any:
-        return -np.asarray(made.fit(keys[1], run, data, every).values)
+    def value(made: values.Values) -> Any:
+        return made(keys[1], run, data)
 
     def confidence() -> np.ndarray:
         folds = ddm.make_groups(
             "random", features=train.x, labels=labels, num_groups=FOLDS, seed=seed
-        )
+        ).ids
         masks = folds != np.arange(FOLDS)[:, None]
-        probability = ddm.objectives.probability(task.apply)
+        probability = objectives.explain(task, "probability").output
         each = make_retrained(plan, probability)(masks, keys[1], data, data)
-        return -each[folds, every]
-
-    groups = protocol.cluster(plan, train)
-    settings = {"steps": plan.config.online.steps, "rewind": plan.config.online.rewind}
-    measured = candidates.make_ddm_candidate(plan._replace(truth_output=task.output), settings)
-    synset: list[Any] = []
+        return each[folds, every]
 
     def without_own_group() -> np.ndarray:
-        synset.append(measured.fit(keys[2], run, data, groups))
-        masks = ddm.leave_one_out_masks(int(groups.max()) + 1)[1:]
+        masks = leave_one_out_masks(groups.count)[1:]
         assert measured.outputs is not None
-        return -np.asarray(measured.outputs(synset[0], masks, data))[groups, every]
+        return np.asarray(measured.outputs(state, masks, data))[groups.ids, every]
 
     def influence() -> np.ndarray:
-        influence = ddm.make_trajectory_influence(
-            task, weight_decay=plan.config.train.weight_decay, output=task.output
-        )
-        some = ddm.spread_points(run.checkpoints, 8)
-        query = jax.device_put(ddm.types.take(plan.split.test, ranking))
-        return np.asarray(jax.jit(influence)(some, synset[0].synset, data, query))
+        influence = jax.jit(make_trajectory_influence(task))
+        query = jax.device_put(take(plan.split.test, ranking))
+        some = spread_points(run.checkpoints, 8)
+        return np.asarray(influence(some, state.synset, data, query, run.weight_decay))
 
-    keep("training loss", lambda: value(estimators.make_training_loss(task)))
-    keep("area under the margin", lambda: value(estimators.make_training_dynamics(task)))
+    keep("training loss", lambda: value(values.training_loss(task)))
+    keep("area under the margin", lambda: value(values.training_dynamics(task)))
     keep("self-confidence, 5 folds", confidence)
-    keep("complexity gap", lambda: value(estimators.make_complexity_gap()))
-    keep("self-influence", lambda: value(estimators.make_self_influence(task)))
+    keep("complexity gap", lambda: value(values.complexity_gap(task)))
+    keep("self-influence", lambda: value(values.self_influence(task)))
     if kind in (*LABELS, "nothing"):
+        groups = protocol.cluster(plan, train)
+        measured = plan.ddm
+        state, fitting = harness.once(measured.fit, keys[2], run, data, groups)
         keep("without its own group, DDM", without_own_group)
-        begin = time.perf_counter()
-        points = influence()
-        took = time.perf_counter() - begin
-        found["*harmful*"] = Suspicion(quality.harmful(points), took)
+        name = "without its own group, DDM"
+        found[name] = found[name]._replace(seconds=found[name].seconds + fitting)
+        points, took = harness.once(influence)
+        found["*harmful*"] = Suspicion(-values.usefulness(points, task.lower_is_better), took)
         found["*least influential*"] = Suspicion(-np.abs(points).mean(1), took)
-    keep(
-        "*mislabelled*",
-        lambda: quality.mislabelled(task, trainer.train, run, data, keys[3]),
-    )
-    keep("*kernel margins*", lambda: -quality.kernel_margins(train.x, train.y))
-    keep("*low quality*", lambda: quality.low_quality(train.x, labels))
-    keep("*redundant*", lambda: quality.redundant(train.x, labels))
+    keep("*mislabelled*", lambda: values.label_quality(task, trainer.train)(keys[3], run, data))
+    keep("*kernel margins*", lambda: value(values.kernel_margins(task)))
+    keep("*low quality*", lambda: value(values.typicality(task)))
+    keep("*redundant*", lambda: value(values.novelty(task)))
     return found
 
 
@@ -201,7 +199,7 @@ def curves(
     for place, order in enumerate(orders.values()):
         for row, fraction in enumerate(fractions):
             masks[place, row, order[: round(fraction * size)]] = 0
-    data, query = jax.device_put((train, ddm.types.take(plan.split.test, testing)))
+    data, query = jax.device_put((train, take(plan.split.test, testing)))
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 4242), SEEDS)
     outputs = make_retrained(plan, plan.task.output)
     margins = np.array([outputs(masks.reshape(-1, size), key, data, query) for key in keys])
@@ -254,26 +252,24 @@ def case_rows(
     if options.quick:
         kinds = ("nearest", "nothing")
     for kind in kinds:
-        assignments = [f"seed={seed}", *changes, *(QUICK if options.quick else ())]
+        assignments = [*changes, *(QUICK if options.quick else ())]
         if kind in LABELS:
             assignments += [f"data.label_noise={BAD}", f"data.noise_kind={kind}"]
-        if preset != "digits" and options.data_dir:
-            assignments.append(f"data.data_dir={options.data_dir}")
-        plan = make_plan(config.override(config.preset(preset), assignments))
+        plan = protocol.plan_of(options, preset, seed, *assignments)
         train, bad = spoil(plan.split, kind, seed)
         ranking, testing = halves(plan, seed)
         found = scores(plan, train, seed, ranking, kind)
         for score, suspicion in found.items():
             if kind == "nothing":
                 break
-            told = ddm.metrics.detection(suspicion.values, bad, INSPECT)
+            told = metrics.detection(suspicion.values, bad, INSPECT)
             row: dict[str, Any] = {"case": name, "kind": kind, "score": score}
             row |= {"auc": told.auc, "average_precision": told.average_precision}
             for part, share in zip(INSPECT, told.found, strict=True):
                 row[f"found_{part:g}"] = float(share)
             row["seconds"] = suspicion.seconds
             detected.append(row)
-            protocol.say(
+            say(
                 f"{name}, {seed}, {kind}: {score}: AUC {told.auc:.3f}, average precision "
                 f"{told.average_precision:.3f}, {suspicion.seconds:.1f} s"
             )
@@ -284,31 +280,26 @@ def case_rows(
             ):
                 curved.append({"case": name, "kind": kind} | row)
                 told = ", ".join(f"{row[f'without_{part:g}']:.3f}" for part in fractions)
-                protocol.say(f"  {row['order']}: {told}")
+                say(f"  {row['order']}: {told}")
     return detected, curved
 
 
 def main() -> None:
     """Run every case and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", help="where TFDS keeps prepared data")
-    parser.add_argument("--quick", action="store_true", help="300 digits")
-    parser.add_argument("--partitions", type=int, nargs="+", default=[10, 11, 12])
-    options = parser.parse_args()
+    options = harness.arguments(__doc__, quick="300 digits", data=True)
     detection, removal = [], []
     for name, (_, _, most, _) in list(CASES.items())[: 1 if options.quick else None]:
-        seeds = options.partitions[: 1 if options.quick else most]
+        seeds = options.partitions[:most]
         each = [case_rows(name, seed, options) for seed in seeds]
         for found, kept in ((detection, 0), (removal, 1)):
-            found += [
-                row | {"partitions": seeds} for row in protocol.average([e[kept] for e in each])
-            ]
+            rows = harness.average([part[kept] for part in each])
+            found += [row | {"partitions": seeds} for row in rows]
         content = {
             "settings": {"bad": BAD, "seeds": SEEDS, "without": WITHOUT, "useless": USELESS},
             "detection": detection,
             "curves": removal,
         }
-        protocol.write_json("quality", options.quick, content)
+        harness.write(options, content)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python benchmarks/runs.py --data-dir DIR [--quick]
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import subprocess
@@ -15,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import protocol
+import harness
 
 RUNS = {
     "digits": ["digits"],
@@ -30,7 +29,7 @@ def measure(words: list[str], workdir: Path) -> dict[str, Any]:
     """Run one command in a process of its own."""
     begin = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", "ddm_jax.cli", "run", *words, "--workdir", str(workdir)],
+        [sys.executable, "-m", "ddm_jax", "run", *words, "--workdir", str(workdir)],
         check=True,
         stdout=subprocess.DEVNULL,
     )
@@ -56,10 +55,7 @@ def measure(words: list[str], workdir: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Run all, from small to large, and write results/runs.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", help="where TFDS keeps prepared data")
-    parser.add_argument("--quick", action="store_true", help="digits alone, shortened")
-    options = parser.parse_args()
+    options = harness.arguments(__doc__, quick="digits alone, shortened", data=True)
     results = {}
     for name, words in RUNS.items():
         if name != "digits":
@@ -68,8 +64,8 @@ def main() -> None:
             words = [*words, *(["--data-dir", options.data_dir] if options.data_dir else [])]
         with tempfile.TemporaryDirectory() as folder:
             results[name] = measure(words + (QUICK if options.quick else []), Path(folder) / "run")
-        protocol.say(f"{name}: {json.dumps(results[name])}")
-    protocol.write_json("runs", options.quick, {"runs": results})
+        harness.say(f"{name}: {json.dumps(results[name])}")
+    harness.write(options, {"runs": results})
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Every case trains nothing: it distils 100 steps for K groups of random data from a random
 trajectory, and updates all K held-out networks by 10 steps, twice each, the second time without
 compilation. Fake CPU devices on few cores show what placement costs, not what it gains. Peak
-memory is the process's own, and stands beside `expected_bytes`, the model of docs/scaling.md.
+memory is the process's own, and stands beside `expected_bytes`, the model of docs/speed.md.
 
     python benchmarks/scaling.py [--quick]
 """
@@ -12,13 +12,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import time
 from typing import Any
 
-import protocol
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from harness import say
+
+import ddm_jax as ddm
+from ddm_jax.blocks import plan_blocks
+from ddm_jax.compute import pieces
+from ddm_jax.distill import STEPS_AT_ONCE, DistillSettings, make_blockwise
+from ddm_jax.masks import leave_one_out
+from ddm_jax.online import ddm_response, make_finetune, subset_outputs
+from ddm_jax.synset import initial_synset
+from ddm_jax.types import Batch, TrainRun
 
 BASE: dict[str, Any] = {
     "devices": 1,
@@ -75,16 +86,7 @@ def expected_bytes(case: dict[str, Any], num_params: int, example_bytes: int) ->
 
 def child(case: dict[str, Any]) -> dict[str, Any]:
     """Run one case in this process."""
-    import jax
-
     jax.config.update("jax_num_cpu_devices", case["devices"])
-    import jax.numpy as jnp
-    import numpy as np
-    import optax
-
-    import ddm_jax as ddm
-    from ddm_jax import offline, pieces
-
     module = (
         ddm.models.MLP(10, (case["width"], 64))
         if case["model"] == "mlp"
@@ -93,79 +95,67 @@ def child(case: dict[str, Any]) -> dict[str, Any]:
     task = ddm.classification(module, (28, 28, 1))
     draw = np.random.default_rng(0)
 
-    def batch(count: int) -> ddm.Batch:
+    def batch(count: int) -> Batch:
         labels = np.eye(10, dtype=np.float32)[draw.integers(0, 10, count)]
-        return ddm.Batch(draw.random((count, 28, 28, 1), np.float32), labels)
+        return Batch(draw.random((count, 28, 28, 1), np.float32), labels)
 
     data, query = batch(case["points"]), batch(case["queries"])
-    groups = np.arange(case["points"]) % case["groups"]
+    groups = ddm.as_groups(np.arange(case["points"]) % case["groups"])
     params = jax.jit(task.init)(jax.random.key(0))
-    checkpoints = jax.tree.map(
-        lambda leaf: jnp.stack([leaf] * case["checkpoints"]) * jnp.float32(1), params
-    )
+    count = case["checkpoints"]
+    checkpoints = jax.tree.map(lambda leaf: jnp.stack([leaf] * count) * jnp.float32(1), params)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-    run = ddm.TrainRun(jax.random.key(0), params, checkpoints, None, None, None)
-    start = ddm.initial_synset(
-        jax.random.key(1), task, "random", run, data, groups, case["items"], [0]
+    unused = jnp.zeros(0)
+    run = TrainRun(
+        jax.random.key(0), params, checkpoints, *[unused] * 4, jnp.zeros(()), jnp.zeros(())
     )
-    distiller = ddm.make_distiller(
-        task, optimizer=optax.adam(0.001), distance="squared", balance=0.5
-    )
-    indices = list(range(case["checkpoints"]))
-    finetune = ddm.make_finetune(task, steps=STEPS, optimizer=optax.sgd(0.01, 0.9, nesterov=True))
+    start = initial_synset(jax.random.key(1), task, "random", run, data, groups, case["items"], [0])
+    settings = DistillSettings(items=case["items"], learning_rate=0.001, steps=DISTILL_STEPS)
+    indices = list(range(count))
+    optimizer = optax.sgd(0.01, 0.9, nesterov=True)
+    finetune = make_finetune(task, steps=STEPS, optimizer=optimizer)
     jax.block_until_ready((checkpoints, start))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = harness.peak_gib()
     told: dict[str, Any] = {"num_params": num_params}
 
     begin = time.perf_counter()
-    blocks = offline.plan_blocks(distiller, groups, len(indices), params, data)
-    blockwise = offline.make_blockwise(task, distiller, blocks)
+    blocks = plan_blocks(groups, count, params, data, settings.distance, settings.precision)
     seconds: list[float] = []
 
     def loop(carry: Any, total: int, step: Any) -> Any:
         position = 0
         told["gradient_seconds"] = time.perf_counter() - begin
         while position < total:
-            before_step = time.perf_counter()
-            carry, position, _ = step(carry, position)
-            seconds.append(time.perf_counter() - before_step)
+            (carry, position, _), took = harness.once(step, carry, position)
+            seconds.append(took)
         return carry
 
-    synset, _ = blockwise.distil(jax.random.key(2), start, run, data, indices, DISTILL_STEPS, loop)
-    told["distill_step_seconds"] = min(seconds[1:]) / offline.STEPS_AT_ONCE
+    distil = make_blockwise(task, settings, blocks).distil
+    synset, _ = distil(jax.random.key(2), start, run, data, indices, loop)
+    told["distill_step_seconds"] = min(seconds[1:]) / STEPS_AT_ONCE
     told["distill_compile_seconds"] = seconds[0] - min(seconds[1:])
     told["blocks"] = len(blocks.members)
 
-    scores = ddm.leave_one_out(ddm.ddm_response(finetune, task.output), case["groups"])
-    begin = time.perf_counter()
-    jax.block_until_ready(scores(params, synset, query))
-    first = time.perf_counter() - begin
-    begin = time.perf_counter()
-    jax.block_until_ready(scores(params, synset, query))
-    told["online_seconds"] = time.perf_counter() - begin
+    outputs = subset_outputs(ddm_response(finetune, task.output))
+    scores = leave_one_out(outputs, groups.count)
+    _, first = harness.once(scores, params, synset, query)
+    _, told["online_seconds"] = harness.once(scores, params, synset, query)
     told["online_compile_seconds"] = first - told["online_seconds"]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = harness.peak_gib()
     each = pieces.bytes_an_example(
         lambda p, b, w: w @ task.loss(p, b), params, jax.tree.map(lambda leaf: leaf[:2], data)
     )
-    expected = expected_bytes(case, num_params, each)
     told["example_bytes"] = each
-    told["peak_bytes"] = peak
-    told["start_bytes"] = before
-    told["expected_bytes"] = expected
+    told["peak_bytes"] = round(peak * 2**30)
+    told["start_bytes"] = round(before * 2**30)
+    told["expected_bytes"] = expected_bytes(case, num_params, each)
     return told
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
     """Run one case in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--case", json.dumps(case)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    found = json.loads(done.stdout.splitlines()[-1])
-    protocol.say(
+    found = harness.apart(["--case", json.dumps(case)])
+    say(
         f"  {case}: distil {1000 * found['distill_step_seconds']:.1f} ms a step, online "
         f"{found['online_seconds']:.2f} s, peak {found['peak_bytes'] / 2**20:.0f} MiB"
     )
@@ -174,10 +164,9 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure all cases and write results/scaling.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two small cases")
-    parser.add_argument("--case", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = harness.arguments(
+        __doc__, quick="two small cases", partitions=(0,), case={"help": argparse.SUPPRESS}
+    )
     if options.case:
         print(json.dumps(child(json.loads(options.case))))
         return
@@ -192,7 +181,7 @@ def main() -> None:
             for value in values
         ]
     rows = [{"varied": name} | measure(case) for name, case in cases]
-    protocol.write_json("scaling", options.quick, {"steps": STEPS, "rows": rows})
+    harness.write(options, {"steps": STEPS, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -21,25 +21,23 @@ signal and its transpose, not below the first; input).
 
 from __future__ import annotations
 
-import argparse
-import os
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-if hasattr(os, "sched_setaffinity"):  # before either library counts the cores
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import protocol
 import torch_forms  # says what to install where PyTorch is missing
+from harness import say
 
 import ddm_jax as ddm
-from ddm_jax.matching import MatchPoints
-from ddm_jax.types import take
+from ddm_jax.compute.placement import device_vmap
+from ddm_jax.distill import DistillSettings, make_distiller
+from ddm_jax.matching import MatchPoints, make_synset_gradient
+from ddm_jax.online import make_finetune
+from ddm_jax.types import Batch, Synset, take
 
 torch = torch_forms.torch
 
@@ -99,17 +97,15 @@ def finetune_case(network: Network, task: ddm.Task, batch: int, models: int, ste
     keys = jax.random.split(jax.random.key(0), models)
     params = jax.jit(jax.vmap(task.init))(keys)
     x, y = draw(1, models, batch, *network.shape), 3 * draw(2, models, batch, 10)
-    synset = ddm.Synset(
-        x[:, None],
-        y[:, None],
-        np.full((models, 1, batch), 1 / batch, np.float32),
+    synset = Synset(  # of one group, for each model
+        Batch(x, y),
+        np.zeros((models, batch), np.int32),
+        np.full((models, batch), 1 / batch, np.float32),
         np.ones((models, 1), np.float32),
     )
     optimizer = optax.sgd(torch_forms.RATE, torch_forms.MOMENTUM, nesterov=True)
-    finetune = ddm.make_finetune(
-        task, steps=steps, optimizer=optimizer, weight_decay=torch_forms.DECAY
-    )
-    mapped = ddm.device_vmap(lambda item: finetune(*item))
+    finetune = make_finetune(task, steps=steps, optimizer=optimizer, weight_decay=torch_forms.DECAY)
+    mapped = device_vmap(lambda item: finetune(*item))
     items = jax.device_put((params, synset, np.ones((models, 1), np.float32)))
     start = _stacked(params)
     convolutional = start[0].ndim == 5
@@ -131,37 +127,39 @@ def matching_case(network: Network, task: ddm.Task, size: int, groups: int, step
     params = jax.jit(task.init)(jax.random.key(0))
     share = np.full(groups, 1 / groups, np.float32)
     mass = np.float32(1 / size) * (1 + 0.1 * draw(3, groups, size))
-    synset = ddm.Synset(
-        draw(1, groups, size, *network.shape), 3 * draw(2, groups, size, 10), mass, share
-    )
-    others = synset._replace(x=draw(4, *synset.x.shape), y=3 * draw(5, *synset.y.shape))
-    synset_gradient = ddm.make_synset_gradient(task)
-    gradients = ddm.device_vmap(lambda one, params: synset_gradient(params, one))(others, params)
+    group = np.repeat(np.arange(groups, dtype=np.int32)[:, None], size, 1)
+    items = Batch(draw(1, groups, size, *network.shape), 3 * draw(2, groups, size, 10))
+    synset = Synset(items, group, mass, share)  # by group
+    others = synset._replace(items=Batch(draw(4, *items.x.shape), 3 * draw(5, *items.y.shape)))
+    synset_gradient = make_synset_gradient(task)
+    gradients = device_vmap(lambda one, params: synset_gradient(params, one))(others, params)
     unused = jax.tree.map(lambda leaf: np.zeros((1, 1, *leaf.shape), np.float32), params)
     points = MatchPoints(
         *jax.tree.map(lambda leaf: leaf[None], (params, gradients)), unused, np.zeros((1, 1))
     )
     rate = 0.3 * groups  # the loss is normalised over the groups
-    distiller = ddm.make_distiller(task, optimizer=optax.sgd(rate))
+    # A cosine over so many steps is constant for the few that are taken.
+    settings = DistillSettings(optimizer="sgd", learning_rate=rate, steps=10**9)
+    distiller = make_distiller(task, settings)
     advance = jax.jit(distiller.advance, static_argnums=3)
     state, points = jax.device_put((jax.jit(distiller.start)(synset), points))
     given = [torch.from_numpy(leaf) for leaf in torch_forms.from_flax(params)]
     convolutional = given[0].ndim == 4
-    inputs = torch_forms.images_first(synset.x, convolutional)
-    items = (inputs, *map(torch.from_numpy, (synset.y, mass, share)))
+    inputs = torch_forms.images_first(items.x, convolutional)
+    theirs = (inputs, *map(torch.from_numpy, (items.y, mass, share)))
     targets = [torch.from_numpy(leaf) for leaf in _stacked(gradients)]
     calls = {
-        form: torch_forms.make_matching(form, given, targets, items, steps, rate)
+        form: torch_forms.make_matching(form, given, targets, theirs, steps, rate)
         for form in torch_forms.formats(convolutional)
     }
 
-    def check(ours: Any, theirs: Any) -> dict[str, float]:
-        found, losses = ours[0].synset, np.asarray(ours[1])
-        arranged = torch_forms.images_first(np.asarray(found.x), convolutional).numpy()
-        ours_now = [arranged, np.asarray(found.y), np.asarray(found.mass)]
-        start = [leaf.numpy() for leaf in items[:3]]
-        relative = float(np.max(np.abs(theirs[0].numpy() / losses - 1)))
-        apart = _changes(ours_now, [leaf.numpy() for leaf in theirs[1]], start)
+    def check(ours: Any, found: Any) -> dict[str, float]:
+        moved, losses = ours[0].synset, np.asarray(ours[1])
+        arranged = torch_forms.images_first(np.asarray(moved.items.x), convolutional).numpy()
+        ours_now = [arranged, np.asarray(moved.items.y), np.asarray(moved.mass)]
+        start = [leaf.numpy() for leaf in theirs[:3]]
+        relative = float(np.max(np.abs(found[0].numpy() / losses - 1)))
+        apart = _changes(ours_now, [leaf.numpy() for leaf in found[1]], start)
         return apart | {"loss_difference": relative}
 
     return lambda: advance(jax.random.key(0), state, points, steps), calls, check
@@ -189,17 +187,14 @@ def _changes(ours: list[np.ndarray], theirs: list[np.ndarray], start: list[np.nd
 
 def measure(ours: Callable[[], Any], calls: dict[str, Any], check: Any, rounds: int, product: Any):
     """First calls and checks, then rounds in which everything takes turns."""
-    begin = time.perf_counter()
-    result = jax.block_until_ready(ours())
-    first = time.perf_counter() - begin
+    result, first = harness.once(ours)
     row: dict[str, Any] = {}
     firsts = {}
     for form, call in calls.items():
         firsts[form] = float("inf")
         for _ in range(2):  # the first call of all warms up; a long one need not
-            begin = time.perf_counter()
-            found = call()
-            firsts[form] = min(firsts[form], time.perf_counter() - begin)
+            found, took = harness.once(call)
+            firsts[form] = min(firsts[form], took)
             if firsts[form] > 5:
                 break
         for name, value in check(result, found).items():
@@ -208,14 +203,9 @@ def measure(ours: Callable[[], Any], calls: dict[str, Any], check: Any, rounds: 
     if not (row["difference"] < 1e-4 and row.get("loss_difference", 0.0) < 1e-4):
         raise AssertionError(f"JAX and PyTorch differ: {row}")
     del result
-    runs = {"jax": lambda: jax.block_until_ready(ours()), "product": product}
+    runs = {"jax": ours, "product": product}
     runs |= {f: c for f, c in calls.items() if firsts[f] < TOO_SLOW * min(firsts.values())}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - begin)
+    seconds = harness.interleaved(runs, rounds)
     seconds |= {form: [took] for form, took in firsts.items() if form not in seconds}
     row["compile_seconds"] = first - min(seconds["jax"])
     row["minimum"] = {name: min(each) for name, each in seconds.items()}
@@ -254,7 +244,7 @@ def measure_case(
         "share_of_peak": rate / peak,
     }
     told = ", ".join(f"{name} {took:.2f}" for name, took in row["milliseconds"].items())
-    protocol.say(
+    say(
         f"{network.name}, {what}, {size} x {count}: {told} ms; {row['ratio_to_best']:.2f} of the "
         f"best, {rate:.0f} of {peak:.0f} GFLOP/s, differ by {found['difference']:.1e}"
     )
@@ -263,16 +253,16 @@ def measure_case(
 
 def main() -> None:
     """Measure everything and write results/torch_steps.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two tiny networks, two rounds")
-    options = parser.parse_args()
+    options = harness.arguments(
+        __doc__, quick="two tiny networks, two rounds", partitions=(0,), one_core=True
+    )
     factor = jnp.asarray(draw(0, PRODUCT, PRODUCT))
     multiply = jax.jit(jnp.matmul)
 
-    def product() -> None:
-        jax.block_until_ready(multiply(factor, factor))
+    def product() -> Any:
+        return multiply(factor, factor)
 
-    product()
+    harness.once(product)
     rows: list[dict[str, Any]] = []
     rounds = 2 if options.quick else ROUNDS
     for network in QUICK if options.quick else NETWORKS:
@@ -281,7 +271,7 @@ def main() -> None:
         for case in cases:
             rows.append(measure_case(network, *case, rounds, product))
     settings = {"rounds": rounds, "torch": torch.__version__}
-    protocol.write_json("torch_steps", options.quick, {"settings": settings, "rows": rows})
+    harness.write(options, {"settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":

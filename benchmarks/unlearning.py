@@ -16,19 +16,30 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import time
 from typing import Any
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import protocol
+from harness import say
 
 import ddm_jax as ddm
-from ddm_jax import config, objectives, unlearn
-from ddm_jax.parallel import in_batches
-from ddm_jax.plan import Plan, make_plan, shorter_trainer
+from ddm_jax import metrics, objectives, unlearn
+from ddm_jax.compute.placement import in_batches
+from ddm_jax.judge.problem import trainer_of
+from ddm_jax.masks import leave_one_out_masks
+from ddm_jax.online import (
+    ddm_response,
+    make_finetune,
+    stable_rate,
+    subset_outputs,
+    trajectory_point,
+)
+from ddm_jax.run.plan import Plan
+from ddm_jax.types import Groups, Synset, TrainRun, take
 
 SEEDS = 8
 CHECKED = 8  # groups that no case forgets, retrained without to know how far to go
@@ -60,15 +71,15 @@ def accuracies(
 ) -> dict[str, np.ndarray]:
     """The four measures for each network, and the margins of the forgotten points."""
     losses, margins = in_batches(task.loss), in_batches(task.output)
-    found: list[unlearn.Unlearned] = []
+    found: list[metrics.Unlearned] = []
     forgotten_margins = []
     train, test = jax.device_put((split.train, split.test))
     count = jax.tree.leaves(networks)[0].shape[0]
     for index in range(count):
-        params = ddm.types.take(networks, index)
+        params = take(networks, index)
         own, other = np.asarray(margins(params, train)), np.asarray(margins(params, test))
         found.append(
-            unlearn.judge(
+            metrics.unlearned(
                 np.asarray(losses(params, train)),
                 own > 0,
                 forgotten,
@@ -104,78 +115,61 @@ def judged(found: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> dict[s
             within += bool(distance <= max(truth[measure].std(ddof=1), 1e-9))
     row["within"] = within
     row["klom"] = float(
-        unlearn.klom(found["margins"][:half], truth["margins"][half : 2 * half]).mean()
+        metrics.klom(found["margins"][:half], truth["margins"][half : 2 * half]).mean()
     )
     row["margin"] = float(found["margins"].mean())
     return row
 
 
-def timed(fn: Any, *args: Any) -> tuple[Any, float]:
-    """Result, and the seconds of a second call."""
-    jax.block_until_ready(fn(*args))
-    begin = time.perf_counter()
-    result = jax.block_until_ready(fn(*args))
-    return result, time.perf_counter() - begin
-
-
 def calibrate(
     plan: Plan,
-    runs: list[ddm.TrainRun],
+    runs: list[TrainRun],
     keys: Any,
-    groups: np.ndarray,
-    synset: ddm.Synset,
+    groups: Groups,
+    synset: Synset,
     start: Any,
     checked: np.ndarray,
     updates: dict[str, Any],
 ) -> float:
     """The amount, from retraining without each of some groups with the keys of two runs."""
-    data, query = jax.device_put((plan.split.train, plan.split.test))
+    data, query = protocol.placed(plan)
     train, outputs = jax.jit(plan.trainer.train), in_batches(plan.task.output)
     retrained = []
     for key, full in list(zip(keys, runs, strict=False))[:2]:
-        without = [train(key, data, jnp.asarray(1.0 * (groups != k))).params for k in checked]
+        without = [train(key, data, jnp.asarray(1.0 * (groups.ids != k))).params for k in checked]
         retrained.append([outputs(full.params, query) - outputs(w, query) for w in without])
-    response = ddm.ddm_response(ddm.make_finetune(plan.task, **updates), plan.task.output)
-    masks = np.asarray(ddm.leave_one_out_masks(len(synset.share)))[np.r_[0, 1 + checked]]
-    estimated = np.asarray(ddm.subset_outputs(response)(masks, start, synset, query))
-    return unlearn.calibrated_amount(estimated[:1] - estimated[1:], np.asarray(retrained))
+    response = ddm_response(make_finetune(plan.task, **updates), plan.task.output)
+    masks = np.asarray(leave_one_out_masks(len(synset.share)))[np.r_[0, 1 + checked]]
+    estimated = np.asarray(subset_outputs(response)(masks, start, synset, query))
+    return metrics.calibrated_amount(estimated[:1] - estimated[1:], np.asarray(retrained))
 
 
 def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every removal by every method."""
     preset, changes, items, steps, step_items, rewind = CASES[name]
-    place = [f"data.data_dir={options.data_dir}"] if options.data_dir else []
     quick = QUICK if options.quick else ()
-    chosen = config.override(config.preset(preset), [f"seed={seed}", *place, *changes, *quick])
-    chosen = dataclasses.replace(chosen, distill=dataclasses.replace(chosen.distill, items=items))
-    plan = make_plan(chosen)
-    data = jax.device_put(plan.split.train)
+    plan = protocol.plan_of(options, preset, seed, *changes, *quick)
+    chosen = plan.config
+    data, _ = protocol.placed(plan)
     size = len(data.x)
     labels = plan.split.train.y.argmax(1)
     seeds = 3 if options.quick else SEEDS
     train = jax.jit(plan.trainer.train)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 11), 2 * seeds)
-    begin = time.perf_counter()
-    runs = [train(key, data, jnp.ones(size)) for key in keys[:seeds]]
-    jax.block_until_ready(runs)
-    protocol.say(f"{name}, partition {seed}: {(time.perf_counter() - begin) / seeds:.1f} s each")
+    runs, took = harness.once(lambda: [train(key, data, jnp.ones(size)) for key in keys[:seeds]])
+    say(f"{name}, partition {seed}: {took / seeds:.1f} s each")
     groups = protocol.cluster(plan)
-    count = int(groups.max()) + 1
-    distil = ddm.make_ddm(
-        plan.task,
-        items=items,
-        part=chosen.distill.part,
-        distance=chosen.distill.distance,
-        distill_steps=200 if options.quick else min(chosen.distill.steps, 300),
-    )
-    begin = time.perf_counter()
-    synset = jax.block_until_ready(distil.fit(keys[-1], runs[0], data, groups)).synset
-    offline = time.perf_counter() - begin
+    count = groups.count
+    distil_steps = 200 if options.quick else min(chosen.distill.steps, 300)
+    distill = dataclasses.replace(chosen.distill, items=items, steps=distil_steps)
+    made = ddm.make_ddm(plan.task, distill)
+    state, offline = harness.once(made.fit, keys[-1], runs[0], data, groups)
+    synset = state.synset
     decay = chosen.train.weight_decay
 
     @jax.jit
     def stable(params: Any, synset: Any) -> Any:
-        return ddm.loo.stable_rate(
+        return stable_rate(
             plan.task,
             params,
             synset,
@@ -194,11 +188,11 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
 
     @jax.jit
     def forget(params: Any, start: Any, rate: Any, synset: Any, keep: Any) -> Any:
-        return ddm.make_forget(plan.task, amount=amount, **updates(rate))(
+        return unlearn.make_forget(plan.task, amount=amount, **updates(rate))(
             params, start, synset, keep
         )
 
-    short = shorter_trainer(plan, max(chosen.train.epochs // 10, 1))
+    short = trainer_of(plan.truth, max(chosen.train.epochs // 10, 1))
 
     @jax.jit
     def real_finetune(key: Any, params: Any, data: Any, weights: Any) -> Any:
@@ -215,7 +209,7 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
         return jax.lax.scan(step, params, length=10)[0]
 
     rng = np.random.default_rng(seed)
-    own = np.array([np.bincount(labels[groups == k]).argmax() for k in range(count)])
+    own = np.array([np.bincount(labels[groups.ids == k]).argmax() for k in range(count)])
     gone = {f"class {c}": own == c for c in rng.permutation(int(own.max()) + 1)[:2]}
     part = max(round(0.05 * count), 1)
     for index in range(3):
@@ -228,27 +222,26 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
         np.arange(count), [k for out in list(gone.values())[-3:] for k in np.flatnonzero(out)]
     )
     checked = rng.permutation(left)[: 3 if options.quick else CHECKED]
-    start = ddm.trajectory_point(runs[0].checkpoints, rewind)
+    start = trajectory_point(runs[0].checkpoints, rewind)
     own_updates = updates(float(stable(start, synset)))
-    begin = time.perf_counter()
     amount = calibrate(plan, runs, keys, groups, synset, start, checked, own_updates)
-    protocol.say(f"  amount {amount:.2f}, {time.perf_counter() - begin:.0f} s")
+    say(f"  amount {amount:.2f}")
     stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)  # noqa: E731
     rows = []
     for what, out in gone.items():
-        forgotten = out[groups]
+        forgotten = out[groups.ids]
         weights = jnp.asarray(1.0 - forgotten)
-        begin = time.perf_counter()
-        retrained = [train(key, data, weights).params for key in keys[seeds:]]
-        jax.block_until_ready(retrained)
-        retraining = (time.perf_counter() - begin) / seeds
+        retrained, took = harness.once(
+            lambda weights=weights: [train(key, data, weights).params for key in keys[seeds:]]
+        )
+        retraining = took / seeds
         truth = accuracies(plan.task, plan.split, stack(retrained), forgotten)
         keep = jnp.asarray(1.0 - out)
         careful, back = unlearn.where_to_start(synset, keep, 1.0, rewind)
-        starts = [ddm.trajectory_point(run.checkpoints, back) for run in runs]
+        starts = [trajectory_point(run.checkpoints, back) for run in runs]
         rate = careful * stable(starts[0], synset)
-        _, seconds = timed(forget, runs[0].params, starts[0], rate, synset, keep)
-        _, real_seconds = timed(real_finetune, keys[0], runs[0].params, data, weights)
+        _, seconds = harness.timed(forget, runs[0].params, starts[0], rate, synset, keep)
+        _, real_seconds = harness.timed(real_finetune, keys[0], runs[0].params, data, weights)
         several = {
             "retraining": (None, retraining),
             "synset": (
@@ -291,29 +284,24 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
                 row["share_of_retraining"] = took / retraining
             row["offline_seconds"] = offline if method == "synset" else None
             rows.append(row)
-            protocol.say(
-                "  "
-                + ", ".join(
-                    f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
-                )
-            )
+            say(harness.told(row))
     return rows
 
 
 def main() -> None:
     """Run every case and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", help="where TFDS keeps prepared data")
-    parser.add_argument("--quick", action="store_true", help="300 digits")
-    parser.add_argument("--partitions", type=int, nargs="+", default=[10, 11])
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    options = parser.parse_args()
+    options = harness.arguments(
+        __doc__,
+        quick="300 digits",
+        partitions=(10, 11),
+        data=True,
+        cases={"nargs": "+", "default": list(CASES), "choices": list(CASES)},
+    )
     rows = []
     for name in options.cases[: 1 if options.quick else None]:
-        for seed in options.partitions[: 1 if options.quick else None]:
+        for seed in options.partitions:
             rows += [row | {"partition": seed} for row in case_rows(name, seed, options)]
-            content = {"settings": {"seeds": SEEDS, "cases": CASES}, "rows": rows}
-            protocol.write_json("unlearning", options.quick, content)
+            harness.write(options, {"settings": {"seeds": SEEDS, "cases": CASES}, "rows": rows})
 
 
 if __name__ == "__main__":

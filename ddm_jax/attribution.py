@@ -3,95 +3,124 @@
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddm_jax.checks import check_integer
+from ddm_jax.cluster import as_groups
+from ddm_jax.files import read_arrays, write_arrays
+from ddm_jax.types import Groups
+
 SIGN = "positive = having the group raises the query's output"
 AXES = "scores[k, q]: group k (rows) on query q (columns)"
+KINDS = {"scores": ("float32", 2), "groups": ("int32", 1), "query_ids": ("int64", 1)}
+MEND = "make it again with `ddm attribute`"
 
 
 class Ranking(NamedTuple):
-    """Groups by effect on each query: row 0 is the strongest."""
+    """Groups by effect on each query, `[k, Q]` each: row 0 is the strongest.
 
-    helpful: np.ndarray  # [k, Q] groups that raise the output most
-    harmful: np.ndarray  # [k, Q] groups that lower it most
+    Which of the two is good for the query depends on the output: `helpful` and `harmful` are None
+    where the attribution does not say whether less of it is better.
+    """
+
+    raises: np.ndarray  # groups that raise the output most
+    lowers: np.ndarray  # groups that lower it most
+    helpful: np.ndarray | None  # `lowers` of a loss, `raises` of a margin
+    harmful: np.ndarray | None
 
 
 class Attribution(NamedTuple):
     """How much each group of training data raises each query's output.
 
     `scores[k, q] = output with everything - output without group k`, so positive means that
-    having the group raises the query's output. `metadata` holds JSON values only.
+    having the group raises the query's output. `metadata` holds JSON values only; its
+    `lower_is_better` says whether a larger output is worse.
     """
 
     scores: np.ndarray  # [K, Q]
-    groups: np.ndarray  # [N] int32, the group of each training point
+    groups: Groups  # of the N training points
     query_ids: np.ndarray  # [Q] int
     metadata: dict[str, Any]
 
     def top(self, k: int = 5) -> Ranking:
-        """The k most helpful and the k most harmful groups of each query.
+        """The k groups that raise each query's output most, and the k that lower it most.
+
+        By their names where the groups have names, else by their numbers.
 
         Raises:
             ValueError: for a k outside 1..K.
         """
-        if not 1 <= k <= len(self.scores):
-            raise ValueError(f"k={k}; it must be in 1..{len(self.scores)}, the number of groups")
+        check_integer("k", k, 1, len(self.scores))
         order = np.argsort(self.scores, axis=0, kind="stable")
-        return Ranking(helpful=order[::-1][:k], harmful=order[:k])
+        if self.groups.names is not None:
+            order = np.asarray(self.groups.names)[order]
+        raises, lowers = order[::-1][:k], order[:k]
+        worse = self.metadata.get("lower_is_better")
+        if worse is None:
+            return Ranking(raises, lowers, None, None)
+        return Ranking(raises, lowers, *((lowers, raises) if worse else (raises, lowers)))
 
     def members(self, group: int) -> np.ndarray:
         """The training points of a group."""
-        return np.flatnonzero(self.groups == group)
+        return np.flatnonzero(np.asarray(self.groups.ids) == group)
 
     def to_dataframe(self):
-        """A pandas frame with a row for each pair: group, size, query, score."""
+        """A pandas frame with a row for each pair: group (its name), size, query, score."""
         import pandas
 
-        sizes = np.bincount(self.groups, minlength=len(self.scores))
-        group, query = np.indices(self.scores.shape)
+        group, query = (place.ravel() for place in np.indices(self.scores.shape))
+        names = np.arange(self.groups.count) if self.groups.names is None else self.groups.names
         return pandas.DataFrame(
             {
-                "group": group.ravel(),
-                "size": sizes[group.ravel()],
-                "query": self.query_ids[query.ravel()],
+                "group": np.asarray(names)[group],
+                "size": self.groups.sizes()[group],
+                "query": self.query_ids[query],
                 "score": self.scores.ravel(),
             }
         )
 
     def save(self, path: str | Path) -> None:
-        """Write one .npz: `scores`, `groups`, `query_ids` and `metadata` (JSON text)."""
-        with Path(path).open("wb") as file:
-            np.savez_compressed(
-                file,
-                scores=self.scores,
-                groups=self.groups,
-                query_ids=self.query_ids,
-                metadata=np.asarray(json.dumps(self.metadata)),
-            )
+        """Write one checksummed .npz: `scores`, `groups`, `query_ids` and `metadata` (JSON)."""
+        arrays = {"scores": self.scores, "groups": self.groups.ids, "query_ids": self.query_ids}
+        names = {} if self.groups.names is None else {"group_names": list(self.groups.names)}
+        write_arrays(Path(path), arrays, self.metadata | names)
 
     @classmethod
     def load(cls, path: str | Path) -> Attribution:
-        """Read what `save` wrote.
+        """Read what `save` wrote, in this version or in 0.8.
 
         Raises:
-            ValueError: when the file is no attribution or is damaged.
+            ValueError: when there is no such file, or it is no attribution or is damaged.
         """
+        path = Path(path)
         try:
-            with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                metadata = json.loads(str(file["metadata"]))
-                return make_attribution(file["scores"], file["groups"], file["query_ids"], metadata)
-        except FileNotFoundError as error:
-            raise ValueError(f"there is no file {path}") from error
-        except (KeyError, OSError, EOFError, ValueError) as error:
-            raise ValueError(
-                f"{path} is no attribution or is damaged ({type(error).__name__}: {error}); "
-                "make it again with `ddm attribute`"
-            ) from error
-        except Exception as error:  # zipfile and zlib have errors of their own
-            raise ValueError(f"{path} is damaged ({error}); make it again") from error
+            arrays, metadata = _read_old(path) or read_arrays(path, KINDS, MEND)
+        except OSError as error:
+            raise ValueError(f"there is no file {path} to read ({error.strerror})") from error
+        names = metadata.pop("group_names", None)
+        groups = as_groups(arrays["groups"], names=None if names is None else tuple(names))
+        return make_attribution(arrays["scores"], groups, arrays["query_ids"], metadata)
+
+
+def _read_old(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """What 0.8 wrote, the same file without a checksum; None for any other file."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            if file.comment:
+                return None
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in KINDS}
+            metadata = json.loads(str(file["metadata"]))
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError):
+        return None
+    if "objective" in metadata:
+        metadata.setdefault("lower_is_better", metadata["objective"] == "loss")
+    return arrays, metadata
 
 
 def make_attribution(
@@ -100,18 +129,27 @@ def make_attribution(
     query_ids: Any = None,
     metadata: dict[str, Any] | None = None,
 ) -> Attribution:
-    """Check the parts and build an `Attribution`; `query_ids` default to 0..Q-1.
+    """Check the parts and build an `Attribution`.
+
+    Args:
+        scores: [K, Q].
+        groups: `Groups`, or [N] integers 0..K-1.
+        query_ids: [Q]; default 0..Q-1.
+        metadata: JSON values, such as `{"lower_is_better": task.lower_is_better}`.
 
     Raises:
         ValueError: for shapes that do not fit, scores that are not finite, or an empty group.
     """
-    from ddm_jax.cluster import check_groups
-
     scores = np.asarray(scores, np.float32)
     if scores.ndim != 2:
         raise ValueError(f"scores have shape {scores.shape}; they must be [K, Q]")
-    groups = check_groups(groups, len(np.asarray(groups)), len(scores))
+    groups = as_groups(groups)
+    if groups.count != len(scores):
+        raise ValueError(
+            f"scores have shape {scores.shape}; {groups.count} groups need ({groups.count}, Q)"
+        )
     query_ids = np.arange(scores.shape[1]) if query_ids is None else np.asarray(query_ids)
+    query_ids = query_ids.astype(np.int64)
     if query_ids.shape != (scores.shape[1],):
         raise ValueError(
             f"query_ids have shape {query_ids.shape}; {scores.shape[1]} queries need "

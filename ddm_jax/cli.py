@@ -1,20 +1,21 @@
-"""The `ddm` command."""
+"""The `ddm` command: what is asked for; `__main__` starts it and says how it ended."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddm_jax import terminal
 
 if TYPE_CHECKING:
-    from ddm_jax.config import Config
-    from ddm_jax.finished import Answer
+    from ddm_jax.run.finished import Answer
+    from ddm_jax.run.settings import Config
+
+UsageError: Any = typer.BadParameter.__bases__[0]  # typer has no name for it
 
 app = typer.Typer(
     name="ddm",
@@ -61,15 +62,14 @@ def run(
 
     A run is known by its work directory: `ddm run --workdir W` goes on with what W holds.
     """
-    with _errors():
-        from ddm_jax import pipeline
+    from ddm_jax.run import stages
 
-        config, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
-        begin = time.perf_counter()
-        with terminal.progress() as progress:
-            metrics = pipeline.run(config, workdir, progress)
-        terminal.print_summary(metrics)
-        typer.echo(f"\nreport: {workdir / 'report.html'}  ({time.perf_counter() - begin:.0f} s)")
+    config, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
+    begin = time.perf_counter()
+    with terminal.progress() as progress:
+        metrics = stages.run(config, workdir, progress)
+    terminal.print_summary(metrics)
+    typer.echo(f"\nreport: {workdir / 'report.html'}  ({time.perf_counter() - begin:.0f} s)")
 
 
 def _stage_command(name: str, stage: str, about: str) -> None:
@@ -77,24 +77,14 @@ def _stage_command(name: str, stage: str, about: str) -> None:
         workdir: Annotated[Path, typer.Option(help="The work directory of a run.")],
         set_: Override = None,
     ) -> None:
-        with _errors():
-            from ddm_jax import config as settings
-            from ddm_jax import pipeline
-            from ddm_jax.workdir import check_stage_change
+        from ddm_jax.run import stages
 
-            path = workdir / "config.json"
-            if not path.exists():
-                raise ValueError(f"{workdir} holds no run; start one with `ddm run`")
-            old = settings.load(path)
-            new = settings.override(old, set_ or [])
-            check_stage_change(stage, old, new)
-            with terminal.progress() as progress:
-                pipeline.run_stage(stage, workdir, new, progress)
-            if stage != "report":
-                typer.echo(f"`ddm run --workdir {workdir}` brings the later stages up to date")
+        with terminal.progress() as progress:
+            stages.run_stage(stage, workdir, set_ or [], progress)
+        if stage != "report":
+            typer.echo(f"`ddm run --workdir {workdir}` brings the later stages up to date")
 
-    command.__doc__ = about
-    app.command(name)(command)
+    app.command(name, help=about)(command)
 
 
 _stage_command("train", "target", "Train the target network again.")
@@ -122,18 +112,18 @@ def truth(
     Run it as often and in as many processes at once as you like: no network is trained twice,
     and a killed process loses none that was done.
     """
-    with _errors():
-        from ddm_jax import evaluate, store
+    from ddm_jax.judge import store
+    from ddm_jax.run import evaluate
 
-        if inspect:
-            workdir = workdir or _default_workdir(dataset, preset)
-            terminal.print_status(store.inspect_store(workdir / evaluate.TRUTH))
-            return
-        config, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
-        with terminal.progress() as progress:
-            summary = evaluate.fill_truth(config, workdir, progress, chunk)
-        terminal.print_ceilings(summary)
-        typer.echo(f"\ntruth: {workdir / evaluate.TRUTH}")
+    if inspect:
+        workdir = workdir or _default_workdir(dataset, preset)
+        terminal.print_status(store.inspect_store(workdir / evaluate.TRUTH))
+        return
+    config, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
+    with terminal.progress() as progress:
+        summary = evaluate.fill_truth(config, workdir, progress, chunk)
+    terminal.print_ceilings(summary)
+    typer.echo(f"\ntruth: {workdir / evaluate.TRUTH}")
 
 
 @app.command()
@@ -154,33 +144,32 @@ def compare(
     filled first, where it is not. An estimator that fails stands in the table with its error, and
     the command fails.
     """
-    with _errors():
-        from ddm_jax import evaluate
+    from ddm_jax.run import evaluate
 
-        config, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
-        names = [name.strip() for name in estimators.split(",") if name.strip()]
-        try:
-            with terminal.progress() as progress:
-                result = evaluate.compare_estimators(config, workdir, names, progress, chunk)
-        except evaluate.ComparisonError:
-            terminal.print_comparison(evaluate.read_comparison(workdir))
-            raise
-        terminal.print_comparison(result)
-        typer.echo(f"\nscores: {workdir / 'compare.md'}, figure: {workdir / 'compare.png'}")
+    config, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
+    names = [name.strip() for name in estimators.split(",") if name.strip()]
+    try:
+        with terminal.progress() as progress:
+            result = evaluate.compare_estimators(config, workdir, names, progress, chunk)
+    except evaluate.ComparisonError:
+        terminal.print_comparison(evaluate.read_comparison(workdir))
+        raise
+    terminal.print_comparison(result)
+    typer.echo(f"\nscores: {workdir / 'compare.md'}, figure: {workdir / 'compare.png'}")
 
 
 Finished = Annotated[Path, typer.Option(help="The work directory of a finished run.")]
 
 
 def _answered(workdir: Path, name: str, ask: Callable[..., Answer]) -> None:
-    """Ask a finished run, keep the answer, show it."""
-    from ddm_jax import finished
+    """Ask a finished run, `ask(answers, run)`, keep the answer, show it."""
+    from ddm_jax.run import answers, finished
 
     with terminal.progress() as progress:
         run = finished.open_finished(workdir, progress)
-        answer = finished.keep(run, name, ask(run))
+        answer = finished.keep(run, name, ask(answers, run))
     terminal.print_answer(answer)
-    typer.echo(f"\n{workdir / finished.ANSWERS / name}.npz, and a page of {workdir}/report.html")
+    typer.echo(f"\n{workdir / 'answers' / name}.npz, and a page of {workdir}/report.html")
 
 
 @app.command()
@@ -192,11 +181,8 @@ def points(
     top: Annotated[int, typer.Option(help="Training points to list.")] = 5,
 ) -> None:
     """Which single training points did it."""
-    with _errors():
-        from ddm_jax import answers
-
-        chosen = _numbers(query, "--query")
-        _answered(workdir, "points", lambda run: answers.points(run, chosen, top))
+    chosen = _numbers(query, "--query")
+    _answered(workdir, "points", lambda answers, run: answers.points(run, chosen, top))
 
 
 @app.command()
@@ -205,10 +191,7 @@ def quality(
     top: Annotated[int, typer.Option(help="Training points to list.")] = 20,
 ) -> None:
     """Rank training points that look mislabelled, odd, duplicated or harmful."""
-    with _errors():
-        from ddm_jax import answers
-
-        _answered(workdir, "quality", lambda run: answers.rank_quality(run, top))
+    _answered(workdir, "quality", lambda answers, run: answers.rank_quality(run, top))
 
 
 @app.command()
@@ -217,11 +200,8 @@ def counterfactual(
     without: Annotated[str, typer.Option(help="Groups to leave out together, commas between.")],
 ) -> None:
     """What if these groups were gone, together."""
-    with _errors():
-        from ddm_jax import answers
-
-        gone = _numbers(without, "--without")
-        _answered(workdir, "counterfactual", lambda run: answers.counterfactual(run, gone))
+    gone = _numbers(without, "--without")
+    _answered(workdir, "counterfactual", lambda answers, run: answers.counterfactual(run, gone))
 
 
 @app.command()
@@ -234,23 +214,21 @@ def forget(
     check: Annotated[bool, typer.Option("--check", help="Beside exact retraining.")] = False,
 ) -> None:
     """Forget groups with the synset alone, and keep the network."""
-    with _errors():
-        from ddm_jax import answers, checkpoint, finished
+    if bool(groups) == (class_ is not None):
+        raise ValueError("name either --groups, for example 3,7, or a --class")
+    chosen = _numbers(groups, "--groups")
+    place = workdir / "answers" / "forgotten"
 
-        if bool(groups) == (class_ is not None):
-            raise ValueError("name either --groups, for example 3,7, or a --class")
-        chosen = _numbers(groups, "--groups")
-        place = workdir / finished.ANSWERS / "forgotten"
+    def ask(answers: Any, run: Any) -> Answer:
+        from ddm_jax import files
 
-        def ask(run: finished.Finished) -> Answer:
-            gone = chosen if class_ is None else answers.groups_of_class(run, class_)
-            answer, params = answers.forget(run, gone, check)
-            checkpoint.remove(place)
-            checkpoint.save(place, params, {"groups": gone})
-            return answer
+        gone = chosen if class_ is None else answers.groups_of_class(run, class_)
+        answer, params = answers.forget(run, gone, check)
+        files.save(place, params, {"groups": gone})
+        return answer
 
-        _answered(workdir, "forget", ask)
-        typer.echo(f"the network: {place} (orbax)")
+    _answered(workdir, "forget", ask)
+    typer.echo(f"the network: {place} (orbax)")
 
 
 @app.command("compare-networks")
@@ -260,13 +238,13 @@ def compare_networks(
     top: Annotated[int, typer.Option(help="Most helpful groups to compare.")] = 5,
 ) -> None:
     """What two networks rely on: their attribution profiles over the same groups."""
-    with _errors():
-        from ddm_jax import answers, finished
 
-        def ask(run: finished.Finished) -> Answer:
-            return answers.compare_networks(run, finished.open_finished(other), top)
+    def ask(answers: Any, run: Any) -> Answer:
+        from ddm_jax.run.finished import open_finished
 
-        _answered(workdir, "compare-networks", ask)
+        return answers.compare_networks(run, open_finished(other), top)
+
+    _answered(workdir, "compare-networks", ask)
 
 
 def _numbers(text: str, option: str) -> list[int]:
@@ -278,24 +256,25 @@ def _numbers(text: str, option: str) -> list[int]:
 
 @app.command("settings")
 def show_settings(preset: Preset = None, workdir: Workdir = None) -> None:
-    """List the presets, and all settings of one preset or of a run."""
-    with _errors(computes=False):
-        from ddm_jax import config as settings
+    """List the presets, and all settings of one preset or of a run with what they may be."""
+    from ddm_jax.run import settings
 
-        if workdir is not None:
-            config = settings.load(workdir / "config.json")
-        else:
-            config = settings.preset(preset or "digits")
-            for name, (about, _) in settings.PRESETS.items():
-                typer.echo(f"--preset {name:<16}{about}")
-            typer.echo("")
-        for name, value in settings.settings(config).items():
-            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-            typer.echo(f"{name}={'none' if shown is None else shown}")
+    if workdir is not None:
+        config = settings.load(workdir / "config.json")
+    else:
+        config = settings.preset(preset or "digits")
+        for name, (about, _) in settings.PRESETS.items():
+            typer.echo(f"--preset {name:<16}{about}")
+        typer.echo("")
+    allowed = settings.allowed()
+    for name, value in settings.settings(config).items():
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        line = f"{name}={'none' if shown is None else shown}"
+        typer.echo(f"{line:<36}  {allowed[name]}".rstrip())
 
 
 def _default_workdir(dataset: str | None, preset: str | None) -> Path:
-    from ddm_jax import config as settings
+    from ddm_jax.run import settings
 
     return Path("runs") / (preset or dataset or settings.default_preset("digits"))
 
@@ -308,7 +287,7 @@ def _chosen(
     data_dir: str | None,
 ) -> tuple[Config, Path]:
     """The settings and the work directory that a command's options mean."""
-    from ddm_jax import config as settings
+    from ddm_jax.run import settings
 
     if workdir is not None and (workdir / "config.json").exists() and not (dataset or preset):
         config = settings.load(workdir / "config.json")
@@ -320,25 +299,19 @@ def _chosen(
     return config, workdir or _default_workdir(dataset, preset)
 
 
-@contextmanager
-def _errors(computes: bool = True) -> Iterator[None]:
-    """Turn mistakes into one line and exit code 1, and an interrupt into how to go on."""
+def call(arguments: Sequence[str]) -> None:
+    """Run a command without what typer makes of errors and interrupts; `main` does.
+
+    Raises:
+        ValueError: for arguments that do not parse.
+    """
+    command = typer.main.get_command(app)
     try:
-        if computes:
-            terminal.prepare_jax()
-        yield
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt as error:
-        typer.echo("interrupted; the same command picks up where it was", err=True)
-        raise typer.Exit(130) from error
-
-
-def main() -> None:
-    """Entry point of the `ddm` command."""
-    app()
-
-
-if __name__ == "__main__":
-    main()
+        with command.make_context("ddm", list(arguments) or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        if done.exit_code:
+            raise
+    except UsageError as error:
+        where = error.ctx.command_path if error.ctx else "ddm"
+        raise ValueError(f"{error.format_message().rstrip('.')}; see `{where} --help`") from None

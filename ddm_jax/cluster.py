@@ -1,8 +1,14 @@
-"""Clustering: cut the training set into K groups, int32 [N]."""
+"""Clustering: cut the training set into K groups."""
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import numpy as np
+
+from ddm_jax.checks import check_choice, check_integer
+from ddm_jax.types import Groups
 
 METHODS = ("class_kmeans", "kmeans", "random", "class", "point")
 
@@ -14,7 +20,7 @@ def make_groups(
     labels: np.ndarray,
     num_groups: int,
     seed: int = 0,
-) -> np.ndarray:
+) -> Groups:
     """Assign each training point to a group.
 
     Args:
@@ -28,7 +34,7 @@ def make_groups(
         seed: of k-means and of the random groups.
 
     Returns:
-        groups int32 [N], all of 0..K-1 occur.
+        `Groups`, all of 0..K-1 occur.
 
     Raises:
         ValueError: for an unknown method, a K that the data cannot fill, or an empty group.
@@ -36,29 +42,28 @@ def make_groups(
     features = np.asarray(features, np.float32).reshape(len(labels), -1)
     labels = np.asarray(labels)
     size = len(labels)
+    check_choice("method", method, METHODS)
     if method == "point":
-        return np.arange(size, dtype=np.int32)
+        return as_groups(np.arange(size))
     _, dense = np.unique(labels, return_inverse=True)
     if method == "class":
-        return dense.astype(np.int32)
-    if method not in METHODS:
-        raise ValueError(f"unknown clustering {method!r}; choose one of {', '.join(METHODS)}")
+        return as_groups(dense)
     check_num_groups(method, labels, num_groups)
     if method == "random":
         order = np.random.default_rng(seed).permutation(size)
-        groups = np.empty(size, np.int32)
-        groups[order] = np.arange(size) % num_groups
-        return groups
+        ids = np.empty(size, np.int32)
+        ids[order] = np.arange(size) % num_groups
+        return as_groups(ids)
     if method == "kmeans":
-        return check_groups(_kmeans(features, num_groups, seed), size, num_groups)
+        return as_groups(_kmeans(features, num_groups, seed), count=num_groups)
 
-    groups = np.empty(size, np.int32)
+    ids = np.empty(size, np.int32)
     first = 0
     for index, share in enumerate(_class_shares(labels, num_groups)):
         members = np.flatnonzero(dense == index)
-        groups[members] = first + _kmeans(features[members], int(share), seed)
+        ids[members] = first + _kmeans(features[members], int(share), seed)
         first += int(share)
-    return check_groups(groups, size, num_groups)
+    return as_groups(ids, count=num_groups)
 
 
 def check_num_groups(method: str, labels: np.ndarray, num_groups: int) -> None:
@@ -69,9 +74,7 @@ def check_num_groups(method: str, labels: np.ndarray, num_groups: int) -> None:
     """
     if method in ("class", "point"):
         return
-    size = len(labels)
-    if not 1 <= num_groups <= size:
-        raise ValueError(f"num_groups={num_groups}; it must be in 1..{size}, the training points")
+    check_integer("num_groups", num_groups, 2, len(labels))
     if method == "class_kmeans":
         _class_shares(labels, num_groups)
 
@@ -95,36 +98,69 @@ def _class_shares(labels: np.ndarray, num_groups: int) -> np.ndarray:
 
 def _kmeans(features: np.ndarray, num_groups: int, seed: int) -> np.ndarray:
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
-    model = KMeans(num_groups, n_init=4, random_state=seed).fit(features)
-    return model.labels_
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # it is an error below
+        labels = KMeans(num_groups, n_init=4, random_state=seed).fit(features).labels_
+    found = len(np.unique(labels))
+    if found < num_groups:
+        raise ValueError(
+            f"k-means finds {found} different groups among {len(features)} points with duplicated "
+            f"rows, and {num_groups} are asked for; lower num_groups, or group at random"
+        )
+    return labels
 
 
-def check_groups(groups: np.ndarray, num_points: int, num_groups: int | None = None) -> np.ndarray:
-    """Check a user's own groups and return them as int32 [N].
+def as_groups(
+    ids: Any,
+    num_points: int | None = None,
+    *,
+    count: int | None = None,
+    names: tuple[str, ...] | None = None,
+) -> Groups:
+    """Check groups of one's own, [N] integers 0..K-1; what are `Groups` already pass.
+
+    Args:
+        ids: the group of each training point.
+        num_points: N, where it is known.
+        count: K; default the largest id and one.
+        names: of the K groups.
 
     Raises:
-        ValueError: for a wrong length, values that are no integers in 0..K-1, or an empty group.
+        ValueError: for a wrong length, values that are no integers in 0..K-1, an empty group, or
+            fewer than two groups, of which none could be left out.
     """
-    groups = np.asarray(groups)
-    if groups.shape != (num_points,):
+    if isinstance(ids, Groups):
+        if num_points is not None and len(ids.ids) != num_points:
+            raise ValueError(f"groups are of {len(ids.ids)} points, and there are {num_points}")
+        return ids
+    ids = np.asarray(ids)
+    wanted = (num_points,) if num_points is not None else ("N",)
+    if ids.ndim != 1 or num_points not in (None, len(ids)):
+        raise ValueError(f"groups have shape {ids.shape}; they must be ({wanted[0]},)")
+    if not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(
-            f"groups have shape {groups.shape}; {num_points} points need ({num_points},)"
+            f"groups are {ids.dtype}; they must be integers 0..K-1, as "
+            "np.unique(groups, return_inverse=True)[1] makes them"
         )
-    if not np.issubdtype(groups.dtype, np.integer):
-        raise ValueError(f"groups are {groups.dtype}; they must be integers 0..K-1")
-    if num_points == 0:
+    if len(ids) == 0:
         raise ValueError("there are no points to group; pass at least one")
-    if groups.min() < 0:
-        raise ValueError(f"group {groups.min()} is negative; groups must be integers 0..K-1")
-    count = int(groups.max()) + 1 if num_groups is None else num_groups
-    if groups.max() >= count:
-        raise ValueError(f"group {groups.max()} is out of range; {count} groups are 0..{count - 1}")
-    sizes = np.bincount(groups, minlength=count)
-    empty = np.flatnonzero(sizes == 0)
+    if ids.min() < 0:
+        raise ValueError(f"group {ids.min()} is negative; groups must be integers 0..K-1")
+    count = int(ids.max()) + 1 if count is None else count
+    if ids.max() >= count:
+        raise ValueError(f"group {ids.max()} is out of range; {count} groups are 0..{count - 1}")
+    if count < 2:
+        raise ValueError("there is one group; at least 2 are needed, of which one can be left out")
+    if count > len(ids):
+        raise ValueError(f"{count} groups of {len(ids)} points; number the groups without gaps")
+    empty = np.flatnonzero(np.bincount(ids, minlength=count) == 0)
     if empty.size:
         raise ValueError(
             f"group {empty[0]} is empty ({empty.size} of {count} groups are); number the groups "
             "0..K-1 without gaps, or ask for fewer of them"
         )
-    return groups.astype(np.int32)
+    if names is not None and len(names) != count:
+        raise ValueError(f"there are {len(names)} names for {count} groups; give one for each")
+    return Groups(ids.astype(np.int32), count, None if names is None else tuple(names))

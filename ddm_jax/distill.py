@@ -1,65 +1,107 @@
-"""Offline: distil one small synset per group by reverse gradient matching.
+"""Offline: distil a small synset of each group by reverse gradient matching, on any devices.
 
 The loss of a step is `sum_k weight_k d(g_k(theta_t), h_k(theta_{t+s}))` at points drawn from the
-reversed trajectory (`matching.py` has the gradients and distances, `synset.py` the starts).
-Groups are coupled by nothing but their weights, which depend on the real gradients alone.
+reversed trajectory (`matching` has the gradients and distances, `synset` the starts). Groups are
+coupled by nothing but their weights, which depend on the real gradients alone: `blocks` of them are
+distilled on each device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
+from pydantic import Field
 
+from ddm_jax.blocks import GroupBlocks, read_block
+from ddm_jax.checks import settings
+from ddm_jax.compute.memory import at_once
+from ddm_jax.compute.pieces import bytes_an_example
+from ddm_jax.compute.placement import chunked_vmap, device_vmap
 from ddm_jax.matching import (
-    GroupBatches,
     MatchPoints,
+    at_least_float32,
     balance_weights,
     distance_norms,
-    leading_directions,
-    make_group_gradients,
+    make_match_points,
+    make_matching_error,
     make_matching_loss,
 )
-from ddm_jax.parallel import chunked_vmap
-from ddm_jax.pieces import bytes_an_example
-from ddm_jax.types import Array, Batch, Params, Synset, Task, take
+from ddm_jax.synset import by_group, flat
+from ddm_jax.types import Array, Batch, Params, Synset, Task, TrainRun, as_batch, take
 
-LEARNABLE = ("x", "y", "mass")
-PRECISIONS = {"float32": 4, "bfloat16": 2}  # of matched gradients, and the bytes of a number
+LEARNABLE: tuple[Literal["x", "y", "mass"], ...] = ("x", "y", "mass")
+STEPS_AT_ONCE = 50  # distillation steps a dispatch
+
+Step = Callable[[Any, int], tuple[Any, int, str]]  # carry, position -> carry, position, note
+Loop = Callable[[Any, int, Step], Any]  # carry, total, step -> carry
+
+
+@settings("distill")
+class DistillSettings:
+    """Offline: the synset and how it is matched.
+
+    - `items`: M, synthetic items a group; `start`: where they start, `synset.initial_synset`.
+    - `distance`: "squared"; "whitened" (squared error, less along the directions that all groups
+      share, see `matching.leading_directions`: better where a synset is small for its task, at
+      several times the cost for large networks).
+    - `balance`: how the groups' squared errors are weighted, 0 (by size) to 1 (relative errors
+      group by group); see `matching.balance_weights`.
+    - `learn`: what is optimised; the rest stays as it starts.
+    - `part`: the late part of the trajectory that is matched; `offset`: the s of the paper's
+      objective, in checkpoints.
+    - `optimizer`, `learning_rate`, `steps`: with a cosine to zero; one rate serves inputs, label
+      logits and masses.
+    - `points_per_step`: trajectory points a step.
+    - `precision`: of the gradients to match; "bfloat16" takes half the memory.
+    """
+
+    items: Annotated[int, Field(ge=1)] = 10
+    start: Literal["pursuit", "random", "noise"] = "pursuit"
+    distance: Literal["squared", "whitened"] = "squared"
+    balance: Annotated[float, Field(ge=0, le=1)] = 0.5
+    learn: Annotated[tuple[Literal["x", "y", "mass"], ...], Field(min_length=1)] = LEARNABLE
+    part: Annotated[float, Field(gt=0, le=1)] = 0.75
+    offset: Annotated[int, Field(ge=0)] = 0
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: Annotated[float, Field(gt=0)] = 0.005
+    steps: Annotated[int, Field(ge=0)] = 3000
+    points_per_step: Annotated[int, Field(ge=1)] = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+class Free(NamedTuple):
+    """What distillation may change of a synset by group."""
+
+    items: Batch  # leaves [K, M, ...]
+    mass: Array  # [K, M]
 
 
 class DistillState(NamedTuple):
     """What distillation carries from one step to the next."""
 
-    synset: Synset
-    scale: Synset  # what one unit of the optimiser means in each leaf; 0 freezes it
+    synset: Synset  # by group
+    scale: Free  # what one unit of the optimiser means in each leaf; 0 freezes it
     optimizer: Any
     step: Array  # int32
 
 
 class Distiller(NamedTuple):
-    """Reverse gradient matching as pure functions."""
+    """Reverse gradient matching as pure functions of a synset `by_group`."""
 
     start: Callable[[Synset], DistillState]
     advance: Callable[..., tuple[DistillState, Array]]
     norms: Callable[[MatchPoints], Array]  # -> [T, K], see `matching.distance_norms`
     weights: Callable[[Array], Array]  # norms of all groups [T, K] -> weights [T, K]
-    distance: str
 
 
 def make_distiller(
-    task: Task,
-    *,
-    optimizer: optax.GradientTransformation,
-    distance: str = "squared",
-    balance: float = 0.5,
-    learn: Sequence[str] = LEARNABLE,
-    points_per_step: int = 1,
-    chunk: int | None = None,
+    task: Task, settings: DistillSettings | None = None, *, chunk: int | None = None
 ) -> Distiller:
     """Make the functions that distil a synset.
 
@@ -73,44 +115,40 @@ def make_distiller(
     learning rate would otherwise wipe out.
 
     Args:
-        optimizer: any optax optimiser; one learning rate serves inputs, label logits and masses.
-        distance: "squared"; "whitened" (squared error, less along the directions that all groups
-            share, see `matching.leading_directions`: better where a synset is small for its
-            task, at several times the cost for large networks); "layer_cosine" or
-            "row_cosine", which are blind to the size of a group.
-        balance: how the groups' squared errors are weighted, 0 (by size) to 1 (relative errors
-            group by group); see `matching.balance_weights`. The cosines weigh groups alike.
-        learn: which of "x", "y" and "mass" are optimised; the others stay frozen.
-        points_per_step: trajectory points a step, at least 1.
         chunk: groups side by side; default `groups_together`.
-
-    Raises:
-        ValueError: for a setting out of range.
     """
-    if not 0 <= balance <= 1:
-        raise ValueError(f"balance={balance}; it must be in [0, 1]")
-    unknown = sorted(set(learn) - set(LEARNABLE))
-    if unknown or not learn:
-        raise ValueError(f"learn={tuple(learn)}; name one or more of {', '.join(LEARNABLE)}")
-    if points_per_step < 1:
-        raise ValueError(f"points_per_step={points_per_step}; it must be at least 1")
-    matching_loss = make_matching_loss(task, distance)
+    settings = settings or DistillSettings()
+    schedule = optax.cosine_decay_schedule(settings.learning_rate, max(settings.steps, 1))
+    optimizer = {"adam": optax.adam, "sgd": optax.sgd}[settings.optimizer](schedule)
+    matching_loss = make_matching_loss(task, settings.distance)
 
     def start(synset: Synset) -> DistillState:
-        unit = {name: jnp.ones_like(getattr(synset, name)) for name in ("x", "y")}
+        real = synset.group >= 0  # the others fill a group up
         size = jnp.mean(jnp.abs(synset.mass), 1, keepdims=True)
-        unit["mass"] = jnp.broadcast_to(size, synset.mass.shape)
-        frozen = [name for name in LEARNABLE if name not in learn]
-        unit |= {name: jnp.zeros_like(unit[name]) for name in frozen}
-        scale = Synset(**unit, share=jnp.zeros_like(synset.share))
-        return DistillState(synset, scale, optimizer.init(synset), jnp.zeros((), jnp.int32))
+        size = size / jnp.mean(real, 1, keepdims=True)
+        unit = {
+            "x": jax.tree.map(jnp.ones_like, synset.items.x),
+            "y": jax.tree.map(jnp.ones_like, synset.items.y),
+            "mass": jnp.where(real, size, 0.0),
+        }
+        unit |= {n: jax.tree.map(jnp.zeros_like, unit[n]) for n in unit if n not in settings.learn}
+        scale = Free(synset.items._replace(x=unit["x"], y=unit["y"]), unit["mass"])
+        free = Free(synset.items, synset.mass)
+        moments = optimizer.init(at_least_float32(free))  # float16 has no room for Adam's
+        return DistillState(synset, scale, moments, jnp.zeros((), jnp.int32))
 
     def loss_and_gradient(synset: Synset, points: MatchPoints, weights: Array, chosen: Array):
         def at_point(t: Array):
             point = take(points, t)
 
             def one_group(item):
-                return jax.value_and_grad(matching_loss)(*item, point)
+                part, gradient, weight = item
+
+                def loss(free: Free) -> Array:
+                    moved = part._replace(items=free.items, mass=free.mass)
+                    return matching_loss(moved, gradient, weight, point)
+
+                return jax.value_and_grad(loss)(Free(part.items, part.mass))
 
             together = chunk or groups_together(task, point.params, synset)
             items = (synset, point.gradients, weights[t])
@@ -121,10 +159,10 @@ def make_distiller(
         return jnp.mean(losses), jax.tree.map(lambda leaf: jnp.mean(leaf, 0), slopes)
 
     def norms(points: MatchPoints) -> Array:
-        return distance_norms(points, distance)
+        return distance_norms(points, settings.distance)
 
     def weights_of(norms: Array) -> Array:
-        return balance_weights(norms, balance)
+        return balance_weights(norms, settings.balance)
 
     def advance(
         key: Array,
@@ -136,95 +174,148 @@ def make_distiller(
         if weights is None:
             weights = weights_of(norms(points))
         count = weights.shape[0]
+        each = min(settings.points_per_step, count)
 
         def step(state: DistillState, _):
             draw = jax.random.fold_in(key, state.step)
-            chosen = jax.random.choice(draw, count, (min(points_per_step, count),), replace=False)
+            chosen = jax.random.choice(draw, count, (each,), replace=False)
             loss, slope = loss_and_gradient(state.synset, points, weights, chosen)
-            slope = jax.tree.map(jnp.multiply, slope, state.scale)
-            updates, moved = optimizer.update(slope, state.optimizer, state.synset)
+            free = Free(state.synset.items, state.synset.mass)
+            slope = at_least_float32(jax.tree.map(jnp.multiply, slope, state.scale))
+            updates, moved = optimizer.update(slope, state.optimizer, free)
             updates = jax.tree.map(jnp.multiply, updates, state.scale)
-            synset = optax.apply_updates(state.synset, updates)
+            synset = state.synset._replace(**optax.apply_updates(free, updates)._asdict())
             return DistillState(synset, state.scale, moved, state.step + 1), loss
 
         return lax.scan(step, state, length=steps)
 
-    return Distiller(start, advance, norms, weights_of, distance)
+    return Distiller(start, advance, norms, weights_of)
 
 
-def groups_together(task: Task, params: Params, synset: Synset) -> int | None:
+def groups_together(task: Task, params: Params, synset: Synset) -> int:
     """How many groups a matching step takes side by side.
 
     On a CPU one where a network keeps much for each item, as one with convolutions does, and up
     to five where it keeps little: a matrix product with the one row of M = 1 is slow. Elsewhere
-    None, all of them.
+    as many as fit.
     """
-    if jax.default_backend() != "cpu":
-        return None
-    items = Batch(synset.x[0], synset.y[0])
+    items = as_batch(take(synset.items, 0))
     kept = bytes_an_example(lambda p, b, mass: mass @ task.loss(p, b), params, items)
-    return min(max(2**20 // max(kept * synset.x.shape[1], 1), 1), 5)
+    return at_once("groups", kept * synset.mass.shape[1])
 
 
-def trajectory_indices(
-    checkpoints: int, part: float, hold_out_every: int = 5
-) -> tuple[list[int], list[int]]:
-    """Which of T checkpoints to match at, and which to hold out to judge the match.
+def straight_through(carry: Any, total: int, step: Step) -> Any:
+    """Run a loop from its beginning to its end; a `Loop` that saves or shows takes its place."""
+    position = 0
+    while position < total:
+        carry, position, _ = step(carry, position)
+    return carry
 
-    The last `part` (0, 1] of the trajectory, at least two checkpoints where there are two. Every
-    `hold_out_every`-th of them, counted from the end, is held out; the trained network never is.
+
+class Blockwise(NamedTuple):
+    """The offline stage, a block of groups on each device."""
+
+    # key, start, run, data, indices, loop -> synset, losses [max(S, 1)]
+    distil: Callable[..., tuple[Synset, np.ndarray]]
+    errors: Callable[..., np.ndarray]  # synset, run, data, indices -> [T, K]
+
+
+def make_blockwise(task: Task, settings: DistillSettings, blocks: GroupBlocks) -> Blockwise:
+    """Make `distil` and `errors` for the groups of `blocks`, see `blocks.plan_blocks`.
+
+    `distil(key, start, run, data, indices, loop)` takes the settings' steps for every group,
+    matching at the checkpoints `indices`, and equals `Distiller.advance` over all groups at once to
+    rounding. `errors(synset, run, data, indices)` is `matching.make_matching_error`. `loop` runs
+    `step(carry, position)`, and may save and show what it likes between steps.
     """
-    if not 0 < part <= 1:
-        raise ValueError(f"part={part}; it must be in (0, 1]")
-    late = list(
-        range(checkpoints - min(checkpoints, max(2, round(part * checkpoints))), checkpoints)
+    distiller, steps = make_distiller(task, settings), settings.steps
+    count = len(blocks.members)
+    at_once = min(jax.device_count(), count)
+    rounds = [slice(first, first + at_once) for first in range(0, count, at_once)]
+    match_points = make_match_points(
+        task,
+        settings.offset,
+        directions=settings.distance == "whitened",
+        precision=settings.precision,
     )
-    held_out = [i for n, i in enumerate(reversed(late), 1) if n % hold_out_every == 0]
-    if not held_out and len(late) > 1:
-        held_out = [late[0]]
-    return [i for i in late if i not in held_out], sorted(held_out)
+    points_of = device_vmap(
+        lambda block, checkpoints, indices: match_points(
+            checkpoints, block.data, block.batches, indices
+        ),
+        chunk=1,
+    )
+    start_of = device_vmap(distiller.start, chunk=1)
+    norms_of = device_vmap(distiller.norms, chunk=1)
+    error_of = device_vmap(lambda item: make_matching_error(task)(*item), chunk=1)
 
+    def points(some: slice, run: TrainRun, data: Batch, indices: Any) -> MatchPoints:
+        """The points of a round. What the run has beside its checkpoints need not travel."""
+        return points_of(read_block(blocks, some, data), run.checkpoints, jnp.asarray(indices))
 
-def make_match_points(
-    task: Task,
-    num_groups: int,
-    offset: int = 0,
-    *,
-    directions: bool = True,
-    precision: str = "float32",
-) -> Callable[[Params, Batch, GroupBatches, Array], MatchPoints]:
-    """Make `match_points(checkpoints, data, batches, indices [T']) -> MatchPoints`.
+    def distil(
+        key: Array,
+        start: Synset,
+        run: TrainRun,
+        data: Batch,
+        indices: Any,
+        loop: Loop = straight_through,
+    ) -> tuple[Synset, np.ndarray]:
+        norms = np.zeros((len(indices), blocks.num_groups), np.float32)
+        held: MatchPoints | None = None  # the points of one round, while it lasts
+        held_round = -1
+        for number, some in enumerate(rounds):
+            held = None  # before the next ones are made
+            held, held_round = points(some, run, data, indices), number
+            for members, found in zip(
+                blocks.members[some], np.asarray(norms_of(held)), strict=True
+            ):
+                norms[:, members] = found
+        weights = np.asarray(distiller.weights(jnp.asarray(norms)))
+        advance = {
+            size: device_vmap(
+                lambda item, key, size=size: distiller.advance(key, *item[:2], size, item[2]),
+                chunk=1,
+            )
+            for size in {min(STEPS_AT_ONCE, steps), steps % STEPS_AT_ONCE}
+        }
 
-    The real gradients are taken at the checkpoints `indices` of a run and are to be reproduced
-    `offset` checkpoints later (the s of the paper's objective), at most at the trained network.
-    The `directions` that all groups share are for the distance "whitened" alone, and cost several
-    passes over the gradients. With the `precision` "bfloat16" the gradients are computed and added
-    up in float32, and kept in half the memory: each number is off by at most 0.4 %, far below the
-    error at which distillation ends.
+        def step(carry, position: int):
+            nonlocal held, held_round
+            synset, state, losses = carry
+            number, done = divmod(position, steps)
+            some = rounds[number]
+            members, first = blocks.members[some], blocks.first[some]
+            if number != held_round:
+                held = None
+                held, held_round = points(some, run, data, indices), number
+            if done == 0:
+                state = start_of(take(synset, members))
+            size = min(STEPS_AT_ONCE, steps - done)
+            part = np.moveaxis(weights[:, members] * first, 1, 0)
+            state, new = advance[size]((state, held, part), key)
+            new = np.asarray(new).sum(0)
+            losses[done : done + size] += new
+            if done + size == steps:
+                moved = jax.tree.leaves(state.synset)
+                for kept, leaf in zip(jax.tree.leaves(synset), moved, strict=True):
+                    kept[members[first]] = np.asarray(leaf)[first]
+            return (synset, state, losses), position + size, f"matching loss {np.mean(new):.4f}"
 
-    Raises:
-        ValueError: for a negative offset or an unknown precision.
-    """
-    if offset < 0:
-        raise ValueError(f"offset={offset}; it must be at least 0 checkpoints")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r}; choose one of {', '.join(PRECISIONS)}")
-    group_gradients = make_group_gradients(task, num_groups)
+        whole = jax.tree.map(np.array, by_group(start))
+        state = start_of(take(whole, blocks.members[rounds[0]]))
+        carry = (whole, state, np.zeros(max(steps, 1), np.float32))
+        synset, _, losses = loop(carry, steps * len(rounds), step)
+        counts = np.bincount(np.asarray(start.group), minlength=blocks.num_groups)
+        return jax.tree.map(jnp.asarray, flat(synset, counts)), losses
 
-    def match_points(checkpoints: Params, data: Batch, batches: GroupBatches, indices: Array):
-        last = jax.tree.leaves(checkpoints)[0].shape[0] - 1
+    def errors(synset: Synset, run: TrainRun, data: Batch, indices: Any) -> np.ndarray:
+        found = np.zeros((len(indices), blocks.num_groups), np.float32)
+        groups = by_group(synset)
+        for some in rounds:
+            members = blocks.members[some]
+            item = (take(groups, members), points(some, run, data, indices))
+            for mine, error in zip(members, np.asarray(error_of(item)), strict=True):
+                found[:, mine] = error
+        return found
 
-        def at(index: Array):
-            gradients = group_gradients(take(checkpoints, index), data, batches)
-            kept = gradients
-            if precision != "float32":
-                kept = jax.tree.map(lambda leaf: leaf.astype(precision), gradients)
-            if directions:
-                return kept, *leading_directions(gradients)
-            none = jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape[1:])), gradients)
-            return kept, none, jnp.zeros(0)
-
-        later = jnp.minimum(indices + offset, last)
-        return MatchPoints(take(checkpoints, later), *lax.map(at, indices))
-
-    return match_points
+    return Blockwise(distil, errors)

@@ -8,31 +8,44 @@ a layer. N x P numbers are never held: rows come in pieces.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from ddm_jax.matching import GroupBatches, make_group_gradients
+from ddm_jax.checks import check_number, is_concrete
+from ddm_jax.compute.memory import at_once, bytes_of, examples_a_piece
+from ddm_jax.compute.pieces import bytes_an_example, map_pieces, value_and_gradient
+from ddm_jax.compute.placement import chunked_vmap
 from ddm_jax.objectives import Output, output_change
-from ddm_jax.parallel import chunked_vmap
-from ddm_jax.pieces import bytes_an_example, map_pieces, piece_size, value_and_gradient
-from ddm_jax.types import Array, Batch, Params, Task, take
+from ddm_jax.types import Array, Batch, Groups, Leaf, Params, Task, length, take
 
-ROWS = 2**26  # bytes of the gradients that are held at once
-VECTORS = 2**21  # bytes of the vectors that a Hessian is multiplied with at once, on a CPU
+
+def wide(dtype: Any) -> Any:
+    """The type that sums are kept in: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def flatten(params: Params) -> Array:
-    """Parameters as one vector [P]."""
-    return ravel_pytree(params)[0]
+    """Parameters as one vector [P], of at least float32."""
+    flat = ravel_pytree(params)[0]
+    return flat.astype(wide(flat.dtype))
+
+
+def unflatten(like: Params) -> Callable[[Array], Params]:
+    """Make the inverse of `flatten`, into the types of `like`."""
+    flat, unravel = ravel_pytree(like)
+    return lambda vector: unravel(vector.astype(flat.dtype))
 
 
 def as_params(rows: Array, like: Params) -> Params:
     """Vectors `[V, P]` as parameters, leaves `[V, ...]`."""
-    return jax.vmap(ravel_pytree(like)[1])(rows)
+    return jax.vmap(unflatten(like))(rows)
 
 
 def example_gradients(objective: Output, params: Params, batch: Batch) -> Array:
@@ -48,11 +61,16 @@ def example_gradients(objective: Output, params: Params, batch: Batch) -> Array:
     return jax.vmap(one)(batch)
 
 
+def rows_at_once(params: Params) -> int:
+    """How many gradients of single examples are held at once, by the shapes of the parameters."""
+    return at_once("rows", bytes_of(jax.eval_shape(flatten, params)))
+
+
 def map_gradients(
     fn: Callable[[Array], Array], objective: Output, params: Params, data: Batch
 ) -> Array:
     """`fn(gradients [B, P]) -> [B, ...]` over the gradients of all examples, in pieces."""
-    size = max(ROWS // (4 * flatten(params).size), 1)
+    size = rows_at_once(params)
     return map_pieces(lambda piece: fn(example_gradients(objective, params, piece)), data, size)
 
 
@@ -68,7 +86,7 @@ def output_gradients(output: Output, params: Params, query: Batch) -> Array:
         ValueError: for an output of another shape.
     """
     shape = jax.eval_shape(output, params, query).shape
-    if shape == (len(query.x),):
+    if shape == (length(query),):
         return map_gradients(lambda rows: rows, output, params, query)
     if len(shape) != 1:
         raise ValueError(f"the output has shape {shape}; it must be [Q], or [1] for all queries")
@@ -86,24 +104,88 @@ def output_changes(output: Output, params: Params, query: Batch, directions: Par
         change = output_change(lambda params: output(params, query), params)
         return chunked_vmap(change)(directions).T
 
-    count = len(query.x)
+    count = length(query)
     if jax.eval_shape(output, params, query).shape != (count,):
         return of_queries(query).T  # one output of all queries, such as an accuracy
     kept = bytes_an_example(lambda p, batch, w: w @ output(p, batch), params, query)
-    return map_pieces(of_queries, query, piece_size(count, kept)).T
+    return map_pieces(of_queries, query, examples_a_piece(count, kept)).T
 
 
-def group_gradient_rows(
-    task: Task, params: Params, data: Batch, batches: GroupBatches, num_groups: int
-) -> Array:
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["rows", "valid", "owner", "total"],
+    meta_fields=["count"],
+)
+@dataclass(frozen=True, eq=False)
+class GroupBatches:
+    """The training rows cut into pieces that belong to one group each."""
+
+    rows: Leaf  # [J, c] int32
+    valid: Leaf  # [J, c] float32, 0 where a piece is padded
+    owner: Leaf  # [J] int32, the group of each piece
+    total: Leaf  # int32, N
+    count: int  # K, static
+
+
+def group_batches(groups: Groups, size: int = 64) -> GroupBatches:
+    """Cut the training set into pieces of at most `size` rows of one group.
+
+    Padding adds less than `size` rows a group, so one pass over the pieces costs at most
+    `N + K * size` example gradients. Runs on the host: the cut depends on the values of the ids.
+    """
+    ids, counts = np.asarray(groups.ids), groups.sizes()
+    size = int(min(size, counts.max()))
+    rows, valid, owner = [], [], []
+    order = np.argsort(ids, kind="stable")
+    for group, members in enumerate(np.split(order, np.cumsum(counts)[:-1])):
+        for start in range(0, len(members), size):
+            piece = members[start : start + size]
+            fill = size - len(piece)
+            rows.append(np.concatenate([piece, np.repeat(piece[:1], fill)]))
+            valid.append(np.concatenate([np.ones(len(piece)), np.zeros(fill)]))
+            owner.append(group)
+    return GroupBatches(
+        rows=jnp.asarray(np.stack(rows), jnp.int32),
+        valid=jnp.asarray(np.stack(valid), jnp.float32),
+        owner=jnp.asarray(owner, jnp.int32),
+        total=jnp.asarray(len(ids), jnp.int32),
+        count=groups.count,
+    )
+
+
+def make_group_gradients(task: Task) -> Callable[[Params, Batch, GroupBatches], Params]:
+    """Make `group_gradients(params, data, batches) -> g`, leaves `[K, ...]`.
+
+    `g_k = (1/N) sum_{i in D_k} grad loss_i(params)`; the K gradients add up to the gradient of
+    the mean loss. One pass over the pieces of `group_batches`, accumulated in place.
+    """
+
+    of_losses = value_and_gradient(lambda params, batch, valid: valid @ task.loss(params, batch))
+
+    def group_gradients(params: Params, data: Batch, batches: GroupBatches) -> Params:
+        def add(sums, piece):
+            rows, valid, owner = piece
+            _, gradient = of_losses(params, take(data, rows), valid)
+            return jax.tree.map(lambda s, g: s.at[owner].add(g), sums, gradient), None
+
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros((batches.count, *leaf.shape), wide(leaf.dtype)), params
+        )
+        sums, _ = lax.scan(add, zeros, (batches.rows, batches.valid, batches.owner))
+        return jax.tree.map(lambda leaf: leaf / batches.total, sums)
+
+    return group_gradients
+
+
+def group_gradient_rows(task: Task, params: Params, data: Batch, batches: GroupBatches) -> Array:
     """`g_k = (1/N) sum_{i in D_k} grad loss_i` as rows, `[K, P]`."""
-    gradients = make_group_gradients(task, num_groups)(params, data, batches)
+    gradients = make_group_gradients(task)(params, data, batches)
     return jax.vmap(flatten)(gradients)
 
 
-def group_sums(values: Array, groups: Array, num_groups: int) -> Array:
+def group_sums(values: Array, groups: Groups) -> Array:
     """`(1/N) sum_{i in D_k} values_i`: from a value an example, `[N, ...]`, to `[K, ...]`."""
-    return jax.ops.segment_sum(values, groups, num_groups) / len(values)
+    return jax.ops.segment_sum(values, jnp.asarray(groups.ids), groups.count) / len(values)
 
 
 def sum_gradients(
@@ -113,8 +195,8 @@ def sum_gradients(
 
     `rows` are the examples of the piece; where it is filled up, their gradients are zero.
     """
-    count = jax.tree.leaves(data)[0].shape[0]
-    size = min(max(ROWS // (4 * flatten(params).size), 1), count)
+    count = length(data)
+    size = min(rows_at_once(params), count)
     every = jnp.arange(-(-count // size) * size).reshape(-1, size)
 
     def of_piece(rows: Array) -> Any:
@@ -137,7 +219,7 @@ def hessian_product(
 
     The gradient of `<grad, v>`, reverse mode twice, over the data in pieces.
     """
-    direction = ravel_pytree(params)[1](vector)
+    direction = unflatten(params)(vector)
 
     def along(params: Params, batch: Batch, weights: Array) -> Array:
         slope = jax.grad(lambda p: weights @ task.loss(p, batch))(params)
@@ -161,14 +243,12 @@ def gauss_newton_product(
     The Gauss-Newton matrix of softmax cross-entropy, z the logits and p their softmax; it is
     never indefinite. Labels do not matter. Reverse mode alone, over the data in pieces.
     """
-    direction = ravel_pytree(params)[1](vector)
+    direction = unflatten(params)(vector)
 
     def along(moved: Params, batch: Batch, weights: Array) -> Array:
         chances = jax.nn.softmax(task.apply(params, batch.x))
         change = output_change(lambda p: task.apply(p, batch.x), params)(direction)
-        # An einsum, as of `sum(chances * change, -1)` XLA:CPU makes wrong numbers under vmap: its
-        # YNNPACK fusion (jaxlib 0.10.2), from about 1,000 examples on.
-        pull = chances * (change - jnp.einsum("bc,bc->b", chances, change)[:, None])
+        pull = chances * (change - jnp.sum(chances * change, -1, keepdims=True))
         return weights @ jnp.sum(pull * task.apply(moved, batch.x), -1)
 
     return flatten(value_and_gradient(along)(params, data, weights)[1])
@@ -192,7 +272,7 @@ def vectors_at_once(params: Params) -> int:
         return 16
     if any(leaf.ndim > 2 for leaf in leaves):
         return 1
-    return min(max(VECTORS // (4 * sum(leaf.size for leaf in leaves)), 1), 64)
+    return at_once("vectors", bytes_of(params))
 
 
 def fisher_root(task: Task) -> Output:
@@ -215,19 +295,20 @@ def every_label(x: Array, classes: int) -> Batch:
     return Batch(jnp.repeat(x, classes, 0), jnp.tile(jnp.eye(classes), (len(x), 1)))
 
 
-def check_diagonal(damping: float, weight_decay: float) -> float:
-    """What is added to the curvature's diagonal: their sum.
+def check_damping(damping: float) -> float:
+    """A damping of at least 0, added to the diagonal of a curvature."""
+    return check_number("damping", damping, least=0)
+
+
+def curvature_diagonal(damping: float, weight_decay: Any) -> Array:
+    """What is added to the curvature's diagonal: the damping and the run's weight decay.
 
     Raises:
-        ValueError: for a negative one, or if both are zero: the curvature alone may be singular.
+        ValueError: if both are zero: the curvature alone may be singular.
     """
-    if not damping >= 0:
-        raise ValueError(f"damping={damping}; it must be at least 0")
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay={weight_decay}; it must be at least 0")
-    if damping + weight_decay == 0:
-        raise ValueError("damping=0 and weight_decay=0; one of them must be positive")
-    return damping + weight_decay
+    if is_concrete(weight_decay) and not float(damping + weight_decay) > 0:
+        raise ValueError("damping=0 and the run's weight_decay=0; one of them must be positive")
+    return jnp.asarray(damping + weight_decay, jnp.float32)
 
 
 def _inner(a: Params, b: Params) -> Array:

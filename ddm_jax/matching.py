@@ -18,15 +18,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.flatten_util import ravel_pytree
 
-from ddm_jax.parallel import chunked_vmap
-from ddm_jax.pieces import value_and_gradient
-from ddm_jax.types import Array, Batch, Leaf, Params, Synset, Task, take
-
-Distance = Callable[[Params, Params], Array]  # g_k, h_k of one group -> scalar
+from ddm_jax.checks import check_choice, check_integer, check_number
+from ddm_jax.compute.placement import chunked_vmap
+from ddm_jax.gradients import GroupBatches, flatten, make_group_gradients, unflatten
+from ddm_jax.types import Array, Batch, Params, Synset, Task, as_batch, length, take
 
 
 class MatchPoints(NamedTuple):
@@ -42,79 +39,16 @@ class MatchPoints(NamedTuple):
     shrinkage: Array  # [T, r] in [0, 1)
 
 
-class GroupBatches(NamedTuple):
-    """The training rows cut into pieces that belong to one group each."""
-
-    rows: Leaf  # [J, c] int32
-    valid: Leaf  # [J, c] float32, 0 where a piece is padded
-    owner: Leaf  # [J] int32, the group of each piece
-    total: Leaf  # int32, N
-
-
-def group_batches(groups: np.ndarray, num_groups: int, size: int = 64) -> GroupBatches:
-    """Cut the training set into pieces of at most `size` rows of one group.
-
-    Padding adds less than `size` rows a group, so one pass over the pieces costs at most
-    `N + K * size` example gradients. Runs on the host: the cut depends on the values of `groups`.
-    """
-    groups = np.asarray(groups)
-    size = int(min(size, np.bincount(groups, minlength=num_groups).max()))
-    rows, valid, owner = [], [], []
-    order = np.argsort(groups, kind="stable")
-    for group, members in enumerate(
-        np.split(order, np.cumsum(np.bincount(groups, minlength=num_groups))[:-1])
-    ):
-        for start in range(0, len(members), size):
-            piece = members[start : start + size]
-            fill = size - len(piece)
-            rows.append(np.concatenate([piece, np.repeat(piece[:1], fill)]))
-            valid.append(np.concatenate([np.ones(len(piece)), np.zeros(fill)]))
-            owner.append(group)
-    return GroupBatches(
-        jnp.asarray(np.stack(rows), jnp.int32),
-        jnp.asarray(np.stack(valid), jnp.float32),
-        jnp.asarray(owner, jnp.int32),
-        jnp.asarray(len(groups), jnp.int32),
-    )
-
-
-def make_group_gradients(task: Task, num_groups: int) -> Callable[..., Params]:
-    """Make `group_gradients(params, data, batches) -> g`, leaves `[K, ...]`.
-
-    `g_k = (1/N) sum_{i in D_k} grad loss_i(params)`; the K gradients add up to the gradient of
-    the mean loss. One pass over the pieces of `group_batches`, accumulated in place.
-    """
-
-    of_losses = value_and_gradient(lambda params, batch, valid: valid @ task.loss(params, batch))
-
-    def group_gradients(params: Params, data: Batch, batches: GroupBatches) -> Params:
-        def add(sums, piece):
-            rows, valid, owner = piece
-            _, gradient = of_losses(params, take(data, rows), valid)
-            return jax.tree.map(lambda s, g: s.at[owner].add(g), sums, gradient), None
-
-        zeros = jax.tree.map(lambda leaf: jnp.zeros((num_groups, *leaf.shape), leaf.dtype), params)
-        sums, _ = lax.scan(add, zeros, (batches.rows, batches.valid, batches.owner))
-        return jax.tree.map(lambda leaf: leaf / batches.total, sums)
-
-    return group_gradients
-
-
-def synset_batch(x: Array, y: Array) -> Batch:
-    """Turn synset items (label *logits* y) into a batch of label distributions."""
-    return Batch(x, jax.nn.softmax(y))
-
-
 def make_synset_gradient(task: Task) -> Callable[[Params, Synset], Params]:
     """Make `synset_gradient(params, synset) -> h_k` for ONE group (no leading K axis).
 
-    `h_k = share_k * sum_m mass_km * grad loss(params; x_km, softmax(y_km))`. Map it over a synset
-    with `jax.vmap(synset_gradient, (None, 0))` or `device_vmap`.
+    `h_k = share_k * sum_m mass_km * grad loss(params; x_km, softmax(y_km))`. Map it over a
+    `synset.by_group` with `jax.vmap(synset_gradient, (None, 0))` or `device_vmap`.
     """
 
     def synset_gradient(params: Params, synset: Synset) -> Params:
         def total(params):
-            losses = task.loss(params, synset_batch(synset.x, synset.y))
+            losses = task.loss(params, as_batch(synset.items))
             return synset.share * (synset.mass @ losses)
 
         return jax.grad(total)(params)
@@ -125,30 +59,6 @@ def make_synset_gradient(task: Task) -> Callable[[Params, Synset], Params]:
 def squared_distance(g: Params, h: Params) -> Array:
     """Squared error `|g - h|^2` over all parameters: keeps size and direction. One group."""
     return _total(jnp.sum((a - b) ** 2) for a, b in zip(*_leaves(g, h), strict=True))
-
-
-def layer_cosine_distance(g: Params, h: Params) -> Array:
-    """`1 - cos` between the flattened gradients of each layer, summed over layers. One group.
-
-    Blind to magnitude: two groups whose gradients differ by a factor match the same synset.
-    """
-    return _total(
-        1 - _cosine(a.reshape(1, -1), b.reshape(1, -1))[0]
-        for a, b in zip(*_leaves(g, h), strict=True)
-    )
-
-
-def row_cosine_distance(g: Params, h: Params) -> Array:
-    """`1 - cos` for each output unit of each layer, summed, as in dataset condensation. One group.
-
-    Zhao, Mopuri & Bilen, 2021, arXiv 2006.05929, section 3.2. Vectors (biases) are left out, as
-    there. The last axis of a flax kernel is its output unit.
-    """
-    return _total(
-        jnp.sum(1 - _cosine(a.reshape(-1, a.shape[-1]).T, b.reshape(-1, b.shape[-1]).T))
-        for a, b in zip(*_leaves(g, h), strict=True)
-        if a.ndim >= 2
-    )
 
 
 def leading_directions(gradients: Params) -> tuple[Params, Array]:
@@ -164,8 +74,8 @@ def leading_directions(gradients: Params) -> tuple[Params, Array]:
     Returns:
         directions, leaves [r, ...], orthonormal over all leaves together, and shrinkage [r].
     """
-    flat = jax.vmap(lambda one: ravel_pytree(one)[0])(gradients)
-    unravel = ravel_pytree(take(gradients, 0))[1]
+    flat = jax.vmap(flatten)(gradients)
+    unravel = unflatten(take(gradients, 0))
     rank = min(DIRECTIONS, flat.shape[0])
     basis = jax.random.normal(jax.random.key(0), (flat.shape[0], rank))
     for _ in range(8):  # subspace iteration, without the K x K matrix
@@ -194,20 +104,12 @@ def _leaves(g: Params, h: Params) -> tuple[list[Array], list[Array]]:
     return jax.tree.leaves(g), jax.tree.leaves(h)
 
 
-def _cosine(a: Array, b: Array) -> Array:
-    inner = jnp.sum(a * b, -1)
-    return inner * lax.rsqrt(jnp.sum(a * a, -1) * jnp.sum(b * b, -1) + 1e-24)
-
-
+# Of matched gradients, and the bytes of a number.
+PRECISIONS = {"float32": 4, "bfloat16": 2}
 DIRECTIONS = 8  # leading directions a point
 WHITENING = 0.5  # damping, in units of the mean squared gradient of a group
 
-DISTANCES: dict[str, Distance] = {
-    "whitened": squared_distance,  # less `shared_part`
-    "squared": squared_distance,
-    "layer_cosine": layer_cosine_distance,
-    "row_cosine": row_cosine_distance,
-}
+DISTANCES = ("squared", "whitened")
 
 
 def make_matching_loss(task: Task, distance: str = "squared") -> Callable[..., Array]:
@@ -227,15 +129,13 @@ def make_matching_loss(task: Task, distance: str = "squared") -> Callable[..., A
     Raises:
         ValueError: for an unknown distance.
     """
-    if distance not in DISTANCES:
-        raise ValueError(f"unknown distance {distance!r}; choose one of {', '.join(DISTANCES)}")
+    check_choice("distance", distance, DISTANCES)
     synset_gradient = make_synset_gradient(task)
-    measure = DISTANCES[distance]
 
     def matching_loss(synset: Synset, gradient: Params, weight: Array, point: MatchPoints) -> Array:
-        h = synset_gradient(point.params, synset)
+        h = at_least_float32(synset_gradient(point.params, synset))
         gradient = at_least_float32(gradient)
-        cost = measure(gradient, h)
+        cost = squared_distance(gradient, h)
         if distance == "whitened":
             error = jax.tree.map(jnp.subtract, gradient, h)
             cost = cost - shared_part(error, point.directions, point.shrinkage)
@@ -259,11 +159,9 @@ def squared_norms(gradients: Params) -> Array:
 
 
 def distance_norms(points: MatchPoints, distance: str) -> Array:
-    """The distance [T, K] between each group's gradient and nothing; 1 for the cosines."""
+    """The distance [T, K] between each group's gradient and nothing."""
     gradients = at_least_float32(points.gradients)
     norms = jax.vmap(squared_norms)(gradients)
-    if distance not in ("squared", "whitened"):
-        return jnp.ones_like(norms)
     if distance == "whitened":
         every_group = jax.vmap(shared_part, (0, None, None))
         norms = norms - jax.vmap(every_group)(gradients, points.directions, points.shrinkage)
@@ -276,8 +174,7 @@ def balance_weights(norms: Array, balance: float) -> Array:
     With n_k the distance between g_k and nothing, `weight_k = n_k^-balance / sum_j
     n_j^(1 - balance)`, so that an empty synset costs one. `balance=1` averages relative errors
     group by group: easy groups, whose gradient is almost nothing, drown the rest. `balance=0`
-    divides the summed error by the summed size, and small groups count for little. The cosines,
-    relative by themselves, get 1/K.
+    divides the summed error by the summed size, and small groups count for little.
     """
     norms = norms + 1e-6 * jnp.mean(norms, 1, keepdims=True) + 1e-30
     return norms**-balance / jnp.sum(norms ** (1 - balance), 1, keepdims=True)
@@ -286,8 +183,8 @@ def balance_weights(norms: Array, balance: float) -> Array:
 def make_matching_error(task: Task, chunk: int | None = None) -> Callable[..., Array]:
     """Make `matching_error(synset, points) -> [T, K]`: `|g_k - h_k|^2 / |g_k|^2` at each point.
 
-    0 is a perfect match, 1 is what an empty synset would have. Meant for points that the synset
-    was not distilled at.
+    The synset comes as `synset.by_group` has it. 0 is a perfect match, 1 is what an empty synset
+    would have. Meant for points that the synset was not distilled at.
     """
     synset_gradient = make_synset_gradient(task)
 
@@ -295,9 +192,70 @@ def make_matching_error(task: Task, chunk: int | None = None) -> Callable[..., A
         def at_point(point: MatchPoints):
             g = at_least_float32(point.gradients)
             h = chunked_vmap(lambda one: synset_gradient(point.params, one), chunk)(synset)
-            error = squared_norms(jax.tree.map(jnp.subtract, g, h))
+            error = squared_norms(jax.tree.map(jnp.subtract, g, at_least_float32(h)))
             return error / (squared_norms(g) + 1e-30)
 
         return lax.map(at_point, points)
 
     return matching_error
+
+
+def trajectory_indices(
+    checkpoints: int, part: float, hold_out_every: int = 5
+) -> tuple[list[int], list[int]]:
+    """Which of T checkpoints to match at, and which to hold out to judge the match.
+
+    The last `part` (0, 1] of the trajectory, at least two checkpoints where there are two. Every
+    `hold_out_every`-th of them, counted from the end, is held out; the trained network never is.
+    """
+    check_number("part", part, above=0, most=1)
+    late = list(
+        range(checkpoints - min(checkpoints, max(2, round(part * checkpoints))), checkpoints)
+    )
+    held_out = [i for n, i in enumerate(reversed(late), 1) if n % hold_out_every == 0]
+    if not held_out and len(late) > 1:
+        held_out = [late[0]]
+    return [i for i in late if i not in held_out], sorted(held_out)
+
+
+def make_match_points(
+    task: Task,
+    offset: int = 0,
+    *,
+    directions: bool = True,
+    precision: str = "float32",
+) -> Callable[[Params, Batch, GroupBatches, Array], MatchPoints]:
+    """Make `match_points(checkpoints, data, batches, indices [T']) -> MatchPoints`.
+
+    The real gradients are taken at the checkpoints `indices` of a run and are to be reproduced
+    `offset` checkpoints later (the s of the paper's objective), at most at the trained network.
+    The `directions` that all groups share are for the distance "whitened" alone, and cost several
+    passes over the gradients. With the `precision` "bfloat16" the gradients are computed and added
+    up in float32, and kept in half the memory: each number is off by at most 0.4 %, far below the
+    error at which distillation ends.
+
+    Raises:
+        ValueError: for a negative offset or an unknown precision.
+    """
+    check_integer("offset", offset, 0)
+    check_choice("precision", precision, tuple(PRECISIONS))
+    group_gradients = make_group_gradients(task)
+
+    def match_points(checkpoints: Params, data: Batch, batches: GroupBatches, indices: Array):
+        last = length(checkpoints) - 1
+        check_integer("offset", offset, 0, last)  # checkpoints
+
+        def at(index: Array):
+            gradients = group_gradients(take(checkpoints, index), data, batches)
+            kept = gradients
+            if precision != "float32":
+                kept = jax.tree.map(lambda leaf: leaf.astype(precision), gradients)
+            if directions:
+                return kept, *leading_directions(gradients)
+            none = jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape[1:])), gradients)
+            return kept, none, jnp.zeros(0)
+
+        later = jnp.minimum(indices + offset, last)
+        return MatchPoints(take(checkpoints, later), *lax.map(at, indices))
+
+    return match_points

@@ -1,4 +1,4 @@
-"""Networks in flax.linen, and `classification(module, shape) -> Task`.
+"""The library's own networks, in flax.linen.
 
 Every network normalises within one example (never over a batch), so that a per-example gradient
 depends on the parameters and that example alone. Convolutions are `convolution.convolve`'s.
@@ -6,18 +6,15 @@ depends on the parameters and that example alone. Convolutions are `convolution.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
-from ddm_jax import objectives
-from ddm_jax.convolution import convolve
-from ddm_jax.pieces import bytes_an_example, map_pieces, piece_size
-from ddm_jax.types import Array, Batch, Params, Task
+from ddm_jax.checks import check_choice
+from ddm_jax.compute.convolution import convolve
+from ddm_jax.types import Array
 
 
 class Convolution(nn.Module):
@@ -52,11 +49,10 @@ def average_pool(x: Array) -> Array:
 
 def normalisation(name: str, width: int) -> nn.Module:
     """Per-example normalisation: "instance" (one group a channel) or "group" (up to 8 groups)."""
+    check_choice("norm", name, ("instance", "group"))
     if name == "instance":
         return nn.GroupNorm(num_groups=None, group_size=1)
-    if name == "group":
-        return nn.GroupNorm(num_groups=max(g for g in range(1, 9) if width % g == 0))
-    raise ValueError(f"norm={name!r}; choose 'instance' or 'group'")
+    return nn.GroupNorm(num_groups=max(g for g in range(1, 9) if width % g == 0))
 
 
 def dense(width: int, initial: str, fan_in: int) -> nn.Dense:
@@ -65,10 +61,9 @@ def dense(width: int, initial: str, fan_in: int) -> nn.Dense:
     "lecun" is flax's own: weights of variance 1/fan_in, biases zero. "uniform" is PyTorch's:
     both uniform in `+-1/sqrt(fan_in)`.
     """
+    check_choice("initial", initial, ("lecun", "uniform"))
     if initial == "lecun":
         return nn.Dense(width)
-    if initial != "uniform":
-        raise ValueError(f"initial={initial!r}; choose 'lecun' or 'uniform'")
     bound = fan_in**-0.5
 
     def draw(key, shape, dtype=jnp.float32, **kwargs):
@@ -164,108 +159,13 @@ class ResNet(nn.Module):
         return x if return_features else nn.Dense(self.num_classes)(x)
 
 
-def classification(module: nn.Module, input_shape: Sequence[int]) -> Task:
-    """Make a classification `Task` from a flax module.
-
-    The loss is softmax cross-entropy against a label distribution; the output that is explained
-    is the correct-class margin `log p_y - log(1 - p_y)`.
-
-    Args:
-        module: maps `[B, *input_shape]` to logits `[B, C]`; its parameters may hold no state
-            beside "params" (no BatchNorm). With a `return_features` argument, as the networks of
-            this file have, the task gets penultimate features too. With a `train` argument it is
-            trained with `train=True` and a key for "dropout".
-        input_shape: the shape of one example, for example `(28, 28, 1)`.
-
-    Raises:
-        ValueError: when the module has mutable state, or does not return `[B, C]`.
-    """
-    return _module_task(module, input_shape, optax.softmax_cross_entropy, objectives.margin)
-
-
-def regression(module: nn.Module, input_shape: Sequence[int]) -> Task:
-    """Make a regression `Task` from a flax module: targets `batch.y [B, C]` are any real numbers.
-
-    The loss is half the squared error, summed over the C targets, and the output that is
-    explained is its negative: a positive score means that the group makes the prediction better.
-    The methods that need labels (the DDM's synset, margins) are for classification.
-
-    Args and Raises: as `classification`.
-    """
-
-    def goodness(apply: objectives.Apply) -> objectives.Output:
-        return lambda params, batch: -_half_squared_error(apply(params, batch.x), batch.y)
-
-    return _module_task(module, input_shape, _half_squared_error, goodness)
-
-
-def _half_squared_error(predictions: Array, targets: Array) -> Array:
-    return jnp.sum(optax.l2_loss(predictions, targets), -1)
-
-
-def _module_task(
-    module: nn.Module,
-    input_shape: Sequence[int],
-    loss_of: Callable[[Array, Array], Array],
-    make_output: Callable[[objectives.Apply], objectives.Output],
-) -> Task:
-    sample = jnp.zeros((1, *input_shape), jnp.float32)
-
-    def init(key: Array) -> Params:
-        return module.init(key, sample)["params"]
-
-    def forward(params: Params, x: Array) -> Array:
-        return module.apply({"params": params}, x)  # type: ignore[return-value]
-
-    def loss(params: Params, batch: Batch) -> Array:
-        return loss_of(forward(params, batch.x), batch.y)
-
-    def apply(params: Params, x: Array) -> Array:
-        size = piece_size(len(x), example_bytes)
-        return map_pieces(lambda piece: forward(params, piece), x, size)
-
-    def features(params: Params, x: Array) -> Array:
-        return module.apply({"params": params}, x, return_features=True)  # type: ignore
-
-    def training_loss(params: Params, batch: Batch, key: Array) -> Array:
-        logits = module.apply({"params": params}, batch.x, train=True, rngs={"dropout": key})
-        return loss_of(logits, batch.y)  # type: ignore
-
-    variables = jax.eval_shape(lambda key: module.init(key, sample), jax.random.key(0))
-    if set(variables) != {"params"}:
-        raise ValueError(
-            f"the module has the collections {sorted(variables)}; only 'params' is allowed, as a "
-            "per-example gradient must not depend on other examples (use GroupNorm, no BatchNorm)"
-        )
-    logits = jax.eval_shape(forward, variables["params"], sample)
-    if len(logits.shape) != 2 or logits.shape[0] != 1:
-        raise ValueError(f"the module returns {logits.shape} for one example; it must be (1, C)")
-    example_bytes = bytes_an_example(
-        lambda params, batch, weights: weights @ loss(params, batch),
-        variables["params"],
-        Batch(sample, logits),
-    )
-    arguments = inspect.signature(type(module).__call__).parameters
-    # Our own MLP without dropout is not random.
-    is_random = "train" in arguments and getattr(module, "dropout", None) != 0
-    return Task(
-        init=init,
-        apply=apply,
-        loss=loss,
-        output=make_output(apply),
-        features=features if "return_features" in arguments else None,
-        training_loss=training_loss if is_random else None,
-    )
-
-
 def make_module(name: str, num_classes: int, **settings) -> nn.Module:
     """Build a network by name: "logistic", "mlp", "convnet" or "resnet".
 
     Raises:
         ValueError: for a name that is not one of these.
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
+    check_choice("model", name, tuple(MODELS))
     return MODELS[name](num_classes=num_classes, **settings)
 
 

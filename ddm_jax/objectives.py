@@ -12,10 +12,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddm_jax.types import Array, Batch, Params
+from ddm_jax.types import Array, Batch, Params, Task
 
 Apply = Callable[[Params, Array], Array]
 Output = Callable[[Params, Batch], Array]
+
+
+def _logits(apply: Apply, params: Params, batch: Batch) -> Array:
+    """Logits [B, C] of at least float32 for label rows [B, C], refused by their shapes alone."""
+    logits = apply(params, batch.x)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    shape = getattr(batch.y, "shape", None)
+    if shape != logits.shape or logits.ndim != 2 or shape[1] < 2:
+        raise ValueError(
+            f"labels have shape {shape} and logits {logits.shape}; both must be [B, C], one-hot "
+            "rows of at least two classes (`data.make_batch` makes them)"
+        )
+    return logits
 
 
 def margin(apply: Apply) -> Output:
@@ -27,7 +40,7 @@ def margin(apply: Apply) -> Output:
     """
 
     def output(params: Params, batch: Batch) -> Array:
-        logits = apply(params, batch.x)
+        logits = _logits(apply, params, batch)
         correct = jax.nn.one_hot(jnp.argmax(batch.y, -1), logits.shape[-1], dtype=bool)
         others = jnp.where(correct, -jnp.inf, logits)
         return jnp.sum(logits * correct, -1) - jax.nn.logsumexp(others, -1)
@@ -39,7 +52,7 @@ def loss(apply: Apply) -> Output:
     """Cross-entropy loss: here a positive score means that the group raises the loss (harms)."""
 
     def output(params: Params, batch: Batch) -> Array:
-        return optax.softmax_cross_entropy(apply(params, batch.x), batch.y)
+        return optax.softmax_cross_entropy(_logits(apply, params, batch), batch.y)
 
     return output
 
@@ -48,7 +61,7 @@ def probability(apply: Apply) -> Output:
     """Probability of the true class, in [0, 1]."""
 
     def output(params: Params, batch: Batch) -> Array:
-        return jnp.sum(jax.nn.softmax(apply(params, batch.x)) * batch.y, -1)
+        return jnp.sum(jax.nn.softmax(_logits(apply, params, batch)) * batch.y, -1)
 
     return output
 
@@ -72,7 +85,7 @@ def accuracy(apply: Apply) -> Output:
     """Accuracy over the whole query set, in [0, 1], as one output: returns shape [1]."""
 
     def output(params: Params, batch: Batch) -> Array:
-        hits = jnp.argmax(apply(params, batch.x), -1) == jnp.argmax(batch.y, -1)
+        hits = jnp.argmax(_logits(apply, params, batch), -1) == jnp.argmax(batch.y, -1)
         return jnp.mean(hits.astype(jnp.float32), keepdims=True)
 
     return output
@@ -90,21 +103,23 @@ def output_change(outputs: Callable[[Params], Array], params: Params) -> Callabl
     return lambda direction: push(direction)[0]
 
 
-def make_objective(name: str, apply: Apply) -> Output:
-    """Look up an objective: "margin", "loss", "probability", "accuracy" or "logit:<class>".
+def explain(task: Task, name: str) -> Task:
+    """The task with another question: "margin", "loss", "probability", "accuracy", "logit:<class>".
 
     Raises:
         ValueError: for any other name.
     """
-    if name in OBJECTIVES:
-        return OBJECTIVES[name](apply)
     kind, _, index = name.partition(":")
-    if kind == "logit" and index.isdigit():
-        return logit(apply, int(index))
-    raise ValueError(
-        f"unknown objective {name!r}; choose one of {', '.join(OBJECTIVES)} or logit:<class>, "
-        "for example logit:3"
-    )
+    if name in OBJECTIVES:
+        output = OBJECTIVES[name](task.apply)
+    elif kind == "logit" and index.isdigit():
+        output = logit(task.apply, int(index))
+    else:
+        raise ValueError(
+            f"unknown objective {name!r}; choose one of {', '.join(OBJECTIVES)} or logit:<class>, "
+            "for example logit:3"
+        )
+    return task._replace(output=output, lower_is_better=name == "loss")
 
 
 OBJECTIVES = {"margin": margin, "loss": loss, "probability": probability, "accuracy": accuracy}

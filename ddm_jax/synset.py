@@ -1,4 +1,7 @@
-"""Where a synset starts: noise, random members, the members nearest the centre, or a pursuit."""
+"""The synset: one view of it by groups, and where it starts.
+
+It starts as noise, random members, or a gradient matching pursuit.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ import numpy as np
 from jax import lax
 from scipy.optimize import lsq_linear
 
-from ddm_jax.streaming import over_rows
-from ddm_jax.types import Array, Batch, Params, Synset, Task, TrainRun, take
+from ddm_jax.checks import check_choice, check_integer, require_distributions
+from ddm_jax.compute.streaming import over_rows
+from ddm_jax.types import Array, Batch, Groups, Params, Synset, Task, TrainRun, take
 
-STARTS = ("pursuit", "random", "central", "noise")
+STARTS = ("pursuit", "random", "noise")
 
 # Label logits of a fresh item. A trained network is certain (p = .9999), so a softer label would
 # be a large error by itself.
@@ -24,39 +28,88 @@ SKETCH_SIZE = 512
 SKETCH_POINTS = 4
 
 
+def by_group(synset: Synset) -> Synset:
+    """The items of each group side by side: leaves `[K, M, ...]`, `group [K, M]`, `mass [K, M]`.
+
+    M is the largest number that a group has; the others are filled up with copies of mass zero
+    whose group is -1.
+    Runs on the host, as M depends on the values of `group`.
+    """
+    counts = np.bincount(np.asarray(synset.group), minlength=len(synset.share))
+    place = np.arange(counts.max())
+    rows = (np.cumsum(counts) - counts)[:, None] + np.minimum(place, counts[:, None] - 1)
+    part = take(Batch(synset.items, (synset.group, synset.mass)), rows)
+    group, mass = part.y
+    if counts.min() < counts.max():
+        real = place < counts[:, None]
+        group, mass = jnp.where(real, group, -1), mass * real
+    return Synset(part.x, group, mass, synset.share)
+
+
+def flat(groups: Synset, counts: np.ndarray | None = None) -> Synset:
+    """The inverse of `by_group`; `counts [K]` are the items of each group, default all M."""
+    shape = groups.mass.shape
+    if counts is None:
+        counts = np.full(shape[0], shape[1])
+    rows = np.flatnonzero((np.arange(shape[1]) < np.asarray(counts)[:, None]).ravel())
+
+    def one(leaf: Any) -> Any:
+        return leaf.reshape(-1, *leaf.shape[2:])[rows]
+
+    items, group, mass = jax.tree.map(one, (groups.items, groups.group, groups.mass))
+    return Synset(items, group, mass, groups.share)
+
+
+def join(first: Synset, second: Synset) -> Synset:
+    """Two synsets as one, with the groups of the second after those of the first."""
+    second = second._replace(group=second.group + len(first.share))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+
+
+def label_logits(labels: Any) -> np.ndarray:
+    """Logits whose softmax is the given distribution, [..., C].
+
+    Chances below `exp(-SHARPNESS)` count as that: a one-hot label becomes SHARPNESS times itself.
+    """
+    labels = np.asarray(labels)
+    with np.errstate(divide="ignore"):
+        logits = np.maximum(np.log(labels), -SHARPNESS)
+    return logits - logits.min(-1, keepdims=True)
+
+
 def initial_synset(
     key: Array,
     task: Task,
     method: str,
     run: TrainRun,
     data: Batch,
-    groups: np.ndarray,
+    groups: Groups,
     items: int,
     indices: Sequence[int],
 ) -> Synset:
-    """Make the synset that distillation starts from, on the host.
+    """Make the synset that distillation starts from, M items a group, on the host.
 
     Args:
         method: "pursuit" (gradient matching pursuit over four of the checkpoints `indices`),
-            "random" (random members), "central" (members nearest the group's mean) or "noise".
-        groups: [N] integers 0..K-1.
+            "random" (random members) or "noise".
         items: M, at least 1.
-        indices: checkpoints of `run` at which the synset will be matched.
+        indices: checkpoints of `run` at which the synset will be matched; the pursuit's alone.
 
     Raises:
-        ValueError: for an unknown method or fewer than one item.
+        ValueError: for an unknown method, fewer than one item, or targets that are no
+            distributions.
     """
-    if items < 1:
-        raise ValueError(f"items={items}; a group needs at least 1 synthetic item")
-    num_groups = int(np.max(groups)) + 1
+    check_integer("items", items)
+    check_choice("start", method, STARTS)
+    require_distributions(task, "a synset")
+    if not jnp.issubdtype(data.x.dtype, jnp.floating):
+        raise ValueError(
+            f"the inputs are {data.x.dtype}, and a synset's are optimised: make them floating-point"
+        )
     if method == "random":
-        return random_members(key, data, groups, num_groups, items)
-    if method == "central":
-        return central_members(data, groups, num_groups, items)
+        return random_members(key, data, groups, items)
     if method == "noise":
-        return noise(key, data, groups, num_groups, items)
-    if method != "pursuit":
-        raise ValueError(f"unknown start {method!r}; choose one of {', '.join(STARTS)}")
+        return noise(key, data, groups, items)
     sketch = make_gradient_sketch(task, SKETCH_SIZE)
     chosen = np.asarray(indices)[
         np.unique(np.linspace(0, len(indices) - 1, SKETCH_POINTS).round().astype(int))
@@ -68,71 +121,56 @@ def initial_synset(
         return jnp.concatenate(lax.map(lambda one: sketch(*one, rows), at), 1)
 
     sketches = over_rows(all_points, data, draws, points)
-    return gradient_pursuit(sketches, data, groups, num_groups, items)
+    return gradient_pursuit(sketches, data, groups, items)
 
 
-def group_share(groups: np.ndarray, num_groups: int) -> Array:
-    """The part of the training set in each group, `|D_k| / N`, [K], sums to one."""
-    counts = np.bincount(np.asarray(groups), minlength=num_groups)
-    return jnp.asarray(counts / counts.sum(), jnp.float32)
+def _members(groups: Groups) -> list[np.ndarray]:
+    return [np.flatnonzero(np.asarray(groups.ids) == k) for k in range(groups.count)]
 
 
-def _from_rows(data: Batch, rows: np.ndarray, mass: np.ndarray, share: Array) -> Synset:
-    labels = jnp.asarray(data.y[rows])
+def _share(groups: Groups) -> Array:
+    return jnp.asarray(groups.sizes() / len(groups.ids), jnp.float32)
+
+
+def _from_rows(data: Batch, groups: Groups, rows: np.ndarray, mass: np.ndarray) -> Synset:
+    """Training points as items, `rows [K, M]` with their masses."""
     return Synset(
-        x=jnp.asarray(data.x[rows]),  # these rows alone, where the data are on the host
-        y=SHARPNESS * labels,
-        mass=jnp.asarray(mass, jnp.float32),
-        share=share,
+        # These rows alone, where the data are on the host.
+        items=Batch(jnp.asarray(data.x[rows.ravel()]), _logits_like(data, data.y[rows.ravel()])),
+        group=jnp.repeat(jnp.arange(groups.count, dtype=jnp.int32), rows.shape[1]),
+        mass=jnp.asarray(mass.ravel(), jnp.float32),
+        share=_share(groups),
     )
 
 
-def _members(groups: np.ndarray, num_groups: int) -> list[np.ndarray]:
-    return [np.flatnonzero(np.asarray(groups) == k) for k in range(num_groups)]
+def _logits_like(data: Batch, labels: Any) -> Array:
+    return jnp.asarray(label_logits(labels), data.y.dtype)
 
 
-def random_members(
-    key: Array, data: Batch, groups: np.ndarray, num_groups: int, items: int
-) -> Synset:
+def random_members(key: Array, data: Batch, groups: Groups, items: int) -> Synset:
     """M random members of each group (repeated where the group is smaller), mass 1/M each."""
     seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
     draw = np.random.default_rng(seed)
-    rows = np.stack(
-        [np.resize(draw.permutation(members), items) for members in _members(groups, num_groups)]
-    )
-    mass = np.full((num_groups, items), 1 / items)
-    return _from_rows(data, rows, mass, group_share(groups, num_groups))
+    rows = np.stack([np.resize(draw.permutation(members), items) for members in _members(groups)])
+    return _from_rows(data, groups, rows, np.full(rows.shape, 1 / items))
 
 
-def central_members(data: Batch, groups: np.ndarray, num_groups: int, items: int) -> Synset:
-    """The M members nearest the mean of each group (repeated where fewer), mass 1/M each."""
-    flat = np.asarray(data.x).reshape(len(data.x), -1)
-    rows = []
-    for members in _members(groups, num_groups):
-        away = np.linalg.norm(flat[members] - flat[members].mean(0), axis=1)
-        rows.append(np.resize(members[np.argsort(away, kind="stable")], items))
-    mass = np.full((num_groups, items), 1 / items)
-    return _from_rows(data, np.stack(rows), mass, group_share(groups, num_groups))
-
-
-def noise(key: Array, data: Batch, groups: np.ndarray, num_groups: int, items: int) -> Synset:
+def noise(key: Array, data: Batch, groups: Groups, items: int) -> Synset:
     """Gaussian noise with the training set's mean and deviation per channel.
 
-    The label of an item is the group's own mixture of labels, sharpened to `SHARPNESS` where the
-    group is pure. Shows no training image at the start.
+    The label of an item is the group's own mixture of labels. Shows no training image at the start.
     """
     x = jnp.asarray(data.x)
     axes = tuple(range(x.ndim - 1))
-    shape = (num_groups, items, *x.shape[1:])
+    shape = (groups.count * items, *x.shape[1:])
     noisy = jnp.mean(x, axes) + jnp.std(x, axes) * jax.random.normal(key, shape)
     labels = np.asarray(data.y)
-    mixture = np.stack([labels[members].mean(0) for members in _members(groups, num_groups)])
-    logits = np.log(np.maximum(mixture, np.exp(-SHARPNESS)))
+    mixture = np.stack([labels[members].mean(0) for members in _members(groups)])
     return Synset(
-        x=noisy,
-        y=jnp.asarray(np.repeat((logits - logits.min(1, keepdims=True))[:, None], items, 1)),
-        mass=jnp.full((num_groups, items), 1 / items),
-        share=group_share(groups, num_groups),
+        items=Batch(noisy.astype(x.dtype), _logits_like(data, np.repeat(mixture, items, 0))),
+        group=jnp.repeat(jnp.arange(groups.count, dtype=jnp.int32), items),
+        mass=jnp.full((groups.count * items,), 1 / items),
+        share=_share(groups),
     )
 
 
@@ -198,9 +236,7 @@ def pursue(features: np.ndarray, items: int) -> tuple[np.ndarray, np.ndarray]:
     return members, weights[copies] / np.bincount(copies)[copies]
 
 
-def gradient_pursuit(
-    sketches: np.ndarray, data: Batch, groups: np.ndarray, num_groups: int, items: int
-) -> Synset:
+def gradient_pursuit(sketches: np.ndarray, data: Batch, groups: Groups, items: int) -> Synset:
     """Members chosen by gradient matching pursuit, which starts where distillation should end.
 
     Random members miss the few hard examples that carry nearly all the gradient of a trained
@@ -213,8 +249,8 @@ def gradient_pursuit(
             the trajectory side by side.
     """
     rows, mass = [], []
-    for members in _members(groups, num_groups):
+    for members in _members(groups):
         chosen, weights = pursue(np.asarray(sketches, np.float64)[members], items)
         rows.append(members[chosen])
         mass.append(weights / len(members))
-    return _from_rows(data, np.stack(rows), np.stack(mass), group_share(groups, num_groups))
+    return _from_rows(data, groups, np.stack(rows), np.stack(mass))

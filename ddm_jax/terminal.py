@@ -1,32 +1,24 @@
-"""What the `ddm` command shows on a terminal, and how it sets JAX up."""
+"""What the `ddm` command shows on a terminal, and how it sets JAX up. No text is markup."""
 
 from __future__ import annotations
 
 import os
 import platform
-import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+import typer
 
 if TYPE_CHECKING:
-    from ddm_jax.finished import Answer
-    from ddm_jax.store import Store
+    from ddm_jax.judge.store import Store
+    from ddm_jax.run.finished import Answer
 
 
 MOST_CPU_DEVICES = 8  # each holds the data
+TELL_SECONDS = 20.0  # how often a line says how far it is, where nobody looks at a terminal
 
 
 def prepare_jax() -> None:
@@ -34,10 +26,15 @@ def prepare_jax() -> None:
 
     XLA runs the small operations of one network on one core; a device a core trains or updates
     that many networks at once. What the user has set stands.
+
+    Raises:
+        ValueError: where JAX finds no device.
     """
     import jax
 
     found: Any = jax.config
+    # The log of what is unexpected has all frames, and what they raise is told apart from ours.
+    jax.config.update("jax_traceback_filtering", "off")
     if found.jax_compilation_cache_dir is None:
         place = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         # Programs are made for one kind of CPU, and home directories are shared.
@@ -49,24 +46,40 @@ def prepare_jax() -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         with suppress(RuntimeError):  # where this process has made its devices already
             jax.config.update("jax_num_cpu_devices", min(cores or 1, MOST_CPU_DEVICES))
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise ValueError(
+            f"JAX finds no device with JAX_PLATFORMS={asked!r} ({str(error).splitlines()[0]}); "
+            "unset it, or name what is there, such as cpu"
+        ) from error
 
 
 @contextmanager
 def progress() -> Iterator:
-    """Progress bars on a terminal, plain lines elsewhere; SIGTERM interrupts like Ctrl-C."""
-    from ddm_jax import pipeline
+    """Progress bars on a terminal, plain lines elsewhere, for a command that computes."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich.progress import TextColumn as Column
 
+    from ddm_jax.run import workdir
+
+    prepare_jax()
     console = Console(stderr=True)
     bars = Progress(
-        TextColumn("  {task.description}"),
+        Column("  {task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        Column("{task.fields[note]}", markup=False),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def track(what: str, total: int):
         for old in bars.task_ids:
@@ -77,135 +90,113 @@ def progress() -> Iterator:
         def show(done: int, note: str) -> None:
             nonlocal told
             bars.update(task, completed=done, note=note)
-            if not console.is_terminal and time.perf_counter() - told > 20:
+            if not console.is_terminal and time.perf_counter() - told > TELL_SECONDS:
                 told = time.perf_counter()
-                console.print(f"  {done} of {total}, {note}", highlight=False, markup=False)
+                say(f"  {done} of {total}, {note}")
 
         return show
 
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False)
-
-    def interrupt(signum, frame) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        with bars:
-            yield pipeline.Progress(say, track)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with bars:
+        yield workdir.Progress(say, track)
 
 
 def print_status(opened: Store) -> None:
     """What a truth store holds and what it was made with."""
-    from ddm_jax import filling
+    from ddm_jax.judge import filling
 
     found = filling.status(opened)
     left = found.declared - found.done
-    table = Table(title=str(opened.folder))
-    for column in ("", "networks"):
-        table.add_column(column, justify="left" if not column else "right")
-    table.add_row("declared", str(found.declared))
-    table.add_row("done", str(found.done))
-    table.add_row("being trained by some process", str(found.claimed))
-    console = Console()
-    console.print(table)
+    counts = {
+        "declared": found.declared,
+        "done": found.done,
+        "being trained by some process": found.claimed,
+    }
+    lines = [(name, str(count)) for name, count in counts.items()]
+    _print_table(str(opened.folder), ("", "networks"), lines)
     if found.done:
-        console.print(
+        typer.echo(
             f"{found.seconds_per_row:.2g} s a network (median)"
             + (f", {left * found.seconds_per_row:.0f} s left on one process" if left else "")
         )
     for name, value in sorted(opened.identity.items()):
-        console.print(f"  {name}: {value}", highlight=False, markup=False)
+        typer.echo(f"  {name}: {value}")
 
 
 def print_ceilings(summary: dict) -> None:
     """How noisy a truth is: the summary of `evaluate.fill_truth`."""
-    from ddm_jax.report import number
+    from ddm_jax.run.report import number
 
-    table = Table(title="How well this truth can be predicted at all (Spearman)", box=None)
-    for column in ("", "runs", "two runs", "one retraining", "ceiling", "95 %", "runs for .8"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    lines = []
     for name, row in summary["ceilings"].items():
         low, high = row["ceiling_interval"]
         needed = row["runs_for_ceiling_0.8"]
-        table.add_row(
-            name,
-            str(row["runs"]),
-            number(row["reliability"]),
-            number(row["one_retraining"]),
-            number(row["ceiling"]),
-            f"{number(low)} to {number(high)}",
-            "no number" if needed is None else str(needed),
+        lines.append(
+            (
+                name,
+                str(row["runs"]),
+                number(row["reliability"]),
+                number(row["one_retraining"]),
+                number(row["ceiling"]),
+                f"{number(low)} to {number(high)}",
+                "no number" if needed is None else str(needed),
+            )
         )
-    console = _wide()
-    console.print(table)
-    console.print(
-        "two runs: one against another; one retraining: against the mean of the others; ceiling: "
-        "a perfect predictor against the mean of all; the last column: runs for a ceiling of .8"
-    )
-    console.print(
+    head = ("", "runs", "two runs", "one retraining", "ceiling", "95 %", "runs for .8")
+    _print_table("How well this truth can be predicted at all (Spearman)", head, lines)
+    typer.echo(
+        "two runs: one against another; one retraining: against the mean of the others; ceiling:\n"
+        "a perfect predictor against the mean of all; the last column: runs for a ceiling of .8\n"
         f"{summary['networks']} networks of {summary['seconds_per_network']:.2g} s; checksum of "
-        f"the outputs, rounded to 3 decimals: {summary['checksum']}",
-        highlight=False,
-        markup=False,
+        f"the outputs, rounded to 3 decimals: {summary['truth']}"
     )
 
 
 def print_comparison(result: dict) -> None:
     """The scores of `evaluate.compare_estimators`."""
-    from ddm_jax import evaluate
+    from ddm_jax.run import evaluate
 
-    head, lines = evaluate.table(result)
-    table = Table(title="Spearman correlation with exact retraining", box=None, padding=(0, 1))
-    for number, column in enumerate(head):
-        table.add_column(column, justify="left" if number < 2 else "right", no_wrap=True)
-    for line in lines:
-        table.add_row(*line)
-    console = _wide()
-    console.print(table)
-    console.print(
-        "95 % intervals over queries | over what was removed; ceiling: what a perfect predictor "
+    _print_table("Spearman correlation with exact retraining", *evaluate.table(result), left=2)
+    typer.echo(
+        "95 % intervals over queries | over what was removed; ceiling: what a perfect predictor\n"
         "would score against a truth this noisy; seconds online are for all removals"
     )
     for note in evaluate.notes(result):
-        console.print(note, highlight=False, markup=False)
+        typer.echo(note)
 
 
 def print_answer(answer: Answer) -> None:
     """What a question to a finished run found."""
     head, *lines = answer.table
-    table = Table(title=answer.title, box=None)
-    for place, column in enumerate(head):
-        table.add_column(column, justify="left" if not place else "right")
-    for line in lines:
-        table.add_row(*line)
-    console = _wide()
-    console.print(table)
+    _print_table(answer.title, head, lines)
     for sentence in answer.sentences:
-        console.print(sentence, highlight=False, markup=False)
-
-
-def _wide() -> Console:
-    """A console that does not cut tables where nobody looks at a terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
+        typer.echo(sentence)
 
 
 def print_summary(metrics: dict) -> None:
-    """How well a run agrees with retraining: the metrics of `pipeline.run`."""
-    from ddm_jax.report import number
+    """How well a run agrees with retraining: the metrics of `stages.run`."""
+    from ddm_jax.run.report import agreement_table
 
-    table = Table(title="Agreement with exact retraining (rows removed x queries)")
-    for column in ("", "DDM", "grad-dot", "one retraining", "perfect predictor"):
-        table.add_column(column, justify="left" if not column else "right")
-    for row in metrics["agreement"]:
-        table.add_row(
-            row["what"],
-            *(number(row[c]) for c in ("ddm", "grad_dot", "one_retraining", "perfect")),
-        )
+    head, *lines = agreement_table(metrics)
+    _print_table("Agreement with exact retraining (rows removed x queries)", head, lines)
+    for sentence in metrics["sentences"]:
+        typer.echo(sentence)
+
+
+def _print_table(
+    title: str, head: Sequence[str], lines: Iterable[Sequence[str]], left: int = 1
+) -> None:
+    """Print a table, not cut where nobody looks at a terminal; `left` columns are texts."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     console = Console()
+    table = Table(title=Text(title), box=None, padding=(0, 1))
+    for place, column in enumerate(head):
+        number = place >= left
+        table.add_column(Text(column), justify="right" if number else "left", no_wrap=number)
+    for line in lines:
+        table.add_row(*map(Text, line))
+    if not console.is_terminal:
+        console.width = 1000  # nothing is cut or broken
     console.print(table)
-    for line in metrics["sentences"]:
-        console.print(line)

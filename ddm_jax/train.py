@@ -8,17 +8,37 @@ the order of their batches.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
+from pydantic import Field
 
-from ddm_jax.pieces import value_and_gradient
-from ddm_jax.types import Array, Batch, Params, Task, TrainRun, take
+from ddm_jax.checks import check_choice, check_integer, check_number, settings
+from ddm_jax.compute.pieces import value_and_gradient
+from ddm_jax.types import Array, Batch, Params, Task, TrainRun, length, take
 
 Schedule = Callable[[Any], Any]
+Train = Callable[[Array, Batch, Array], TrainRun]
+LAST_BATCHES = ("drop", "keep")
+
+
+@settings("train")
+class TrainSettings:
+    """Target training: SGD with a cosine schedule, by epochs; see `recipe`."""
+
+    epochs: Annotated[int, Field(ge=1, le=10**6)] = 40
+    batch_size: Annotated[int, Field(ge=1)] = 100
+    learning_rate: Annotated[float, Field(gt=0)] = 0.3
+    final_learning_rate: Annotated[float, Field(ge=0)] = 0.3  # the peak rate: constant
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    last_batch: Literal["drop", "keep"] = "drop"  # keep it though it is smaller
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1  # epochs
 
 
 class TrainState(NamedTuple):
@@ -30,14 +50,18 @@ class TrainState(NamedTuple):
     key: Array  # of the random training loss, folded with the step
 
 
+Step = Callable[[TrainState, Array, Batch, Array], tuple[TrainState, Array]]
+
+
 class Trainer(NamedTuple):
     """One training recipe as pure functions; `train` is `start` and then `advance` in a scan."""
 
-    train: Callable[[Array, Batch, Array], TrainRun]
+    train: Train
     start: Callable[[Array], TrainState]
     batches: Callable[[Array, int], Array]  # key, N -> rows [S, B]
     advance: Callable[[TrainState, Array, Batch, Array], tuple[TrainState, Array]]
-    schedule: Schedule
+    finish: Callable[..., TrainRun]  # key, params, checkpoints, rows, losses -> run
+    checkpoint_steps: np.ndarray  # [T], the steps after which a checkpoint is kept; the last is S
 
 
 def cosine_schedule(peak: float, steps: int, final: float = 0.0, warmup: int = 0) -> Schedule:
@@ -47,85 +71,28 @@ def cosine_schedule(peak: float, steps: int, final: float = 0.0, warmup: int = 0
     return optax.cosine_decay_schedule(peak, steps, final / peak)
 
 
-def make_trainer(
-    task: Task,
-    *,
-    steps: int,
-    batch_size: int,
-    learning_rate: float | Schedule,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    checkpoint_every: int | None = None,
-    last_batch: str = "drop",
-) -> Trainer:
-    """Make the functions that train a network by SGD on a weighted training set.
+def sgd(
+    learning_rate: Any, momentum: Any = 0.0, weight_decay: Any = 0.0
+) -> optax.GradientTransformation:
+    """Heavy-ball SGD on the loss and `weight_decay/2 |theta|^2`; numbers may be traced.
 
-    They minimise `L(theta; w) = sum_i w_i loss_i / sum_i w_i + weight_decay/2 |theta|^2` by SGD
-    on batches: each batch contributes the weighted mean over its own rows, and a batch whose rows
-    all have weight zero contributes the weight decay alone. Weights scale the loss, so 0 removes a
-    point exactly and all compared runs keep the same number of steps. A task with a
-    `training_loss` descends on that, with a key of its own at every step.
-
-    `train(key, data, weights [N]) -> TrainRun` runs the whole of it and traces whole.
-    `start`, `batches` and `advance` are its parts, for a caller that wants to stop in between:
-    `advance(state, rows [s, B], data, weights)` takes s steps and returns their losses.
-
-    Args:
-        steps: SGD steps S, at least 1.
-        batch_size: rows a batch B, at least 1 and at most N; an epoch is one pass over a fresh
-            permutation.
-        learning_rate: a number or an optax schedule of the step.
-        momentum: heavy-ball momentum in [0, 1).
-        weight_decay: the factor of `|theta|^2 / 2`, at least 0.
-        checkpoint_every: the spacing e of the kept trajectory, in steps, 1 to S; default S, which
-            keeps the trained parameters alone.
-        last_batch: "drop" makes an epoch `N // B` full batches; "keep" adds the rest of the
-            permutation as a smaller one, whose rows are filled up with -1.
-
-    Raises:
-        ValueError: for a setting out of range, or (in `batches`) a batch larger than N.
+    `learning_rate` is a number or a function of the step.
     """
-    every = steps if checkpoint_every is None else checkpoint_every
-    for name, value, good in (
-        ("steps", steps, steps >= 1),
-        ("batch_size", batch_size, batch_size >= 1),
-        ("momentum", momentum, 0 <= momentum < 1),
-        ("weight_decay", weight_decay, weight_decay >= 0),
-        ("checkpoint_every", every, 1 <= every <= steps),
-    ):
-        if not good:
-            raise ValueError(f"{name}={value} is out of range; see make_trainer")
-    if last_batch not in ("drop", "keep"):
-        raise ValueError(f"last_batch={last_batch!r}; choose 'drop' or 'keep'")
-    if callable(learning_rate):
-        schedule = learning_rate
-    elif learning_rate > 0:
-        schedule = optax.constant_schedule(learning_rate)
-    else:
-        raise ValueError(f"learning_rate={learning_rate}; it must be positive")
-    optimizer = optax.chain(
+    still = isinstance(momentum, int | float) and momentum == 0
+    return optax.chain(
         optax.add_decayed_weights(weight_decay),
-        optax.sgd(schedule, momentum=momentum or None),
+        optax.sgd(learning_rate, momentum=None if still else momentum),
     )
 
-    def start(key: Array) -> TrainState:
-        params = task.init(jax.random.fold_in(key, 0))
-        noise = jax.random.fold_in(key, 2)
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), noise)
 
-    def batches(key: Array, num_examples: int) -> Array:
-        if batch_size > num_examples:
-            raise ValueError(
-                f"batch_size={batch_size} exceeds the {num_examples} training points; lower it"
-            )
-        per_epoch = steps_an_epoch(num_examples, batch_size, last_batch)
-        epochs = -(-steps // per_epoch)
-        keys = jax.random.split(jax.random.fold_in(key, 1), epochs)
-        order = jax.vmap(lambda k: jax.random.permutation(k, num_examples))(keys)
-        fill = max(per_epoch * batch_size - num_examples, 0)
-        order = jnp.pad(order, ((0, 0), (0, fill)), constant_values=-1)
-        rows = order[:, : per_epoch * batch_size].reshape(-1, batch_size)
-        return rows[:steps].astype(jnp.int32)
+def make_step(task: Task, optimizer: optax.GradientTransformation) -> Step:
+    """Make `step(state, rows [B], data, weights [N]) -> state, loss`: the one training step.
+
+    The batch contributes the weighted mean of its own rows' losses, `sum_i w_i loss_i / sum_i
+    w_i`; rows of -1 are no points, and a batch whose weights are all zero contributes the weight
+    decay alone. A task with a `training_loss` descends on that, with a key of its own at every
+    step.
+    """
 
     def gradient_of_batch(params: Params, batch: Batch, weights: Array, key: Array):
         total = jnp.maximum(jnp.sum(weights), 1e-12)
@@ -144,18 +111,114 @@ def make_trainer(
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, moved, state.step + 1, state.key), loss
 
+    return step
+
+
+def start_state(task: Task, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
+    """Where a training with this key begins."""
+    params = task.init(jax.random.fold_in(key, 0))
+    noise = jax.random.fold_in(key, 2)
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), noise)
+
+
+def make_trainer(
+    task: Task,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float | Schedule,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    checkpoint_every: int | None = None,
+    last_batch: str = "drop",
+) -> Trainer:
+    """Make the functions that train a network by SGD on a weighted training set.
+
+    They minimise `L(theta; w) = sum_i w_i loss_i / sum_i w_i + weight_decay/2 |theta|^2` by
+    `make_step`s on batches. Weights scale the loss, so 0 removes a point exactly and all compared
+    runs keep the same number of steps.
+
+    `train(key, data, weights [N]) -> TrainRun` runs the whole of it and traces whole. The other
+    functions are its parts, for a caller that wants to stop in between:
+    `advance(state, rows [s, B], data, weights)` takes s steps and returns their losses.
+
+    Args:
+        steps: SGD steps S, at least 1.
+        batch_size: rows a batch B, at least 1 and at most N; an epoch is one pass over a fresh
+            permutation.
+        learning_rate: a number or an optax schedule of the step.
+        momentum: heavy-ball momentum in [0, 1).
+        weight_decay: the factor of `|theta|^2 / 2`, at least 0.
+        checkpoint_every: the spacing e of the kept trajectory, in steps, 1 to S: checkpoints are
+            kept after steps S, S - e, S - 2e, ... Default S, which keeps the trained parameters
+            alone.
+        last_batch: "drop" makes an epoch `N // B` full batches; "keep" adds the rest of the
+            permutation as a smaller one, whose rows are filled up with -1.
+
+    Raises:
+        ValueError: for a setting out of range, or (in `batches`) a batch larger than N.
+    """
+    check_integer("steps", steps)
+    check_integer("batch_size", batch_size)
+    check_number("momentum", momentum, least=0, below=1)
+    check_number("weight_decay", weight_decay, least=0)
+    check_choice("last_batch", last_batch, LAST_BATCHES)
+    every = steps if checkpoint_every is None else checkpoint_every
+    check_integer("checkpoint_every", every, 1, steps)
+    if callable(learning_rate):
+        schedule = learning_rate
+    else:
+        schedule = optax.constant_schedule(check_number("learning_rate", learning_rate, above=0))
+    optimizer = sgd(schedule, momentum, weight_decay)
+    step = make_step(task, optimizer)
+    first = steps % every  # steps before the first spacing
+    kept = np.arange(first + every, steps + 1, every)
+
+    def start(key: Array) -> TrainState:
+        return start_state(task, optimizer, key)
+
+    def batches(key: Array, num_examples: int) -> Array:
+        if batch_size > num_examples:
+            raise ValueError(
+                f"batch_size={batch_size} exceeds the {num_examples} training points; lower it"
+            )
+        per_epoch = steps_an_epoch(num_examples, batch_size, last_batch)
+        epochs = -(-steps // per_epoch)
+        keys = jax.random.split(jax.random.fold_in(key, 1), epochs)
+        order = jax.vmap(lambda k: jax.random.permutation(k, num_examples))(keys)
+        fill = max(per_epoch * batch_size - num_examples, 0)
+        order = jnp.pad(order, ((0, 0), (0, fill)), constant_values=-1)
+        rows = order[:, : per_epoch * batch_size].reshape(-1, batch_size)
+        return rows[:steps].astype(jnp.int32)
+
     def advance(state: TrainState, rows: Array, data: Batch, weights: Array):
         return lax.scan(lambda carry, r: step(carry, r, data, weights), state, rows)
 
+    def finish(key: Array, params: Params, checkpoints: Params, rows: Any, losses: Any):
+        rates = jax.vmap(schedule)(jnp.arange(steps)) * jnp.ones(steps)
+        return TrainRun(
+            key=key,
+            params=params,
+            checkpoints=checkpoints,
+            steps=jnp.asarray(kept, jnp.int32),
+            learning_rates=rates,
+            rows=rows,
+            losses=losses,
+            momentum=jnp.asarray(momentum, jnp.float32),
+            weight_decay=jnp.asarray(weight_decay, jnp.float32),
+        )
+
     def train(key: Array, data: Batch, weights: Array) -> TrainRun:
-        size = data.x.shape[0]
-        if data.y.shape[0] != size or weights.shape != (size,):
+        count = length(data)
+        if any(leaf.shape[0] != count for leaf in jax.tree.leaves(data)) or (
+            weights.shape != (count,)
+        ):
+            shapes = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(data))
             raise ValueError(
-                f"inputs {data.x.shape}, labels {data.y.shape} and weights {weights.shape} must "
-                "have one entry for each training point"
+                f"data of shapes {shapes} and weights {weights.shape} must have one entry for each "
+                "training point"
             )
-        rows = batches(key, size)
-        first = steps % every
+        rows = batches(key, count)
         state, early = advance(start(key), rows[:first], data, weights)
 
         def segment(state: TrainState, rows: Array):
@@ -164,24 +227,50 @@ def make_trainer(
 
         segments = rows[first:].reshape(-1, every, batch_size)
         state, (checkpoints, late) = lax.scan(segment, state, segments)
-        return TrainRun(
-            key=key,
-            params=state.params,
-            checkpoints=checkpoints,
-            learning_rates=jax.vmap(schedule)(jnp.arange(steps)) * jnp.ones(steps),
-            rows=rows,
-            losses=jnp.concatenate([early, late.ravel()]),
-        )
+        losses = jnp.concatenate([early, late.ravel()])
+        return finish(key, state.params, checkpoints, rows, losses)
 
-    return Trainer(train, start, batches, advance, schedule)
+    return Trainer(train, start, batches, advance, finish, kept)
 
 
 def steps_an_epoch(num_examples: int, batch_size: int, last_batch: str = "drop") -> int:
     """Batches in one pass over the data; at least 1."""
-    size = num_examples + (batch_size - 1 if last_batch == "keep" else 0)
-    return max(size // batch_size, 1)
+    most = num_examples + (batch_size - 1 if last_batch == "keep" else 0)
+    return max(most // batch_size, 1)
 
 
-def make_train(task: Task, **settings: Any) -> Callable[[Array, Batch, Array], TrainRun]:
+def make_train(task: Task, **settings: Any) -> Train:
     """Make `train(key, data, weights [N]) -> TrainRun`; the settings are `make_trainer`'s."""
     return make_trainer(task, **settings).train
+
+
+def recipe(task: Task, settings: TrainSettings, num_points: int) -> Trainer:
+    """The trainer of settings that count in epochs, for a training set of `num_points`.
+
+    Raises:
+        ValueError: for settings that do not fit each other or the data.
+    """
+    if settings.batch_size > num_points:
+        raise ValueError(
+            f"train.batch_size={settings.batch_size} exceeds the {num_points} training points; "
+            "lower it"
+        )
+    check_integer("train.warmup_epochs", settings.warmup_epochs, 0, settings.epochs - 1)
+    check_integer("train.checkpoint_every", settings.checkpoint_every, 1, settings.epochs)
+    epoch = steps_an_epoch(num_points, settings.batch_size, settings.last_batch)
+    steps = settings.epochs * epoch
+    return make_trainer(
+        task,
+        steps=steps,
+        batch_size=settings.batch_size,
+        learning_rate=cosine_schedule(
+            settings.learning_rate,
+            steps,
+            settings.final_learning_rate,
+            settings.warmup_epochs * epoch,
+        ),
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        checkpoint_every=settings.checkpoint_every * epoch,
+        last_batch=settings.last_batch,
+    )

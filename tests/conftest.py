@@ -8,7 +8,7 @@ os.environ["XLA_FLAGS"] = (
 )
 
 # Programs that the tests compile are kept for the processes that they start, and nowhere else.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp())
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 
 import ddm_jax as ddm
+from ddm_jax.matching import trajectory_indices
+from ddm_jax.synset import initial_synset
 
 
 class Ready:
@@ -28,8 +30,18 @@ class Ready:
         self.data = jax.device_put(split.train)
         self.query = jax.device_put(split.test)
         self.task = ddm.classification(ddm.models.MLP(10, (12,)), (8, 8, 1))
-        self.train = ddm.make_train(
-            self.task,
+        self.train = self.recipe(self.task)
+        self.run = jax.jit(self.train)(jax.random.key(0), self.data, jnp.ones(150))
+        self.groups = ddm.make_groups(
+            "class", features=split.train.x, labels=split.train.y.argmax(1), num_groups=10
+        )
+        self.num_groups = 10
+
+    @staticmethod
+    def recipe(task):
+        """How networks are trained here."""
+        return ddm.make_train(
+            task,
             steps=60,
             batch_size=50,
             learning_rate=0.3,
@@ -37,11 +49,6 @@ class Ready:
             weight_decay=1e-3,
             checkpoint_every=6,
         )
-        self.run = jax.jit(self.train)(jax.random.key(0), self.data, jnp.ones(150))
-        self.groups = ddm.make_groups(
-            "class", features=split.train.x, labels=split.train.y.argmax(1), num_groups=10
-        )
-        self.num_groups = 10
 
 
 class Planted(Ready):
@@ -52,8 +59,9 @@ class Planted(Ready):
         labels = np.asarray(self.data.y).argmax(1)
         bad = np.flatnonzero(labels == 0)[:6]
         self.data = self.data._replace(y=self.data.y.at[bad].set(jnp.eye(10)[1]))
-        self.groups = self.groups.copy()
-        self.groups[bad] = 10
+        ids = np.asarray(self.groups.ids).copy()
+        ids[bad] = 10
+        self.groups = ddm.as_groups(ids)
         self.num_groups = 11
         self.run = jax.jit(self.train)(jax.random.key(0), self.data, jnp.ones(150))
 
@@ -71,8 +79,8 @@ def planted():
 @pytest.fixture(scope="session")
 def synset(ready):
     """Two items a group, at the pursuit's start."""
-    indices, _ = ddm.trajectory_indices(10, 1.0)
-    return ddm.initial_synset(
+    indices, _ = trajectory_indices(10, 1.0)
+    return initial_synset(
         jax.random.key(1), ready.task, "pursuit", ready.run, ready.data, ready.groups, 2, indices
     )
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ddm_jax as ddm
+from ddm_jax.estimators import ESTIMATORS
+from ddm_jax.values import VALUES
+
+FACTORIES: dict[str, Any] = ESTIMATORS | VALUES
 
 
 class Case(NamedTuple):
@@ -22,43 +27,52 @@ class Case(NamedTuple):
 
 def of_task(name: str, **small: Any) -> Callable[..., ddm.Estimator]:
     """An estimator that takes the task, with small settings."""
-    make: Any = ddm.estimators.ESTIMATORS[name]
+    make = FACTORIES[name]
     return lambda problem, **chosen: make(problem.task, **(small | chosen))
 
 
 def training(name: str, **small: Any) -> Callable[..., ddm.Estimator]:
     """One that trains networks too."""
-    make: Any = ddm.estimators.ESTIMATORS[name]
+    make = FACTORIES[name]
     return lambda problem, **chosen: make(problem.task, problem.train, **(small | chosen))
 
 
 def influence(name: str, **small: Any) -> Callable[..., ddm.Estimator]:
-    """An influence function with the weight decay of the problem."""
-    return of_task(name, **({"damping": 0.01, "weight_decay": 1e-3} | small))
+    """An influence function, with damping."""
+    return of_task(name, **({"damping": 0.01} | small))
 
 
+def distilled(name: str, online: dict[str, Any], **fixed: Any) -> Callable[..., ddm.Estimator]:
+    """One that distils a little; what is chosen is of either of the two settings."""
+    fields = {field.name for field in dataclasses.fields(ddm.UpdateSettings)}
+
+    def make(problem, **chosen):
+        update = online | {key: value for key, value in chosen.items() if key in fields}
+        distill = fixed | {key: value for key, value in chosen.items() if key not in fields}
+        settings = ddm.DistillSettings(**distill), ddm.UpdateSettings(**update)
+        return FACTORIES[name](problem.task, *settings)
+
+    return make
+
+
+TINY = {"items": 1, "steps": 40}  # of a synset
 NEGATIVE = ({"damping": -0.1}, r"damping=-0\.1")
 NOISE = "the presence of the other groups is noise, which takes thousands of networks to average"
 FEW_SUBSETS = ({"subsets": 1}, "subsets=1")
 
 CASES: dict[str, Case] = {
     "ddm": Case(
-        lambda problem, **chosen: ddm.make_ddm(
-            problem.task, **{"items": 1, "distill_steps": 40, "steps": 10, **chosen}
-        ),
+        distilled("ddm", {"steps": 10}, **TINY),
         joint=True,
         bad=(
-            ({"update": "erase"}, "unknown update"),
-            ({"rewind": 1.0}, "rewind=1"),
+            ({"update": "erase"}, "online.update='erase'"),
+            ({"rewind": 1.0}, "online.rewind=1"),
+            ({"items": 0}, "distill.items=0"),
         ),
     ),
-    "grad_dot": Case(
-        lambda problem, **chosen: ddm.make_grad_dot(problem.task, **chosen), additive=True
-    ),
+    "grad_dot": Case(of_task("grad_dot"), additive=True),
     "retraining": Case(
-        lambda problem, **chosen: ddm.make_retraining(
-            problem.task, problem.train, **{"seeds": 1, **chosen}
-        ),
+        training("retraining", seeds=1),
         joint=True,
         trains=True,
         bad=(({"seeds": 0}, "seeds=0"),),
@@ -67,12 +81,12 @@ CASES: dict[str, Case] = {
         training("banzhaf", subsets=30), trains=True, overlooks=NOISE, bad=(FEW_SUBSETS,)
     ),
     "class_fraction": Case(
-        lambda problem, **chosen: ddm.estimators.make_class_fraction(**chosen),
+        of_task("class_fraction"),
         additive=True,
         overlooks="a wrong label counts as the class that it names",
     ),
     "synset_influence": Case(
-        influence("synset_influence", items=1, distill_steps=40, checkpoints=2),
+        influence("synset_influence", distill=ddm.DistillSettings(**TINY), checkpoints=2),
         bad=(
             NEGATIVE,
             ({"networks": 2}, "more than one needs `train`"),
@@ -81,7 +95,7 @@ CASES: dict[str, Case] = {
         ),
     ),
     "complexity_gap": Case(
-        lambda problem, **chosen: ddm.estimators.make_complexity_gap(**chosen),
+        of_task("complexity_gap"),
         additive=True,
         without_query=True,
         bad=(({"damping": 0.0}, "damping=0"),),
@@ -102,7 +116,7 @@ CASES: dict[str, Case] = {
         ),
     ),
     "density_support": Case(
-        lambda problem, **chosen: ddm.estimators.make_density_support(**chosen),
+        of_task("density_support"),
         additive=True,
         overlooks="a wrong label counts as the class that it names",
         bad=(({"bandwidth": 0.0}, "bandwidth=0"),),
@@ -124,25 +138,24 @@ CASES: dict[str, Case] = {
         bad=(({"members": 7}, "members=7"), ({"members": 0}, "members=0")),
     ),
     "forward_matching": Case(
-        of_task("forward_matching", items=1, distill_steps=40, steps=30),
+        distilled("forward_matching", {"steps": 30}, part=1.0, **TINY),
         joint=True,
         overlooks="a network trained on one item a group alone is too poor",
-        bad=(({"part": 0.5}, "part"), ({"steps": -1}, "steps=-1")),
+        bad=(({"part": 0.5}, "distill.part=0.5"), ({"rewind": 0.5}, "online.rewind=0.5")),
     ),
     "grad_cos": Case(of_task("grad_cos"), additive=True),
     "group_size": Case(
-        lambda problem, **chosen: ddm.estimators.make_group_size(**chosen),
+        of_task("group_size"),
         additive=True,
         without_query=True,
         overlooks="it sees sizes alone",
     ),
     "in_run_shapley": Case(
-        of_task("in_run_shapley", momentum=0.5, weight_decay=1e-3),
+        of_task("in_run_shapley"),
         additive=True,
         bad=(
             ({"order": 3}, "order=3"),
             ({"every": 0}, "every=0"),
-            ({"momentum": 1.0}, "momentum=1"),
         ),
     ),
     "knn_shapley": Case(
@@ -155,9 +168,8 @@ CASES: dict[str, Case] = {
         bad=(({"steps": 0}, "steps=0"), ({"rewind": 1.0}, "rewind=1")),
     ),
     "metagradient": Case(
-        of_task("metagradient", momentum=0.5, weight_decay=1e-3),
+        of_task("metagradient"),
         additive=True,
-        bad=(({"momentum": 1.0}, "momentum=1"),),
     ),
     "mirrored_influence": Case(
         of_task("mirrored_influence"),
@@ -165,7 +177,7 @@ CASES: dict[str, Case] = {
         bad=(({"steps": 0}, "steps=0"), ({"learning_rate": 0.0}, "learning_rate=0")),
     ),
     "random": Case(
-        lambda problem, **chosen: ddm.estimators.make_random(**chosen),
+        of_task("random"),
         additive=True,
         overlooks="it sees nothing",
     ),
@@ -186,7 +198,7 @@ CASES: dict[str, Case] = {
         overlooks="early in training every hard point moves the network far",
     ),
     "source": Case(
-        of_task("source", momentum=0.5, weight_decay=1e-3, points=60),
+        of_task("source", points=60),
         additive=True,
         bad=(({"segments": 0}, "segments=0"), ({"points": 0}, "points=0")),
     ),
@@ -195,7 +207,7 @@ CASES: dict[str, Case] = {
         of_task("training_dynamics"),
         additive=True,
         without_query=True,
-        bad=(({"measure": "area"}, "measure 'area'"),),
+        bad=(({"measure": "area"}, "measure='area'"),),
     ),
     "training_loss": Case(of_task("training_loss"), additive=True, without_query=True),
     "trak": Case(
@@ -212,20 +224,20 @@ CASES: dict[str, Case] = {
         bad=(
             ({"steps": 0}, "steps=0"),
             ({"learning_rate": 0.0}, "learning_rate=0"),
-            ({"optimizer": "newton"}, "optimizer 'newton'"),
+            ({"optimizer": "newton"}, "optimizer='newton'"),
             ({"batch_size": 0}, "batch_size=0"),
         ),
     ),
     "untrac_inverse": Case(
         of_task("untrac_inverse"),
         additive=True,
-        bad=(({"steps": 0}, "steps=0"), ({"optimizer": "newton"}, "optimizer 'newton'")),
+        bad=(({"steps": 0}, "steps=0"), ({"optimizer": "newton"}, "optimizer='newton'")),
     ),
     # The Hessian of this network has eigenvalues down to -.1: less damping leads to a saddle.
     "influence_exact": Case(
         influence("influence_exact", damping=0.3),
         additive=True,
-        bad=(NEGATIVE, ({"weight_decay": -1.0}, r"weight_decay=-1")),
+        bad=(NEGATIVE, ({"damping": float("nan")}, "damping=nan")),
     ),
     # Conjugate gradients that stop early are not linear in what they solve for.
     "influence_cg": Case(

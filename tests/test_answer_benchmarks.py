@@ -8,15 +8,17 @@ import pytest
 from test_benchmarks import ROOT, check_told, mnist_data, quick
 
 
-def test_points():
-    result = quick("points")
+@pytest.mark.slow
+def test_points(tmp_path):
+    result = quick("points", tmp_path)
     check_told(result, "points")
     rows = {row["estimator"]: row for row in result["digits"]}
     assert 0.3 < rows["synset, M=1"]["group_lds"] < rows["perfect predictor"]["group_lds"]
 
 
-def test_hierarchy():
-    result = quick("hierarchy")
+@pytest.mark.slow
+def test_hierarchy(tmp_path):
+    result = quick("hierarchy", tmp_path)
     check_told(result, "hierarchy")
     rows = {row["estimator"]: row for row in result["hierarchy"]}
     assert rows["flat"]["updates"] == 41
@@ -31,8 +33,9 @@ def test_hierarchy():
     assert halves["joint_to_truth"] > halves["sum_to_truth"]
 
 
-def test_unlearning():
-    result = quick("unlearning")
+@pytest.mark.slow
+def test_unlearning(tmp_path):
+    result = quick("unlearning", tmp_path)
     check_told(result, "unlearning")
     rows = {(row["gone"][:5], row["method"]): row for row in result["rows"]}
     assert rows["class", "retraining"]["forgotten"] == 0
@@ -45,8 +48,9 @@ def test_unlearning():
     assert 0.1 < rows["class", "synset"]["amount"] < 3
 
 
-def test_quality():
-    result = quick("quality")
+@pytest.mark.slow
+def test_quality(tmp_path):
+    result = quick("quality", tmp_path)
     check_told(result, "quality")
     rows = {(row["kind"], row["score"]): row for row in result["detection"]}
     assert {kind for kind, _ in rows} == {"nearest"}
@@ -63,8 +67,9 @@ def test_quality():
     assert curves["nothing", "random"]["without_0.9"] < curves["nothing", "random"]["without_0"]
 
 
-def test_label_errors():
-    result = quick("label_errors", *mnist_data())
+@pytest.mark.slow
+def test_label_errors(tmp_path):
+    result = quick("label_errors", tmp_path, *mnist_data())
     check_told(result, "label_errors")
     rows = {row["score"]: row for row in result["rows"]}
     assert {row["errors"] for row in rows.values()} == {7}
@@ -105,8 +110,9 @@ def test_images_are_spoilt_as_said(kind, planted, monkeypatch):
     np.testing.assert_array_equal(again.x, train.x)
 
 
-def test_networks():
-    result = quick("networks")
+@pytest.mark.slow
+def test_networks(tmp_path):
+    result = quick("networks", tmp_path)
     check_told(result, "networks")
     first, second = result["likeness"]
     assert (first["first"], first["second"]) == ("MLP 64", "another seed")
@@ -120,8 +126,9 @@ def test_networks():
     assert min(served.values()) > 0.3
 
 
-def test_privacy():
-    result = quick("privacy")
+@pytest.mark.slow
+def test_privacy(tmp_path):
+    result = quick("privacy", tmp_path)
     check_told(result, "privacy")
     rows = {(row["start"], row["how"]): row for row in result["rows"]}
     assert len(rows) == 6

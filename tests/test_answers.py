@@ -2,25 +2,24 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from tiny_run import compile_once, finished, tiny_config  # noqa: F401
-from typer.testing import CliRunner
+from command import ddm
+from tiny_run import finished, read_stages, tiny_config  # noqa: F401
 
-from ddm_jax import answers, checkpoint, config, pipeline, unlearn
-from ddm_jax.cli import app
-from ddm_jax.finished import open_finished
-from ddm_jax.workdir import SILENT
-
-NAMES = ("points", "quality", "counterfactual", "forget", "compare-networks")
+from ddm_jax import files, metrics, unlearn
+from ddm_jax.run import answers, stages
+from ddm_jax.run.finished import Answer, keep, open_finished
+from ddm_jax.run.workdir import kept_answers
 
 
 @pytest.fixture
-def workdir(finished, tmp_path):  # noqa: F811
+def workdir(finished, tmp_path) -> Path:  # noqa: F811
     """A copy of a finished run, to write into."""
-    return shutil.copytree(finished, tmp_path / "run")
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +27,7 @@ def run(finished):  # noqa: F811
     return open_finished(finished)
 
 
+@pytest.mark.slow
 def test_points_come_in_the_order_of_their_scores_and_the_worst_queries_first(run):
     answer = answers.points(run, top=3)
     scores, queries = answer.arrays["scores"], answer.arrays["queries"]
@@ -49,14 +49,25 @@ def test_points_of_named_queries_and_what_is_refused(run):
         answers.points(run, [1], top=0)
 
 
+def test_what_helps_a_loss_is_what_lowers_it(run):
+    task = run.plan.task
+    negative = task._replace(output=lambda params, batch: -task.output(params, batch))
+    turned = run._replace(plan=run.plan._replace(task=negative._replace(lower_is_better=True)))
+    answer, other = answers.points(run, [3], top=2), answers.points(turned, [3], top=2)
+    np.testing.assert_allclose(other.arrays["scores"], -answer.arrays["scores"], atol=1e-6)
+    assert other.table == answer.table
+
+
+@pytest.mark.slow
 def test_quality_ranks_every_point_four_times(run):
     answer = answers.rank_quality(run, top=4)
     assert set(answer.arrays) == {"mislabelled", "low_quality", "redundant", "harmful"}
     for values in answer.arrays.values():
         assert values.shape == (120,)
-    worst = [int(cell) for cell in answer.table[1][1].split(",")]
-    assert worst == list(np.argsort(-answer.arrays["mislabelled"], kind="stable")[:4])
-    with pytest.raises(ValueError, match=r"top=121; it must be in 1\.\.120"):
+    for line, values in zip(answer.table[1:], answer.arrays.values(), strict=True):
+        worst = [int(cell) for cell in line[1].split(",")]
+        assert worst == list(np.argsort(values, kind="stable")[:4])  # higher is better data
+    with pytest.raises(ValueError, match=r"top=121; it must be .* 1\.\.120"):
         answers.rank_quality(run, top=121)
 
 
@@ -78,6 +89,7 @@ def test_groups_that_are_none_or_all_are_refused(run, groups):
         answers.forget(run, groups)
 
 
+@pytest.mark.slow
 def test_a_class_is_forgotten_beside_exact_retraining(run):
     groups = answers.groups_of_class(run, "3")
     answer, params = answers.forget(run, groups, check=True)
@@ -91,19 +103,19 @@ def test_a_class_is_forgotten_beside_exact_retraining(run):
         answers.groups_of_class(run, "x")
 
 
+@pytest.mark.slow
 def test_groups_are_forgotten_by_what_the_check_says(run, monkeypatch, tmp_path):
-    check = pipeline.check_stage(run.plan, run.workdir, SILENT, run.target, run.groups, run.synset)
-    single = slice(1, 1 + len(check.groups))
+    check = read_stages(run.workdir).results.check
     amount = answers._amount(run)
-    assert amount == unlearn.calibrated_amount(
-        check.predicted[0] - check.predicted[single],
-        check.retrained[:, :1] - check.retrained[:, single],
-    )
-    assert answers._amount(run._replace(workdir=tmp_path)) == 1.0
+    estimated, retrained = check.scores[check.truth.groups], check.truth.effects()
+    assert amount == metrics.calibrated_amount(estimated, retrained)
+    assert amount != 1.0
+    shutil.copytree(run.workdir, tmp_path / "other", ignore=shutil.ignore_patterns("predicted"))
+    assert answers._amount(run._replace(workdir=tmp_path / "other")) == 1.0
     monkeypatch.setattr(unlearn, "ABSENT", 0.0)  # here a group is a class, and would be gone
     answer, moved = answers.forget(run, [2])
     assert f"moved by {amount:.2f} times" in " ".join(answer.sentences)
-    monkeypatch.setattr(unlearn, "calibrated_amount", lambda *_: 2 * amount)
+    monkeypatch.setattr(metrics, "calibrated_amount", lambda *_: 2 * amount)
     _, twice = answers.forget(run, [2])
     jax.tree.map(
         lambda start, one, two: np.testing.assert_allclose(
@@ -119,10 +131,10 @@ def test_a_network_is_like_itself_and_another_cut_is_refused(run):
     answer = answers.compare_networks(run, run)
     assert "query by query: 1.000" in answer.sentences[0]
     np.testing.assert_array_equal(answer.arrays["first"], answer.arrays["second"])
-    other = run._replace(groups=run.groups[::-1])
+    other = run._replace(groups=type(run.groups)(run.groups.ids[::-1], run.groups.count))
     with pytest.raises(ValueError, match="have other groups"):
         answers.compare_networks(run, other)
-    loss = config.override(tiny_config(), ["online.objective=loss"])
+    loss = tiny_config("online.objective=loss")
     with pytest.raises(ValueError, match="another objective"):
         answers.compare_networks(run, run._replace(plan=run.plan._replace(config=loss)))
 
@@ -130,14 +142,16 @@ def test_a_network_is_like_itself_and_another_cut_is_refused(run):
 def test_a_run_that_is_not_finished_is_refused(workdir, tmp_path):
     with pytest.raises(ValueError, match="holds no run"):
         open_finished(tmp_path)
+    assert not list(tmp_path.glob("lock"))
     (workdir / "metrics.json").rename(workdir / "metrics.old")
     with pytest.raises(ValueError, match="has no report yet"):
         open_finished(workdir)
-    checkpoint.remove(workdir / "synset")
+    files.remove(workdir / "synset")
     with pytest.raises(ValueError, match="the stage 'synset' is not done"):
         open_finished(workdir)
 
 
+@pytest.mark.slow
 def test_every_command_leaves_its_files_and_a_page_of_the_report(workdir):
     asked = {
         "points": ["--query", "1,2"],
@@ -148,7 +162,7 @@ def test_every_command_leaves_its_files_and_a_page_of_the_report(workdir):
     }
     before = (workdir / "report.html").read_text()
     for name, words in asked.items():
-        result = CliRunner().invoke(app, [name, "--workdir", str(workdir), *words])
+        result = ddm(name, "--workdir", workdir, *words)
         assert result.exit_code == 0, result.output
         for ending in ("json", "npz", "png"):
             assert (workdir / "answers" / f"{name}.{ending}").stat().st_size > 0
@@ -157,14 +171,50 @@ def test_every_command_leaves_its_files_and_a_page_of_the_report(workdir):
         assert f"<h2>{told['title']}</h2>" not in before
         assert f"<h2>{told['title']}</h2>" in (workdir / "report.html").read_text()
     like = open_finished(workdir).target.params
-    checkpoint.load(workdir / "answers" / "forgotten", like)
-    # With other settings an answer is out of date, and no page.
-    path = workdir / "answers" / "points.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "old"}))
-    CliRunner().invoke(app, ["quality", "--workdir", str(workdir)])
+    files.load(workdir / "answers" / "forgotten", like)
+    # Beside another attribution an answer is out of date, and no page.
+    stages.run_stage("attribution", workdir, ["online.steps=6"])
+    assert ddm("quality", "--workdir", workdir).exit_code == 0
     page = (workdir / "report.html").read_text()
     assert "<h2>Single points</h2>" not in page
     assert "<h2>Data quality</h2>" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("points.json", lambda content: b"{"),
+        ("points.json", lambda content: content.replace(b"Two points", b"Two poinds")),
+        ("points.json", lambda content: b'{"title": 3, "fingerprint": "x"}'),
+        ("points.png", lambda content: content[:-1]),
+        ("points.png", None),
+        ("points.npz", lambda content: content[:-1] + b"x"),
+        ("points.npz", None),
+    ],
+)
+def test_a_damaged_answer_is_named_and_blocks_nothing(workdir, run, name, damage):
+    """On 0.8 it was a traceback of every later `ddm run` and question."""
+    there = run._replace(workdir=workdir)
+    drawn = answers.counterfactual(run, [4]).figure
+    for kept, title in (("points", "Two points"), ("others", "Others")):
+        answer = Answer(title, ["said"], [["head"], ["cell"]], drawn, {"a": np.arange(3.0)})
+        keep(there, kept, answer)
+    path = workdir / "answers" / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage:
+        path.write_bytes(damage(content))
+    said = []
+    assert [answer.title for answer, _ in kept_answers(workdir, said.append)] == ["Others"]
+    assert len(said) == 1
+    assert said[0].startswith("the answer points is left out: ")
+    assert "\n" not in said[0]
+    keep(there, "others", answer)
+    page = (workdir / "report.html").read_text()
+    assert "<h2>Others</h2>" in page
+    assert "<h2>Two points</h2>" not in page
+    keep(there, "points", answer)  # and mended by asking again
+    assert len(kept_answers(workdir)) == 2
 
 
 @pytest.mark.parametrize(
@@ -178,6 +228,6 @@ def test_every_command_leaves_its_files_and_a_page_of_the_report(workdir):
     ],
 )
 def test_a_mistake_is_one_line(finished, words, said):  # noqa: F811
-    result = CliRunner().invoke(app, [words[0], "--workdir", str(finished), *words[1:]])
+    result = ddm(words[0], "--workdir", finished, *words[1:])
     assert result.exit_code == 1
     assert said in result.output

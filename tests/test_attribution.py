@@ -7,7 +7,10 @@ import json
 import numpy as np
 import pytest
 
+import ddm_jax as ddm
 from ddm_jax.attribution import SIGN, Attribution, make_attribution
+from ddm_jax.cluster import as_groups
+from ddm_jax.files import write_arrays
 
 SCORES = np.array([[1.0, -4.0], [3.0, 0.0], [-2.0, 5.0]])
 GROUPS = np.array([0, 2, 1, 2, 2])
@@ -18,11 +21,18 @@ def attribution() -> Attribution:
     return make_attribution(SCORES, GROUPS, [70, 30], {"method": "ddm", "seed": 0})
 
 
+@pytest.fixture
+def named() -> Attribution:
+    groups = as_groups(GROUPS, names=("maps", "web", "books"))
+    return make_attribution(SCORES, groups, [70, 30], {"lower_is_better": True})
+
+
 def test_fields(attribution):
     assert attribution.scores.shape == (3, 2)
     assert attribution.scores.dtype == np.float32
-    assert attribution.groups.shape == (5,)
-    assert attribution.groups.dtype == np.int32
+    assert attribution.groups.ids.shape == (5,)
+    assert attribution.groups.ids.dtype == np.int32
+    assert attribution.groups.count == 3
     np.testing.assert_array_equal(attribution.query_ids, [70, 30])
     assert attribution.metadata["sign"] == SIGN
     assert attribution.metadata["method"] == "ddm"
@@ -34,20 +44,52 @@ def test_query_ids_default_to_their_places():
 
 def test_top_literal(attribution):
     ranking = attribution.top(2)
-    assert ranking.helpful.shape == ranking.harmful.shape == (2, 2)
-    np.testing.assert_array_equal(ranking.helpful, [[1, 2], [0, 1]])
-    np.testing.assert_array_equal(ranking.harmful, [[2, 0], [0, 1]])
+    assert ranking.raises.shape == ranking.lowers.shape == (2, 2)
+    np.testing.assert_array_equal(ranking.raises, [[1, 2], [0, 1]])
+    np.testing.assert_array_equal(ranking.lowers, [[2, 0], [0, 1]])
+    assert ranking.helpful is None
+    assert ranking.harmful is None
+
+
+def test_what_raises_a_loss_is_harmful():
+    loss, margin = (
+        make_attribution(SCORES, GROUPS, metadata={"lower_is_better": worse}).top(2)
+        for worse in (True, False)
+    )
+    np.testing.assert_array_equal(loss.harmful, [[1, 2], [0, 1]])
+    np.testing.assert_array_equal(loss.helpful, [[2, 0], [0, 1]])
+    np.testing.assert_array_equal(margin.helpful, [[1, 2], [0, 1]])
+    np.testing.assert_array_equal(margin.harmful, [[2, 0], [0, 1]])
+    np.testing.assert_array_equal(loss.raises, margin.raises)
+    np.testing.assert_array_equal(loss.lowers, margin.lowers)
+
+
+def test_a_task_that_explains_its_loss_says_that_less_is_better(ready):
+    task = ddm.objectives.explain(ready.task, "loss")
+    found = make_attribution(SCORES, GROUPS, metadata={"lower_is_better": task.lower_is_better})
+    assert found.top(1).harmful.tolist() == [[1, 2]]
+
+
+def test_groups_with_names_are_shown_by_them(named):
+    ranking = named.top(2)
+    assert ranking.raises.tolist() == [["web", "books"], ["maps", "web"]]
+    assert (
+        ranking.helpful.tolist() == ranking.lowers.tolist() == [["books", "maps"], ["maps", "web"]]
+    )
+    frame = named.to_dataframe()
+    assert frame["group"].tolist() == ["maps", "maps", "web", "web", "books", "books"]
+    assert frame["size"].tolist() == [1, 1, 1, 1, 3, 3]
 
 
 def test_top_of_all_is_the_whole_order_reversed(attribution):
     ranking = attribution.top(3)
-    assert ranking.helpful.shape == (3, 2)
-    np.testing.assert_array_equal(ranking.helpful, ranking.harmful[::-1])
+    assert ranking.raises.shape == (3, 2)
+    np.testing.assert_array_equal(ranking.raises, ranking.lowers[::-1])
 
 
 @pytest.mark.parametrize("k", [0, -1, 4])
 def test_top_out_of_range(attribution, k):
-    with pytest.raises(ValueError, match=rf"k={k}; it must be in 1\.\.3"):
+    with pytest.raises(ValueError, match=rf"k={k}; it must be a whole number, in 1\.\.3"):
         attribution.top(k)
 
 
@@ -70,16 +112,55 @@ def test_to_dataframe(attribution):
     ]
 
 
-def test_save_and_load_round_trip(attribution, tmp_path):
-    for path in (tmp_path / "a.npz", str(tmp_path / "other.suffix")):
-        attribution.save(path)
-        loaded = Attribution.load(path)
-        for left, right in zip(attribution[:3], loaded[:3], strict=True):
-            assert left.shape == right.shape
-            assert left.dtype == right.dtype
-            np.testing.assert_array_equal(left, right)
-        assert loaded.metadata == attribution.metadata
+def assert_same(one: Attribution, two: Attribution):
+    for left, right in (
+        (one.scores, two.scores),
+        (one.groups.ids, two.groups.ids),
+        (one.query_ids, two.query_ids),
+    ):
+        assert left.shape == right.shape
+        assert left.dtype == right.dtype
+        np.testing.assert_array_equal(left, right)
+    assert one.groups.count == two.groups.count
+    assert one.groups.names == two.groups.names
+    assert one.metadata == two.metadata
+
+
+def test_save_and_load_round_trip(attribution, named, tmp_path):
+    for place in (tmp_path / "a.npz", str(tmp_path / "other.suffix")):
+        for one in (attribution, named):
+            one.save(place)
+            assert_same(Attribution.load(place), one)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "other.suffix"]
+
+
+def test_a_file_of_0_8_is_read(attribution, tmp_path):
+    """It has no checksum, and tells by its objective what is good for a query."""
+    for objective, harmful in (("loss", [[1, 2]]), ("margin", [[2, 0]])):
+        metadata = attribution.metadata | {"objective": objective}
+        np.savez_compressed(
+            tmp_path / "a.npz",
+            scores=attribution.scores,
+            groups=attribution.groups.ids,
+            query_ids=attribution.query_ids,
+            metadata=np.asarray(json.dumps(metadata)),
+        )
+        found = Attribution.load(tmp_path / "a.npz")
+        assert found.top(1).harmful.tolist() == harmful
+        said = metadata | {"lower_is_better": objective == "loss"}
+        assert_same(found, attribution._replace(metadata=said))
+
+
+def test_every_damaged_byte_is_noticed(attribution, tmp_path):
+    path = tmp_path / "a.npz"
+    attribution.save(path)
+    content = path.read_bytes()
+    for place in range(0, len(content), 7):
+        flipped = bytearray(content)
+        flipped[place] ^= 0x10
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"a\.npz is damaged"):
+            Attribution.load(path)
 
 
 def test_the_file_is_a_plain_npz_of_four_arrays(attribution, tmp_path):
@@ -97,8 +178,9 @@ def test_the_file_is_a_plain_npz_of_four_arrays(attribution, tmp_path):
     [
         (np.zeros(3), GROUPS, None, r"scores have shape \(3,\); they must be \[K, Q\]"),
         (SCORES, GROUPS, [1, 2, 3], r"query_ids have shape \(3,\); 2 queries need \(2,\)"),
-        (SCORES, [0, 1, 1], None, "group 2 is empty"),
-        (SCORES, [0, 1, 2, 3], None, "group 3"),
+        (SCORES, [0, 1, 1], None, r"scores have shape \(3, 2\); 2 groups need \(2, Q\)"),
+        (SCORES, [0, 1, 2, 3], None, r"scores have shape \(3, 2\); 4 groups need \(4, Q\)"),
+        (SCORES, [0, 1, 3, 3], None, "group 2 is empty"),
         (SCORES, [0, 1, -1], None, "group -1 is negative"),
         (SCORES, [0.0, 1.0, 2.0], None, "groups are float64"),
         (
@@ -117,6 +199,8 @@ def test_parts_that_do_not_fit_are_named(scores, groups, query_ids, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"there is no file .*gone\.npz"):
         Attribution.load(tmp_path / "gone.npz")
+    with pytest.raises(ValueError, match=r"there is no file .* to read"):
+        Attribution.load(tmp_path)
 
 
 def test_damaged_files_are_named(attribution, tmp_path):
@@ -127,14 +211,16 @@ def test_damaged_files_are_named(attribution, tmp_path):
     flipped[60] ^= 0xFF
     for damaged in (content[: len(content) // 2], b"", b"text", bytes(flipped)):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"a\.npz is (no attribution or is )?damaged"):
+        with pytest.raises(ValueError, match=r"a\.npz is damaged.*make it again"):
             Attribution.load(path)
 
 
 def test_files_with_other_arrays_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", scores=SCORES)
-    with pytest.raises(ValueError, match=r"a\.npz is no attribution"):
-        Attribution.load(tmp_path / "a.npz")
     np.save(tmp_path / "b.npy", SCORES)
-    with pytest.raises(ValueError, match=r"b\.npy is (no attribution|damaged)"):
-        Attribution.load(tmp_path / "b.npy")
+    for name in ("a.npz", "b.npy"):
+        with pytest.raises(ValueError, match=rf"{name} is damaged.*make it again"):
+            Attribution.load(tmp_path / name)
+    write_arrays(tmp_path / "c.npz", {"scores": SCORES})
+    with pytest.raises(ValueError, match=r"c\.npz is not as declared \(groups is not there"):
+        Attribution.load(tmp_path / "c.npz")

@@ -1,6 +1,6 @@
-"""Baselines and data values, by literal numbers, closed forms and brute force."""
+"""Baselines, by literal numbers, closed forms and brute force."""
 
-from itertools import combinations
+from itertools import combinations, permutations
 from math import comb
 
 import jax
@@ -13,62 +13,54 @@ from scipy.special import log_softmax, softmax
 
 import ddm_jax as ddm
 from ddm_jax import estimators
-from ddm_jax.estimators.data_values import make_data_value
+from ddm_jax.estimators.knn_shapley import values_in_order
 
 KEY = jax.random.key(0)
 
 
-def linear_task():
+def linear_task(inputs=3, classes=3):
     """Logits `x w`, so that gradients can be written down; the inputs are the features."""
 
     def apply(params, x):
         return x @ params["w"]
 
     loss, output = ddm.objectives.loss(apply), ddm.objectives.margin(apply)
-    return ddm.Task(lambda key: {"w": jnp.zeros((3, 3))}, apply, loss, output, lambda params, x: x)
+    init = lambda key: {"w": jnp.zeros((inputs, classes))}  # noqa: E731
+    return ddm.Task(init, apply, loss, output, lambda params, x: x)
 
 
-def run_of(params, checkpoints=None, learning_rates=()):
-    """A finished training of which only the networks and rates are looked at."""
-    none = jnp.zeros((0,))
-    return ddm.TrainRun(KEY, params, checkpoints, jnp.asarray(learning_rates), none, none)
+def run_of(params):
+    """A finished training of which only the network is looked at."""
+    checkpoints = jax.tree.map(lambda leaf: leaf[None], params)
+    return ddm.TrainRun(KEY, params, checkpoints, jnp.ones(1, int), *[jnp.ones(1)] * 5)
 
 
 def batch(x, labels, classes=2):
     return ddm.Batch(jnp.asarray(x, jnp.float32), jnp.eye(classes)[jnp.asarray(labels)])
 
 
-def scores_of(estimator, data, groups, query, run=None):
-    state = estimator.fit(KEY, run, data, np.asarray(groups))
+def scores_of(make, data, groups, query, run=None, task=None, **settings):
+    """Of a network whose parameters are zero, where it does not matter."""
+    if task is None:
+        task = linear_task(data.x.shape[1], data.y.shape[1])
+    estimator = make(task, **settings)
+    state = estimator.fit(KEY, run or run_of(task.init(KEY)), data, np.asarray(groups))
     scores = np.asarray(estimator.score(state, query))
     assert scores.shape == (max(groups) + 1, len(query.x))
     return scores
 
 
-def values_of(estimator, data, run=None):
-    """A data value of every point, centred: `[N]` from groups of one point."""
-    query = ddm.Batch(data.x[:2], data.y[:2])
-    scores = scores_of(estimator, data, range(len(data.x)), query, run)
-    np.testing.assert_array_equal(scores[:, 0], scores[:, 1])
-    return len(data.x) * scores[:, 0]
-
-
-def centred(values):
-    values = np.asarray(values, float)
-    return values - values.mean()
-
-
 def test_group_size_is_the_share_of_the_data():
     data = batch([[0.0]] * 5, [0, 1, 0, 1, 0])
     query = batch([[1.0], [2.0], [3.0]], [0, 1, 0])
-    got = scores_of(estimators.make_group_size(), data, [1, 0, 1, 2, 1], query)
+    got = scores_of(estimators.make_group_size, data, [1, 0, 1, 2, 1], query)
     np.testing.assert_allclose(got, [[0.2] * 3, [0.6] * 3, [0.2] * 3], rtol=1e-6)
 
 
 def test_class_fraction_counts_for_and_against():
     data = batch([[0.0]] * 5, [0, 1, 2, 2, 0], classes=3)
     query = batch([[1.0], [2.0], [3.0]], [0, 1, 2], classes=3)
-    got = scores_of(estimators.make_class_fraction(), data, [0, 0, 0, 1, 1], query)
+    got = scores_of(estimators.make_class_fraction, data, [0, 0, 0, 1, 1], query)
     np.testing.assert_allclose(got, [[-0.2, -0.2, -0.2], [0.0, -0.4, 0.0]], atol=1e-7)
 
 
@@ -76,7 +68,8 @@ def test_density_support_is_a_kernel_with_sides():
     # The inputs have variance one, so that bandwidth 0.5 makes the kernel exp(-distance^2).
     data = batch([[0.0], [0.0], [2.0], [2.0]], [0, 0, 0, 1])
     query = batch([[0.0], [2.0], [1.0]], [0, 1, 0])
-    got = scores_of(estimators.make_density_support(bandwidth=0.5), data, [0, 1, 1, 2], query)
+    make = estimators.make_density_support
+    got = scores_of(make, data, [0, 1, 1, 2], query, bandwidth=0.5)
     far, half = np.exp(-4), np.exp(-1)
     want = [[1, -far, half], [1 + far, -1 - far, 2 * half], [-far, 1, -half]]
     np.testing.assert_allclose(got, np.array(want) / 4, rtol=1e-5)
@@ -88,9 +81,7 @@ def linear():
     rng = np.random.default_rng(1)
     data = batch(rng.normal(size=(12, 3)), rng.permutation(np.arange(12) % 3), 3)
     query = batch(rng.normal(size=(5, 3)), [0, 1, 2, 1, 0], 3)
-    checkpoints = {"w": jnp.asarray(rng.normal(size=(3, 3, 3)), jnp.float32)}
-    # A checkpoint after steps 2, 4 and 6.
-    run = run_of({"w": checkpoints["w"][-1]}, checkpoints, [9.0, 0.5, 9.0, 0.25, 9.0, 0.125])
+    run = run_of({"w": jnp.asarray(rng.normal(size=(3, 3)), jnp.float32)})
     return data, query, run, rng.permutation(np.arange(12) % 4)
 
 
@@ -116,7 +107,7 @@ def by_group(values, groups):
 
 def test_grad_cos_is_the_cosine_of_explicit_gradients(linear):
     data, query, run, groups = linear
-    got = scores_of(estimators.make_grad_cos(linear_task()), data, groups, query, run)
+    got = scores_of(estimators.make_grad_cos, data, groups, query, run)
     of_points = loss_gradients(run.params["w"], data)
     of_queries = margin_gradients(run.params["w"], query)
     lengths = np.outer(np.linalg.norm(of_points, axis=1), np.linalg.norm(of_queries, axis=1))
@@ -125,37 +116,18 @@ def test_grad_cos_is_the_cosine_of_explicit_gradients(linear):
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def test_self_influence_is_the_squared_length_of_the_steps_at_checkpoints(linear):
-    data, _, run, _ = linear
-    got = values_of(estimators.make_self_influence(linear_task()), data, run)
-    pairs = zip((0.5, 0.25, 0.125), run.checkpoints["w"], strict=True)
-    squares = sum(rate * (loss_gradients(w, data) ** 2).sum(1) for rate, w in pairs)
-    assert got.shape == squares.shape == (12,)
-    np.testing.assert_allclose(got, centred(-squares), rtol=1e-4, atol=1e-4)
-
-
-def test_training_loss_is_that_of_the_trained_network(linear):
-    data, _, run, _ = linear
-    got = values_of(estimators.make_training_loss(linear_task()), data, run)
-    logits = np.asarray(data.x, float) @ np.asarray(run.params["w"], float)
-    want = centred((log_softmax(logits, axis=1) * np.asarray(data.y)).sum(1))
-    assert got.shape == want.shape == (12,)
-    np.testing.assert_allclose(got, want, atol=1e-5)
-
-
 def test_representation_is_a_cosine_with_sides():
     data = batch([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [3.0, 4.0, 0.0]], [0, 0, 1], 3)
     query = batch([[5.0, 0.0, 0.0], [0.0, -1.0, 0.0]], [0, 1], 3)
-    estimator = estimators.make_representation(linear_task())
-    got = scores_of(estimator, data, [0, 1, 1], query, run_of({}))
+    got = scores_of(estimators.make_representation, data, [0, 1, 1], query)
     np.testing.assert_allclose(got, np.array([[1, 0], [-0.6, 1 - 0.8]]) / 3, atol=1e-6)
 
 
 def test_representer_splits_the_logit_of_the_refitted_layer(linear):
     data, query, run, groups = linear
     l2 = 0.05
-    estimator = estimators.make_representer(linear_task(), l2=l2, steps=100)
-    got = scores_of(estimator, data, groups, query, run)
+    make = estimators.make_representer
+    got = scores_of(make, data, groups, query, run, l2=l2, steps=100)
 
     def with_bias(x):
         return np.column_stack([np.asarray(x, float), np.ones(len(x))])
@@ -185,80 +157,15 @@ def test_what_needs_features_says_so(name):
         estimators.ESTIMATORS[name](linear_task()._replace(features=None))
 
 
-# The logits of two classes at three checkpoints, as (label's, other) for each of five points.
-GOOD, BAD = (np.log(3.0), 0.0), (0.0, np.log(3.0))
-COURSE = [  # never forgotten, forgotten once, never told right, learnt late, forgotten for good
-    [GOOD, GOOD, BAD, BAD, GOOD],
-    [GOOD, BAD, BAD, GOOD, BAD],
-    [GOOD, GOOD, BAD, GOOD, BAD],
-]
-RIGHT = np.array([3, 2, 0, 2, 1])  # checkpoints at which each is told right
-
-
-@pytest.mark.parametrize(
-    ("measure", "want"),
-    [
-        ("loss", (RIGHT * np.log(3 / 4) + (3 - RIGHT) * np.log(1 / 4)) / 3),
-        ("margin", (2 * RIGHT - 3) * np.log(3) / 3),
-        ("forgetting", [0, -1, -4, 0, -1]),
-    ],
-)
-def test_training_dynamics_of_a_known_course(measure, want):
-    labels = np.array([0, 1, 0, 1, 1])
-    logits = np.array(COURSE, np.float32)
-    logits[:, labels == 1] = logits[:, labels == 1][..., ::-1]
-
-    def apply(params, x):
-        return params["logits"][x[:, 0].astype(int)]
-
-    loss, output = ddm.objectives.loss(apply), ddm.objectives.margin(apply)
-    task = ddm.Task(lambda key: {}, apply, loss, output)
-    checkpoints = {"logits": jnp.asarray(logits)}
-    run = run_of({"logits": checkpoints["logits"][-1]}, checkpoints)
-    data = batch(np.arange(5)[:, None], labels)
-    got = values_of(estimators.make_training_dynamics(task, measure=measure), data, run)
-    np.testing.assert_allclose(got, centred(want), atol=1e-5)
-
-
-def test_margin_is_over_the_largest_other_logit(linear):
-    data, _, run, _ = linear
-    got = values_of(estimators.make_training_dynamics(linear_task()), data, run)
-    y = np.asarray(data.y) > 0
-    logits = np.asarray(data.x, float) @ np.asarray(run.checkpoints["w"], float)
-    others = np.where(y, -np.inf, logits).max(2)
-    want = centred((logits[:, y] - others).mean(0))
-    assert got.shape == want.shape == (12,)
-    np.testing.assert_allclose(got, want, atol=1e-5)
-
-
-def test_complexity_gap_is_the_drop_when_a_point_is_left_out(rng):
-    data = batch(rng.normal(size=(8, 3)), [0, 1, 2, 0, 1, 2, 0, 0], 3)
-    got = values_of(estimators.make_complexity_gap(damping=0.02), data)
-    x = np.asarray(data.x, float)
-    x = x / np.linalg.norm(x, axis=1, keepdims=True)
-    cosine = np.clip(x @ x.T, -1, 1)
-    kernel = cosine * (np.pi - np.arccos(cosine)) / (2 * np.pi)
-    kernel = kernel + 0.02 * np.mean(np.diag(kernel)) * np.eye(8)
-    y = np.asarray(data.y, float) - np.asarray(data.y).mean(0)
-
-    def complexity(keep):
-        return np.trace(y[keep].T @ np.linalg.inv(kernel[np.ix_(keep, keep)]) @ y[keep])
-
-    every = np.arange(8)
-    drops = [complexity(every) - complexity(np.delete(every, i)) for i in range(8)]
-    assert min(drops) > 0
-    np.testing.assert_allclose(got, centred(np.negative(drops)), rtol=2e-3, atol=2e-3)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("neighbours", [1, 2, 3, 8])
 def test_knn_shapley_is_the_value_over_all_subsets(neighbours, rng):
     data = batch(rng.normal(size=(6, 2)), [0, 1, 0, 1, 1, 0])
     query = batch(rng.normal(size=(3, 2)), [0, 1, 1])
-    task = linear_task()._replace(features=None)
-    estimator = estimators.make_knn_shapley(task, neighbours=neighbours)
-    points = scores_of(estimator, data, range(6), query, run_of({}))
+    make = estimators.make_knn_shapley
+    points = scores_of(make, data, range(6), query, neighbours=neighbours)
     groups = np.array([0, 1, 1, 0, 2, 2])
-    sums = scores_of(estimator, data, groups, query, run_of({}))
+    sums = scores_of(make, data, groups, query, neighbours=neighbours)
 
     def worth(subset, q):
         away = [np.sum((data.x[i] - query.x[q]) ** 2) for i in subset]
@@ -282,77 +189,104 @@ def test_knn_shapley_is_the_value_over_all_subsets(neighbours, rng):
 def test_knn_shapley_looks_at_features(linear):
     data, query, run, groups = linear
     task = linear_task()._replace(features=lambda params, x: x[:, :1] * params["w"][0, 0])
-    shown = estimators.make_knn_shapley(task, neighbours=2)
+    make = estimators.make_knn_shapley
+    got = scores_of(make, data, groups, query, run, task, neighbours=2)
     thin = ddm.Batch(data.x[:, :1], data.y), ddm.Batch(query.x[:, :1], query.y)
-    plain = estimators.make_knn_shapley(task._replace(features=None), neighbours=2)
-    got = scores_of(shown, data, groups, query, run)
-    np.testing.assert_allclose(got, scores_of(plain, thin[0], groups, thin[1], run), atol=1e-6)
-    assert np.ptp(got - scores_of(plain, data, groups, query, run)) > 0
+    want = scores_of(make, thin[0], groups, thin[1], neighbours=2)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    assert np.ptp(got - scores_of(make, data, groups, query, run, neighbours=2)) > 0
 
 
-def test_data_oob_is_the_mean_over_the_networks_that_did_not_see_a_point():
-    """Of networks that are their training weights, and tell a point right by its neighbour's."""
-    seen = []
+@pytest.mark.parametrize("neighbours", [1, 3, 7])
+def test_knn_shapley_of_ties_is_the_mean_over_their_orders(neighbours):
+    """Three points in one place with labels that differ, two in another, and one alone."""
+    away = np.array([1.0, 1.0, 1.0, 4.0, 9.0, 9.0], np.float32)
+    same = np.array([1.0, 0.0, 0.0, 1.0, 0.0, 1.0], np.float32)
 
-    def train(key, data, weights):
-        jax.debug.callback(lambda w: seen.append(np.asarray(w)), weights)
-        return run_of({"w": weights})
+    def ordered(same):
+        values, rank = np.zeros(6), np.arange(1, 7)
+        weight = np.minimum(neighbours, rank) / (neighbours * rank)
+        values[5] = same[5] * weight[5]
+        for i in range(4, -1, -1):
+            values[i] = values[i + 1] + (same[i] - same[i + 1]) * weight[i]
+        return values
 
-    def apply(params, x):
-        right = jnp.roll(params["w"], 1)[x[:, 0].astype(int)] > 0
-        return jnp.stack([right, ~right], 1).astype(jnp.float32)
-
-    loss, output = ddm.objectives.loss(apply), ddm.objectives.margin(apply)
-    task = ddm.Task(lambda key: {}, apply, loss, output)
-    data = batch(np.arange(7)[:, None], [0] * 7)
-    got = values_of(estimators.make_data_oob(task, train, models=3), data)
-    jax.effects_barrier()
-    weights = np.stack(seen)
-    assert weights.shape == (3, 7)
-    np.testing.assert_array_equal(weights.sum(1), 7)
-    assert len(np.unique(weights, axis=0)) == 3
-    outside, right = weights == 0, np.roll(weights, 1, axis=1) > 0
-    assert not outside.any(0).all()  # a point is in all samples
-    mean = right[outside].mean()
-    want = [right[outside[:, i], i].mean() if outside[:, i].any() else mean for i in range(7)]
-    assert np.ptp(want) > 0
-    np.testing.assert_allclose(got, centred(want), atol=1e-6)
+    every = []
+    for first in permutations(range(3)):
+        for last in permutations((4, 5)):
+            order = [*first, 3, *last]
+            values = np.zeros(6)
+            values[order] = ordered(same[order])
+            every.append(values)
+    want = np.mean(every, 0)
+    got = values_in_order(jnp.asarray(away), jnp.asarray(same), neighbours)
+    assert got.shape == want.shape
+    np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def test_a_data_value_is_a_sum_of_what_is_above_the_mean():
-    data = batch([[1.0], [2.0], [3.0], [6.0]], [0, 1, 0, 1])
-    estimator = make_data_value(lambda key, run, data: run.params + data.x[:, 0])
-    query = batch([[1.0], [2.0], [3.0]], [0, 1, 0])
-    got = scores_of(estimator, data, [1, 0, 1, 0], query, run_of(10.0))
-    np.testing.assert_allclose(got, [[0.5] * 3, [-0.5] * 3], atol=1e-6)
+def test_two_points_in_one_place_have_values_whatever_their_order():
+    data = batch([[0.5], [0.5], [2.0], [0.0]], [0, 1, 0, 1])
+    query = batch([[0.4], [3.0]], [0, 1])
+    make = estimators.make_knn_shapley
+    got = scores_of(make, data, range(4), query, neighbours=1)
+    swapped = ddm.Batch(data.x, data.y[jnp.array([1, 0, 2, 3])])
+    moved = scores_of(make, swapped, [1, 0, 2, 3], query, neighbours=1)
+    np.testing.assert_allclose(moved, got, atol=1e-7)
+    assert np.abs(got[0] - got[1]).max() > 0.05
+
+
+def test_a_query_that_is_no_number_has_no_knn_shapley_and_the_others_keep_theirs(linear):
+    data, query, run, groups = linear
+    task = linear_task()
+    estimator = estimators.make_knn_shapley(task)
+    state = estimator.fit(KEY, run, data, groups)
+    wrong = query._replace(x=query.x.at[2, 1].set(jnp.nan))
+    with pytest.raises(ValueError, match="holds NaN"):
+        estimator.score(state, wrong)
+    got = np.asarray(jax.jit(estimator.score)(state, wrong))
+    assert np.isnan(got[:, 2]).all()
+    others = [0, 1, 3, 4]
+    want = np.asarray(estimator.score(state, query))[:, others]
+    np.testing.assert_allclose(got[:, others], want, atol=1e-7)
+
+
+BEING_RIGHT = """
+    class_fraction density_support group_size knn_shapley representation representer
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BEING_RIGHT.split())
+def test_what_helps_being_right_lowers_what_is_better_low(name, linear):
+    data, query, run, groups = linear
+    make = estimators.ESTIMATORS[name]
+    got = scores_of(make, data, groups, query, run)
+    loss = ddm.objectives.explain(linear_task(), "loss")
+    np.testing.assert_array_equal(scores_of(make, data, groups, query, run, loss), -got)
 
 
 def test_random_scores_are_normal_and_depend_on_the_key(linear):
     data, _, _, _ = linear
     query = batch(np.random.default_rng(2).normal(size=(100, 3)), [0] * 100, 3)
-    estimator = estimators.make_random()
-    got = scores_of(estimator, data, range(12), query)
-    np.testing.assert_array_equal(got, scores_of(estimator, data, range(12), query))
+    make = estimators.make_random
+    got = scores_of(make, data, range(12), query)
+    np.testing.assert_array_equal(got, scores_of(make, data, range(12), query))
     assert stats.kstest(got.ravel(), "norm").pvalue > 0.01
     assert np.abs(np.corrcoef(got) - np.eye(12)).max() < 0.4
-    other = estimator.fit(jax.random.key(1), None, data, np.arange(12))
+    estimator, run = make(linear_task()), run_of(linear_task().init(KEY))
+    other = estimator.fit(jax.random.key(1), run, data, np.arange(12))
     assert np.abs(np.asarray(estimator.score(other, query)) - got).min() > 0
 
 
-@pytest.mark.parametrize(
-    ("make", "method"),
-    [
-        (lambda task: estimators.make_class_fraction(), "the class fraction"),
-        (lambda task: estimators.make_density_support(), "density support"),
-        (estimators.make_knn_shapley, "KNN-Shapley"),
-        (estimators.make_representation, "representation similarity"),
-        (estimators.make_representer, "the representer method"),
-        (estimators.make_training_dynamics, "the margin"),
-        (lambda task: estimators.make_data_oob(task, None), "Data-OOB"),
-    ],
-)
-def test_what_compares_classes_refuses_other_targets(make, method, linear):
-    data, _, run, groups = linear
-    regression = ddm.Batch(data.x, data.x[:, :1])
-    with pytest.raises(ValueError, match=rf"{method} compares classes.*\(12, 1\).*triage"):
-        make(linear_task()).fit(KEY, run, regression, groups)
+OF_CLASSES = """
+    class_fraction ddm density_support ekfac forward_matching gauss_newton knn_shapley
+    representation representer source synset_influence value_network
+"""
+
+
+@pytest.mark.parametrize("name", OF_CLASSES.split())
+def test_what_needs_classes_refuses_other_targets_by_name(name):
+    several = linear_task()._replace(targets="any")
+    trained = [None] if name == "value_network" else []
+    with pytest.raises(ValueError, match=r"needs classes.*influence_cg"):
+        estimators.ESTIMATORS[name](several, *trained)

@@ -1,4 +1,4 @@
-"""The quick form of each benchmark runs, and says what it must."""
+"""The quick form of each benchmark runs, and says what it must: long, as each is a process."""
 
 import importlib
 import importlib.util
@@ -14,26 +14,31 @@ ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "tensorflow_datasets"
 
 
-def quick(name, *words):
-    result = ROOT / "benchmarks" / "results" / f"{name}_quick.json"
-    result.unlink(missing_ok=True)
+pytestmark = pytest.mark.slow
+
+
+def quick(name, folder, *words):
+    """The result of a quick form, which is written to a folder of the test."""
+    result = folder / f"{name}.json"
     subprocess.run(
-        [sys.executable, f"benchmarks/{name}.py", "--quick", *words],
+        [sys.executable, f"benchmarks/{name}.py", "--quick", "--output", str(result), *words],
         cwd=ROOT,
         # Half of a quick form is compilation: the least of it, as no number here is a measurement.
         env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
         check=True,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     return json.loads(result.read_text())
 
 
 def check_told(result, name):
-    assert result["command"].startswith(f"python benchmarks/{name}.py")
+    assert result["command"].startswith(f"python benchmarks/{name}.py --quick")
     assert result["versions"]["jax"]
     assert result["cores"] >= 1
+    assert result["seconds"] > 0
+    assert len(result["partitions"]) == 1
     assert str(ROOT) not in json.dumps(result)
 
 
@@ -49,8 +54,8 @@ def needs(*libraries):
         pytest.skip(f"needs {', '.join(missing)}: python -m pip install '.[benchmarks]'")
 
 
-def test_digits_protocol():
-    result = quick("digits_protocol")
+def test_digits_protocol(tmp_path):
+    result = quick("digits_protocol", tmp_path)
     check_told(result, "digits_protocol")
     rows = {(r["estimator"], r.get("update"), r.get("steps")): r for r in result["mean"]}
     ddm = rows["DDM", "retain", 50]
@@ -61,23 +66,23 @@ def test_digits_protocol():
     assert rows["one exact retraining", None, None]["rho"] <= 1
 
 
-def test_mnist_groups():
-    result = quick("mnist_groups", *mnist_data())
+def test_mnist_groups(tmp_path):
+    result = quick("mnist_groups", tmp_path, *mnist_data())
     check_told(result, "mnist_groups")
     rows = {r["estimator"]: r for r in result["mean"]}
     assert rows["DDM"]["group_lds"] > rows["grad-dot"]["group_lds"] > -1
 
 
-def test_runs():
-    result = quick("runs")
+def test_runs(tmp_path):
+    result = quick("runs", tmp_path)
     check_told(result, "runs")
     assert set(result["runs"]) == {"digits"}
     assert result["runs"]["digits"]["peak_gib"] < 2
     assert 0 < result["runs"]["digits"]["test_accuracy"] <= 1
 
 
-def test_comparison():
-    result = quick("comparison")
+def test_comparison(tmp_path):
+    result = quick("comparison", tmp_path)
     check_told(result, "comparison")
     judged = {(r["estimator"], r["score"]): r for r in result["protocols"]["digits"]["rows"]}
     assert len(judged) == 4
@@ -92,8 +97,8 @@ def test_comparison():
     assert all(0.5 < row["auc"] <= 1 for row in found.values())
 
 
-def test_digits_removal():
-    result = quick("digits_removal")
+def test_digits_removal(tmp_path):
+    result = quick("digits_removal", tmp_path)
     check_told(result, "digits_removal")
     flipped = {row["estimator"]: row["flipped_8"] for row in result["brittleness"]}
     assert set(flipped) == {"exact order", "DDM", "grad-dot", "random"}
@@ -102,8 +107,8 @@ def test_digits_removal():
     assert best_first["DDM"] > best_first["random"]
 
 
-def test_kill_store():
-    result = quick("kill_store")
+def test_kill_store(tmp_path):
+    result = quick("kill_store", tmp_path)
     check_told(result, "kill_store")
     assert result["result"]["kills"] == 3
     assert result["result"]["kills_while_filling"] >= 1
@@ -111,9 +116,9 @@ def test_kill_store():
     assert result["result"]["equal_bits"] is True
 
 
-def test_torch_steps():
+def test_torch_steps(tmp_path):
     needs("torch")
-    result = quick("torch_steps")
+    result = quick("torch_steps", tmp_path)
     check_told(result, "torch_steps")
     rows = {(row["network"], row["step"]): row for row in result["rows"]}
     assert len(rows) == 4
@@ -148,16 +153,16 @@ def test_torch_steps_without_torch(tmp_path):
         env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     assert done.returncode == 1
     assert "python -m pip install '.[benchmarks]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_peers():
+def test_peers(tmp_path):
     needs("torch", "dattri", "trak")
-    result = quick("peers", *mnist_data())
+    result = quick("peers", tmp_path, *mnist_data())
     check_told(result, "peers")
     assert set(result["peers"]) == {"torch", "dattri", "traker"}
     rows = {row["estimator"]: row for row in result["rows"]}
@@ -182,16 +187,17 @@ def test_a_peer_that_fails_keeps_its_row(tmp_path, monkeypatch):
     (tmp_path / "trak.py").write_text("raise ImportError('no such projector')")
     before = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), before]))
-    result = quick("peers", *mnist_data())
+    result = quick("peers", tmp_path, *mnist_data())
     row = next(row for row in result["rows"] if row["estimator"] == "traker: TRAK-1")
     assert row["error"] == "ImportError: no such projector"
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    render_peers = importlib.import_module("render_peers")
-    assert "failed: ImportError: no such projector" in render_peers.peers(result)
+    render = importlib.import_module("render")
+    shown = render.table(render.TABLES["peers"], result)
+    assert "failed: ImportError: no such projector" in shown
 
 
-def test_convolutions():
-    result = quick("convolutions")
+def test_convolutions(tmp_path):
+    result = quick("convolutions", tmp_path)
     check_told(result, "convolutions")
     assert len(result["layers"]) == 3 * 3 * 2  # orders, forms, placements
     assert all(row["gflops_a_second"] > 0 for row in result["layers"])
@@ -199,8 +205,8 @@ def test_convolutions():
     assert 1 <= cut["piece"] <= cut["batch"]
 
 
-def test_scaling():
-    result = quick("scaling")
+def test_scaling(tmp_path):
+    result = quick("scaling", tmp_path)
     check_told(result, "scaling")
     one, two = result["rows"]
     assert (one["devices"], one["blocks"]) == (1, 1)
@@ -212,8 +218,8 @@ def test_scaling():
         assert row["expected_bytes"]["gradients"] == 4 * 8 * 10 * row["num_params"]
 
 
-def test_cost():
-    result = quick("cost", *mnist_data())
+def test_cost(tmp_path):
+    result = quick("cost", tmp_path, *mnist_data())
     check_told(result, "cost")
     (row,) = result["rows"]
     assert row["example_gradients"] == 50 * 5 * 10

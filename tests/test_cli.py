@@ -9,19 +9,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command import ddm
 from tiny_run import TINY, compile_once, finished, tiny_config  # noqa: F401
-from typer.testing import CliRunner
 
-from ddm_jax import checkpoint, config, evaluate, pipeline, report, store
+from ddm_jax import files, terminal
 from ddm_jax.attribution import Attribution
-from ddm_jax.candidates import CANDIDATES, Candidates
-from ddm_jax.cli import app
+from ddm_jax.judge import store
+from ddm_jax.judge.candidates import CANDIDATES, Candidates
+from ddm_jax.run import evaluate, figures, report, stages
+from ddm_jax.run import settings as config
 from ddm_jax.types import Estimator
 
 COMMANDS = (
@@ -41,10 +44,6 @@ TRUTH = ("truth.seeds=2", "truth.subsets=8", "truth.subset_seeds=2")
 SET_TRUTH = [part for setting in TRUTH for part in ("--set", setting)]
 
 
-def ddm(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
 @pytest.fixture
 def planned(monkeypatch):
     """Keep what `ddm run` would run."""
@@ -54,7 +53,7 @@ def planned(monkeypatch):
         calls.append((chosen, workdir))
         return {"agreement": [], "sentences": []}
 
-    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(stages, "run", run)
     return calls
 
 
@@ -79,14 +78,23 @@ def test_settings_lists_presets_and_all_settings_as_they_can_be_set():
     assert result.exit_code == 0
     for name in config.PRESETS:
         assert f"--preset {name} " in result.output
-    lines = [n for n in result.output.splitlines() if re.match(r"[a-z_.]+=", n)]
-    assert config.override(config.preset("mnist"), lines) == config.preset("digits")
+    lines = [n.split("  ") for n in result.output.splitlines() if re.match(r"[a-z_.]+=", n)]
+    assert config.override(config.preset("mnist"), [n[0] for n in lines]) == config.preset("digits")
+
+
+def test_settings_says_what_each_may_be():
+    lines = ddm("settings").stdout.splitlines()
+    assert "distill.items=10                      a whole number, at least 1" in lines
+    (start,) = (line for line in lines if line.startswith("distill.start="))
+    assert start.endswith("  pursuit, random, noise")
+    assert max(map(len, lines)) <= 120
 
 
 def test_settings_of_a_preset_and_of_a_run(finished):  # noqa: F811
-    assert "data.name=mnist" in ddm("settings", "--preset", "mnist").output.splitlines()
-    lines = ddm("settings", "--workdir", finished).output.splitlines()
-    assert config.override(config.Config(), lines) == tiny_config()
+    assert re.search("^data.name=mnist ", ddm("settings", "--preset", "mnist").stdout, re.MULTILINE)
+    lines = ddm("settings", "--workdir", finished).stdout.splitlines()
+    chosen = [line.split("  ")[0] for line in lines]
+    assert config.override(config.Config(), chosen) == tiny_config()
 
 
 # run: what is asked for
@@ -134,7 +142,7 @@ def test_truth_and_compare_choose_like_run(tmp_path, monkeypatch, command):
 
     def stop(*arguments):
         calls.append(arguments)
-        raise ValueError("enough")
+        raise OSError("enough")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluate, "fill_truth", stop)
@@ -161,7 +169,7 @@ def test_run_with_a_workdir_alone_goes_on_with_what_it_holds(planned, finished):
 
 
 def test_run_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "_png", lambda figure: b"")  # drawing takes most of the seconds
+    monkeypatch.setattr(figures, "png", lambda figure: b"")  # drawing takes most of the seconds
     result = ddm("run", "digits", "--workdir", tmp_path / "run", *SET_TINY)
     assert result.exit_code == 0, result.output
     assert "report.html" in result.stdout
@@ -189,9 +197,9 @@ def test_a_stage_again_with_another_setting_and_the_run_after_it(finished, tmp_p
     assert after.shape == before.shape
     assert not np.array_equal(after, before)
     assert config.load(workdir / "config.json") == tiny_config("online.steps=3")
-    old = checkpoint.metadata(workdir / "check")["fingerprint"]
+    old = files.metadata(workdir / "check" / "predicted")["made"]
     assert ddm("check", "--workdir", workdir).exit_code == 0
-    assert checkpoint.metadata(workdir / "check")["fingerprint"] != old
+    assert files.metadata(workdir / "check" / "predicted")["made"] != old
 
 
 # truth and compare: what they do
@@ -255,15 +263,15 @@ def test_inspect_of_a_claimed_row_says_so(copy):
     """The lock of another process, as a process that trains holds it."""
     _lose_rows(copy, 2)
     code = (
-        "import sys; from pathlib import Path; from ddm_jax import filling, store\n"
+        "import sys; from pathlib import Path; from ddm_jax.judge import filling, store\n"
         "opened = store.inspect_store(Path(sys.argv[1]))\n"
-        "with filling._lock_file(opened) as lock:\n"
+        "with filling._Locks(opened) as locks:\n"
         "    missing = [r for r in store.declared(opened) if not store.is_done(opened, r)]\n"
-        "    print(filling._lock(lock, missing[0]), flush=True); sys.stdin.readline()\n"
+        "    print(locks.take(missing[0]), flush=True); sys.stdin.readline()\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(copy / "truth")],
-        cwd=Path(pipeline.__file__).parents[1],
+        cwd=Path(__file__).parents[1],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -305,7 +313,6 @@ def test_compare_with_an_estimator_that_fails_prints_the_others_and_ends_with_1(
     _enter(monkeypatch, "sound", _random_scores)
     result = ddm("compare", "--workdir", copy, "--estimators", "broken,sound")
     assert result.exit_code == 1, result.output
-    assert isinstance(result.exception, SystemExit)
     assert re.search(r"broken +FAILED", result.stdout)
     assert re.search(r"sound +leave-one-out +-?0\.\d{3} ", result.stdout)
     told = "RuntimeError: out of [bold] memory[/nothing]"  # no markup
@@ -349,7 +356,6 @@ def test_the_widest_table_fits_in_120_columns(tmp_path, monkeypatch):
 
 def _assert_one_line(result, message: str) -> None:
     assert result.exit_code == 1, result.output
-    assert isinstance(result.exception, SystemExit)
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("error: ")
@@ -364,15 +370,18 @@ def _assert_one_line(result, message: str) -> None:
         (["run", "mnist", "--data-dir", "nowhere"], "data_dir=nowhere is not a directory"),
         (["run", "--preset", "digit"], "unknown preset 'digit'"),
         (["run", "--set", "distill.item=3"], "did you mean distill.items?"),
-        (["run", "--set", "distill.items"], "write stage.field=value"),
-        (["run", "--set", "distill.items=two"], "items='two'; it must be of type int"),
+        (["run", "--set", "distill.items"], "write section.field=value"),
+        (["run", "--set", "distill.items=two"], "distill.items='two'; it must be a valid integer"),
         (["run", "--set", "train.batch_size=5000"], "train.batch_size=5000 exceeds"),
-        (["run", "--set", "model.hidden=0"], "model.hidden=0"),
+        (["run", "--set", "model.hidden=0"], "model.hidden.0=0; it must be at least 1"),
         (["run", "--set", "online.objective=f1"], "unknown objective 'f1'"),
         (["run", "--workdir", "file"], "file is a file"),
         (["run", "--workdir", "file/inside"], "file"),
         (["run", "--workdir", "full"], "full is not empty and holds no run"),
-        (["train", "--workdir", "full"], "full holds no run; start one with `ddm run`"),
+        (
+            ["train", "--workdir", "full"],
+            "full holds no run; start one with `ddm run --workdir full`",
+        ),
         (["distill", "--workdir", "gone"], "gone holds no run"),
         (["truth", "--set", "truth.seeds=1"], "truth.seeds=1; it must be at least 2"),
         (["truth", "--workdir", "file"], "file is a file"),
@@ -410,7 +419,10 @@ def test_a_chunk_below_1_is_refused_and_what_is_done_stays(copy):
     for command in ("truth", "compare"):
         result = ddm(command, "--workdir", copy, "--chunk", 0)
         assert result.exit_code == 1, result.output
-        assert result.stderr.splitlines()[-1] == "error: chunk=0; it must be at least 1"
+        assert (
+            result.stderr.splitlines()[-1]
+            == "error: chunk=0; it must be a whole number, at least 1"
+        )
         assert result.stdout == ""
     after = {path: path.stat().st_mtime_ns for path in (copy / "truth" / "rows").iterdir()}
     assert after == before
@@ -421,29 +433,192 @@ def test_truth_refuses_other_data_in_the_same_place(copy):
     _assert_one_line(result, "data.train_size 120 -> 100")
 
 
-def test_other_errors_keep_their_traceback(monkeypatch):
-    def run(*_):
-        raise ZeroDivisionError
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["runn"], "No such command 'runn'"),
+        (["run", "--set"], "Option '--set' requires an argument"),
+        (["run", "--items", "2"], "No such option: --items"),
+        (["compare", "--chunk", "x"], "Invalid value for '--chunk'"),
+        (["points"], "Missing option '--workdir'"),
+    ],
+)
+def test_arguments_that_do_not_parse_are_one_line(arguments, message):
+    result = ddm(*arguments)
+    _assert_one_line(result, message)
+    assert "--help`" in result.stderr
 
-    monkeypatch.setattr(pipeline, "run", run)
-    assert isinstance(ddm("run").exception, ZeroDivisionError)
+
+# errors: one way out
+
+
+def _fails(error: BaseException):
+    def run(*_):
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        EOFError(),
+        OverflowError("int too big"),
+        MemoryError(),
+        RuntimeError("RESOURCE_EXHAUSTED\nwhile allocating"),
+        ZeroDivisionError("division"),
+        KeyError("x"),
+        RecursionError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_the_unexpected_is_one_line_that_names_a_log_file(monkeypatch, tmp_path, error):
+    """They were tracebacks, and EOFError "Aborted."."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(stages, "run", _fails(error))
+    result = ddm("run", "--workdir", tmp_path / "none")
+    assert result.exit_code == 70
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    (log,) = tmp_path.iterdir()
+    first = str(error).split("\n")[0]
+    told = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    assert line == f"error: unexpected {told}; the traceback is in {log}"
+    text = log.read_text()
+    assert text.splitlines()[-1].startswith("while" if "\n" in str(error) else type(error).__name__)
+    assert "Traceback" in text
+
+
+def test_the_log_of_a_run_lies_in_its_folder(monkeypatch, finished, tmp_path):  # noqa: F811
+    workdir = shutil.copytree(finished, tmp_path / "copy")
+    monkeypatch.setattr(stages, "run", _fails(TypeError("odd")))
+    result = ddm("run", "--workdir", workdir)
+    (log,) = workdir.glob("ddm-error-*.log")
+    assert result.stderr.endswith(f"; the traceback is in {log}\n")
+
+
+def test_a_log_that_cannot_be_written_hides_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    monkeypatch.setattr(stages, "run", _fails(TypeError("odd")))
+    result = ddm("run", "--workdir", tmp_path / "none")
+    assert result.exit_code == 70
+    assert "unexpected TypeError: odd; the traceback is in no file" in result.stderr
+
+
+def test_a_value_error_of_a_library_is_unexpected_and_ours_is_not(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(stages, "run", lambda *_: jnp.reshape(jnp.zeros(3), (2, 2)))
+    assert ddm("run", "--workdir", tmp_path / "none").exit_code == 70
+    monkeypatch.setattr(stages, "run", lambda *_: files.check_folder(Path("a\\b")))
+    _assert_one_line(ddm("run", "--workdir", tmp_path / "none"), "has a backslash in its path")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError("no")])
+def test_what_the_system_refuses_is_one_line(monkeypatch, tmp_path, error):
+    monkeypatch.setattr(stages, "run", _fails(error))
+    _assert_one_line(ddm("run", "--workdir", tmp_path / "none"), str(error))
+
+
+def test_a_message_of_many_lines_is_printed_on_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(stages, "run", _fails(OSError("one\ntwo\x1b[31m\udcff")))
+    result = ddm("run", "--workdir", tmp_path / "none")
+    assert result.stderr == "error: one two [31m \n"
+
+
+def test_markup_in_a_name_is_text(planned, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        stages,
+        "run",
+        lambda *_: {
+            "agreement": [
+                dict.fromkeys(report.AGREEMENT, 0.5)
+                | {"what": "[red]x", "ddm_interval": [None] * 2}
+            ],
+            "sentences": ["[/red] it"],
+        },
+    )
+    workdir = tmp_path / "w[/red]x"
+    result = ddm("run", "--workdir", workdir)
+    assert result.exit_code == 0, result.stderr
+    assert f"report: {workdir}/report.html" in result.stdout
+    assert "[red]x" in result.stdout
+    assert "[/red] it" in result.stdout
+
+
+def test_progress_of_a_name_with_markup_is_text(capsys, monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich then draws its bars
+    with terminal.progress() as progress:
+        progress.track("[/red]what", 2)(1, "[/blue]note")
+        progress.say("[/green]said")
+    assert "[/green]said" in capsys.readouterr().err
+
+
+def command(*arguments, code: str = "", **environment) -> subprocess.CompletedProcess:
+    """The command in a process of its own; `code` runs before it."""
+    start = ["-c", f"{code}\nfrom ddm_jax.__main__ import main\nraise SystemExit(main())"]
+    return subprocess.run(
+        [sys.executable, *(start if code else ["-m", "ddm_jax"]), *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        encoding="utf-8",
+    )
+
+
+def test_a_platform_that_there_is_not_is_one_line(tmp_path):
+    result = command("run", "--workdir", tmp_path / "run", JAX_PLATFORMS="bogus")
+    assert result.returncode == 1
+    assert re.fullmatch(
+        r"error: JAX finds no device with JAX_PLATFORMS='bogus' .*\n", result.stderr
+    )
+
+
+def test_an_ascii_terminal_gets_what_it_can_show(tmp_path):
+    """The dash of an interval ended in a traceback."""
+    code = (
+        "from ddm_jax import cli, terminal\n"
+        "cli.call = lambda _: terminal._print_table('', ['interval'], [['.1\\u2013.2']])"
+    )
+    result = command(code=code, PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert result.returncode == 0, result.stderr
+    assert " .1?.2 " in result.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no such pipe")
+def test_a_reader_that_has_enough_ends_the_command_in_silence():
+    line = f"{sys.executable} -m ddm_jax settings | head -1; echo ${{PIPESTATUS[0]}}"
+    told = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert told.stderr == ""
+    assert told.stdout.splitlines()[1] in ("0", "141")  # 0: it was faster than the reader
 
 
 # signals
 
 
-def test_an_interrupt_says_how_to_go_on(monkeypatch):
-    def run(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(pipeline, "run", run)
-    result = ddm("run")
+def test_an_interrupt_says_how_to_go_on(monkeypatch, tmp_path):
+    monkeypatch.setattr(stages, "run", _fails(KeyboardInterrupt()))
+    result = ddm("run", "--workdir", tmp_path / "none")
     assert result.exit_code == 130
-    assert "the same command picks up where it was" in result.stderr
-    assert "Traceback" not in result.output
+    assert result.stderr == "interrupted; the same command picks up where it was\n"
 
 
-def _wait_for(condition, process, seconds: float = 120) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_modules_load_is_no_traceback(number):
+    """Whatever is being imported: also a module that makes another error of it."""
+    code = (
+        "import builtins, os; load = builtins.__import__\n"
+        "def stop(name, *rest, **more):\n"
+        "    if name == 'typer':\n"
+        f"        try: os.kill(os.getpid(), {int(number)})\n"
+        "        except KeyboardInterrupt: raise ImportError('half of a module')\n"
+        "    return load(name, *rest, **more)\n"
+        "builtins.__import__ = stop"
+    )
+    result = command("settings", code=code)
+    assert result.returncode == 128 + number
+    assert result.stderr == "interrupted; the same command picks up where it was\n"
+
+
+def _wait_for(condition, process, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -451,23 +626,28 @@ def _wait_for(condition, process, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGTERM ends a process at once on Windows")
 def test_sigterm_leaves_a_run_that_goes_on(tmp_path, compile_once):  # noqa: F811
     workdir, partial = tmp_path / "run", tmp_path / "run" / "synset.partial"
     # A partial result every three seconds shows from outside that the loop is running.
-    code = "from ddm_jax import cli, workdir; workdir.SAVE_SECONDS = 3; cli.main()"
+    code = (
+        "from ddm_jax.__main__ import main; from ddm_jax.run import workdir; "
+        "workdir.SAVE_SECONDS = 3; raise SystemExit(main())"
+    )
     settings = [*SET_TINY, "--set", "distill.steps=1000000"]
     command = [sys.executable, "-c", code, "run", "--workdir", workdir, *settings]
     environment = {
         **os.environ,
         "JAX_COMPILATION_CACHE_DIR": str(compile_once),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "TF_CPP_MIN_LOG_LEVEL": "3",  # JAX is there before `main`, and would fill the pipe
     }
     positions = []
     for _ in range(2):
         with subprocess.Popen(
             [str(part) for part in command],
-            cwd=Path(pipeline.__file__).parents[1],
+            cwd=Path(__file__).parents[1],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -477,34 +657,45 @@ def test_sigterm_leaves_a_run_that_goes_on(tmp_path, compile_once):  # noqa: F81
                 before = positions[-1] if positions else 0
                 _wait_for(
                     lambda before=before: (
-                        checkpoint.exists(partial)
-                        and checkpoint.metadata(partial)["position"] > before
+                        files.exists(partial) and files.metadata(partial)["position"] > before
                     ),
                     process,
                 )
-                seen = checkpoint.metadata(partial)["position"]
+                seen = files.metadata(partial)["position"]
                 time.sleep(0.5)
                 process.send_signal(signal.SIGTERM)
                 _, errors = process.communicate(timeout=60)
             finally:
                 process.kill()
-        assert process.returncode == 130, errors
+        assert process.returncode == 128 + signal.SIGTERM, errors
         assert errors.rstrip().endswith("interrupted; the same command picks up where it was")
         assert "Traceback" not in errors
         if positions:
             assert f"picking up at {positions[-1]} of 1000000" in errors
             assert "training the target network: done before" in errors
-        positions.append(checkpoint.metadata(partial)["position"])
+        positions.append(files.metadata(partial)["position"])
         assert positions[-1] > seen, "what was done since the last save is kept"
     assert 0 < positions[0] < positions[1] < 1000000
-    assert checkpoint.exists(workdir / "groups")
-    assert not checkpoint.exists(workdir / "synset")
+    assert files.exists(workdir / "groups")
+    assert not files.exists(workdir / "synset")
 
 
-def test_help_answers_without_jax():
-    code = "import sys, ddm_jax.cli; print(sorted({'jax', 'numpy', 'flax'} & set(sys.modules)))"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"
+def test_help_answers_at_once_without_what_computes():
+    heavy = {"jax", "numpy", "flax", "pydantic", "matplotlib", "orbax"}
+    code = (
+        "import sys, time; begin = time.process_time()\n"
+        "from ddm_jax.__main__ import main\n"
+        f"code, loaded = main(['--help']), sorted({heavy} & set(sys.modules))\n"
+        "print(code, loaded, time.process_time() - begin)\n"
+        "import os; assert os.environ['TF_CPP_MIN_LOG_LEVEL'] == '3'"
+    )
+    clean = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True
+    )
+    code, loaded, seconds = told.stdout.splitlines()[-1].split(" ")
+    assert (code, loaded) == ("0", "[]")
+    assert float(seconds) < 1  # .15 on a quiet core
 
 
 PREPARED = """

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddm_jax.cluster import METHODS, check_groups, check_num_groups, make_groups
+from ddm_jax.cluster import METHODS, as_groups, check_num_groups, make_groups
 
 
 def _blobs(labels, centres, rng):
@@ -18,7 +20,7 @@ def test_class_kmeans_literal():
     features = np.array([[0.0], [0.1], [10.0], [10.1], [0.0], [0.1], [10.0]])
     groups = make_groups(
         "class_kmeans", features=features, labels=[0, 0, 0, 0, 1, 1, 1], num_groups=4
-    )
+    ).ids
     assert groups.shape == (7,)
     assert groups.dtype == np.int32
     parts = {frozenset(np.flatnonzero(groups == k).tolist()) for k in range(4)}
@@ -28,34 +30,34 @@ def test_class_kmeans_literal():
 
 def test_kmeans_ignores_classes():
     features = np.array([[0.0], [0.1], [10.0], [10.1]])
-    groups = make_groups("kmeans", features=features, labels=[0, 1, 0, 1], num_groups=2)
+    groups = make_groups("kmeans", features=features, labels=[0, 1, 0, 1], num_groups=2).ids
     assert groups.shape == (4,)
     assert groups[0] == groups[1] != groups[2] == groups[3]
 
 
 def test_class_groups_are_the_classes_that_occur():
-    groups = make_groups("class", features=np.zeros((4, 1)), labels=[7, 2, 7, 5], num_groups=99)
+    groups = make_groups("class", features=np.zeros((4, 1)), labels=[7, 2, 7, 5], num_groups=99).ids
     np.testing.assert_array_equal(groups, [2, 0, 2, 1])
 
 
 def test_point_groups_are_the_points():
-    groups = make_groups("point", features=np.zeros((4, 1)), labels=[0, 0, 0, 1], num_groups=2)
+    groups = make_groups("point", features=np.zeros((4, 1)), labels=[0, 0, 0, 1], num_groups=2).ids
     np.testing.assert_array_equal(groups, [0, 1, 2, 3])
 
 
 def test_random_groups_have_equal_sizes_up_to_one_and_follow_the_seed():
     settings = {"features": np.zeros((23, 2)), "labels": np.zeros(23, int), "num_groups": 5}
-    groups = make_groups("random", **settings, seed=1)
+    groups = make_groups("random", **settings, seed=1).ids
     assert groups.shape == (23,)
     np.testing.assert_array_equal(np.sort(np.bincount(groups)), [4, 4, 5, 5, 5])
-    np.testing.assert_array_equal(groups, make_groups("random", **settings, seed=1))
-    assert not np.array_equal(groups, make_groups("random", **settings, seed=2))
+    np.testing.assert_array_equal(groups, make_groups("random", **settings, seed=1).ids)
+    assert not np.array_equal(groups, make_groups("random", **settings, seed=2).ids)
 
 
 def test_images_are_flattened():
     images = np.zeros((6, 2, 2, 1))
     images[3:] = 1
-    groups = make_groups("kmeans", features=images, labels=np.zeros(6, int), num_groups=2)
+    groups = make_groups("kmeans", features=images, labels=np.zeros(6, int), num_groups=2).ids
     assert groups.shape == (6,)
     assert len(set(groups[:3])) == len(set(groups[3:])) == 1
     assert groups[0] != groups[5]
@@ -65,7 +67,9 @@ def test_images_are_flattened():
 def test_class_kmeans_is_pure_and_shares_out_evenly_larger_classes_first(num_groups, rng):
     labels = rng.permutation(np.repeat([4, 1, 8], [30, 10, 20]))
     features = rng.standard_normal((60, 3))
-    groups = make_groups("class_kmeans", features=features, labels=labels, num_groups=num_groups)
+    groups = make_groups(
+        "class_kmeans", features=features, labels=labels, num_groups=num_groups
+    ).ids
     assert groups.shape == (60,)
     assert set(groups) == set(range(num_groups))
     classes = [set(labels[groups == k]) for k in range(num_groups)]
@@ -79,22 +83,23 @@ def test_class_kmeans_is_pure_and_shares_out_evenly_larger_classes_first(num_gro
 def test_every_method_fills_its_groups_and_repeats(method, rng):
     labels = np.repeat(np.arange(4), 10)
     settings = {"features": rng.standard_normal((40, 5)), "labels": labels, "num_groups": 8}
-    groups = make_groups(method, **settings)
+    groups = make_groups(method, **settings).ids
     assert groups.shape == (40,)
     assert groups.dtype == np.int32
     count = {"class": 4, "point": 40}.get(method, 8)
     np.testing.assert_array_equal(np.unique(groups), np.arange(count))
-    np.testing.assert_array_equal(groups, make_groups(method, **settings))
+    np.testing.assert_array_equal(groups, make_groups(method, **settings).ids)
 
 
 @pytest.mark.parametrize(
     ("method", "num_groups", "message"),
     [
-        ("spectral", 2, "unknown clustering 'spectral'; choose one of class_kmeans"),
-        ("kmeans", 0, r"num_groups=0; it must be in 1..6"),
-        ("random", 7, r"num_groups=7; it must be in 1..6"),
-        ("class_kmeans", 7, r"num_groups=7; it must be in 1..6"),
-        ("class_kmeans", 1, "num_groups=1; class_kmeans needs at least one for each of the 2"),
+        ("spectral", 2, "method='spectral'; choose one of class_kmeans"),
+        ("kmeans", 0, r"num_groups=0; it must be a whole number, in 2..6"),
+        ("kmeans", 2.5, r"num_groups=2.5; it must be a whole number"),
+        ("random", 7, r"num_groups=7; it must be a whole number, in 2..6"),
+        ("class_kmeans", 7, r"num_groups=7; it must be a whole number, in 2..6"),
+        ("class_kmeans", 1, r"num_groups=1; it must be a whole number, in 2..6"),
         ("class_kmeans", 6, "asks for 3 groups of class 1, which has 1 points"),
     ],
 )
@@ -107,46 +112,83 @@ def test_impossible_requests_are_named(method, num_groups, message):
             check_num_groups(method, labels, num_groups)
 
 
+def test_every_class_needs_a_group_of_its_own():
+    message = "num_groups=2; class_kmeans needs at least one for each of the 3"
+    with pytest.raises(ValueError, match=message):
+        check_num_groups("class_kmeans", np.array([0, 1, 2]), 2)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_possible_requests_pass_the_check(method):
     check_num_groups(method, np.array([0, 0, 0, 1, 1, 1]), 6)
 
 
-@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
-@pytest.mark.parametrize("method", ["kmeans", "class_kmeans"])
-def test_fewer_distinct_points_than_groups_leave_a_group_empty(method):
-    with pytest.raises(ValueError, match="group 1 is empty"):
-        make_groups(method, features=np.ones((5, 2)), labels=np.zeros(5, int), num_groups=3)
+@pytest.mark.parametrize(("method", "asked"), [("kmeans", 8), ("class_kmeans", 4)])
+def test_duplicated_rows_are_named(method, asked):
+    """Three different rows, ten times each: no more groups than that, and no warning."""
+    features = np.repeat(np.array([[0.0, 1.0], [1.0, 0.0], [5.0, 5.0]]), 10, 0)
+    labels = np.arange(30) % 2
+    message = f"finds 3 different groups among .* duplicated rows, and {asked} are asked for; lower"
+    with pytest.raises(ValueError, match=message):
+        make_groups(method, features=features, labels=labels, num_groups=8)
+    few = 3 if method == "kmeans" else 6
+    groups = make_groups(method, features=features, labels=labels, num_groups=few)
+    assert (groups.sizes() == 30 // few).all()
 
 
-def test_check_groups_returns_int32():
-    groups = check_groups([1, 0, 1], 3)
-    assert groups.dtype == np.int32
-    np.testing.assert_array_equal(groups, [1, 0, 1])
+def test_groups_are_counted_once_and_int32():
+    groups = as_groups([1, 0, 1], 3, names=("web", "books"))
+    assert groups.ids.dtype == np.int32
+    assert groups.count == 2
+    assert groups.names == ("web", "books")
+    np.testing.assert_array_equal(groups.ids, [1, 0, 1])
+    np.testing.assert_array_equal(groups.sizes(), [1, 2])
+    assert as_groups(groups, 3) is groups
 
 
 @pytest.mark.parametrize(
-    ("groups", "num_groups", "message"),
+    ("groups", "count", "message"),
     [
-        ([0, 1], None, r"groups have shape \(2,\); 3 points need \(3,\)"),
+        ([0, 1], None, r"groups have shape \(2,\); they must be \(3,\)"),
         ([[0, 1, 2]], None, r"groups have shape \(1, 3\)"),
-        ([0.0, 1.0, 2.0], None, "groups are float64; they must be integers"),
+        ([0.0, 1.0, 2.0], None, r"groups are float64; they must be integers 0..K-1, as np.unique"),
+        (["a", "b", "a"], None, "groups are <U1; they must be integers"),
         ([0, -2, 1], None, "group -2 is negative"),
-        ([0, 3, 0], None, r"group 1 is empty \(2 of 4 groups are\)"),
+        ([0, 3, 0], None, "4 groups of 3 points; number the groups without gaps"),
+        ([0, 2, 0], None, r"group 1 is empty \(1 of 3 groups are\)"),
         ([1, 2, 1], None, r"group 0 is empty \(1 of 3 groups are\)"),
         ([0, 1, 0], 3, r"group 2 is empty \(1 of 3 groups are\)"),
+        ([0, 1, 2], 2, "group 2 is out of range; 2 groups are 0..1"),
+        ([0, 0, 0], None, "there is one group; at least 2 are needed"),
     ],
 )
-def test_bad_groups_are_named(groups, num_groups, message):
+def test_bad_groups_are_named(groups, count, message):
     with pytest.raises(ValueError, match=message):
-        check_groups(np.array(groups), 3, num_groups)
-
-
-def test_more_groups_than_asked_for_are_refused():
-    with pytest.raises(ValueError, match="group 2"):
-        check_groups(np.array([0, 1, 2]), 3, 2)
+        as_groups(np.array(groups), 3, count=count)
 
 
 def test_no_points_are_refused():
     with pytest.raises(ValueError, match="no points"):
-        check_groups(np.zeros(0, int), 0)
+        as_groups(np.zeros(0, int), 0)
+
+
+def test_groups_of_other_points_or_with_other_names_are_refused():
+    with pytest.raises(ValueError, match="groups are of 3 points, and there are 4"):
+        as_groups(as_groups([0, 1, 0]), 4)
+    with pytest.raises(ValueError, match="1 names for 2 groups"):
+        as_groups([0, 1, 0], names=("web",))
+
+
+def test_the_number_of_groups_is_static_and_the_ids_are_not():
+    groups = as_groups([1, 0, 2, 1])
+    sizes = jax.jit(lambda some: jax.ops.segment_sum(jnp.ones(4), some.ids, some.count))(groups)
+    np.testing.assert_array_equal(sizes, groups.sizes())
+    assert len(jax.tree.leaves(groups)) == 1
+    assert jax.tree.map(lambda leaf: leaf, groups).count == 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_point_is_one_group_and_refused(method):
+    """0.8 fitted it, and failed at the score."""
+    with pytest.raises(ValueError, match=r"one group|num_groups=1"):
+        make_groups(method, features=np.zeros((1, 2)), labels=[0], num_groups=1)

@@ -1,4 +1,4 @@
-"""Settings: presets, overrides by text, and the file they are kept in."""
+"""Settings: presets, overrides by text, what is allowed, and the file they are kept in."""
 
 from __future__ import annotations
 
@@ -8,21 +8,15 @@ import re
 
 import pytest
 
-from ddm_jax import config
-from ddm_jax.plan import check_settings
+from ddm_jax.judge.problem import TruthSettings
+from ddm_jax.run import settings as config
 
 
 @pytest.mark.parametrize("name", config.PRESETS)
-def test_presets_are_valid(name):
+def test_a_preset_has_a_name_and_a_word_about_it(name):
     about, preset = config.PRESETS[name]
     assert about
     assert config.preset(name) == preset
-    check_settings(preset)
-
-
-def test_the_bare_defaults_are_valid_settings_for_digits():
-    assert config.Config().data.name == "digits"
-    check_settings(config.Config())
 
 
 def test_an_unknown_preset_is_named():
@@ -47,14 +41,17 @@ def test_a_data_set_without_its_own_preset_gets_images():
         ("data.label_noise=0.25", "data.label_noise", 0.25),
         ("train.weight_decay=1e-4", "train.weight_decay", 1e-4),
         ("train.learning_rate=1", "train.learning_rate", 1.0),
+        ("online.learning_rate=0.1", "online.learning_rate", 0.1),
+        ("online.learning_rate=none", "online.learning_rate", None),
+        ("online.step_items=none", "online.step_items", None),
+        ("online.objective=logit:3", "online.objective", "logit:3"),
         ("model.hidden=128,64", "model.hidden", (128, 64)),
         ("model.hidden=128", "model.hidden", (128,)),
         ("model.hidden=", "model.hidden", ()),
         ("model.blocks= 2,2 ", "model.blocks", (2, 2)),
         ("distill.learn=x,y,mass", "distill.learn", ("x", "y", "mass")),
         (" distill.items = 3 ", "distill.items", 3),
-        ("truth.paired=false", "truth.paired", False),
-        ("truth.leave_one_out= True ", "truth.leave_one_out", True),
+        ("truth.groups=5", "truth.groups", 5),
         ("truth.keep=0.3,0.5", "truth.keep", (0.3, 0.5)),
         ("truth.keep=0.75", "truth.keep", (0.75,)),
         ("model.dropout=0.1", "model.dropout", 0.1),
@@ -70,9 +67,15 @@ def test_overrides_are_parsed_by_type(assignment, name, value):
     assert {n for n in before if before[n] != changed[n]} <= {name}
 
 
-def test_overrides_follow_one_another():
+def test_overrides_follow_one_another_and_are_checked_together():
     changed = config.override(config.Config(), ["seed=1", "distill.items=2", "seed=3"])
     assert (changed.seed, changed.distill.items) == (3, 2)
+    # Neither is allowed without the other.
+    pair = ["truth.leave_one_out=false", "truth.paired= False "]
+    for assignments in (pair, pair[::-1]):
+        assert not config.override(config.Config(), assignments).truth.paired
+    with pytest.raises(ValueError, match=r"truth\.leave_one_out=true needs truth\.paired"):
+        config.override(config.Config(), pair[1:])
 
 
 @pytest.mark.parametrize(
@@ -82,25 +85,63 @@ def test_overrides_follow_one_another():
         ("zzzzzz=3", "unknown setting 'zzzzzz'; `ddm settings` lists all"),
         ("distill=3", "unknown setting 'distill'"),
         ("distill.items.x=3", "unknown setting 'distill.items.x'"),
-        ("distill.items", "write stage.field=value"),
-        ("distill.items=two", "items='two'; it must be of type int"),
-        ("distill.items=2.5", "items='2.5'; it must be of type int"),
-        ("distill.items=none", "items='none'; it must be of type int"),
-        ("distill.items=", "items=''; it must be of type int"),
-        ("train.momentum=much", "momentum='much'; it must be of type float"),
-        ("model.hidden=64,x", r"hidden='64,x'; it must be of type tuple"),
-        ("seed=one", "seed='one'; it must be of type int"),
-        ("truth.paired=yes", "paired='yes'; it must be of type bool (true or false)"),
-        ("truth.paired=1", "paired='1'; it must be of type bool (true or false)"),
-        ("truth.paired=", "paired=''; it must be of type bool (true or false)"),
-        ("truth.keep=half", "keep='half'; it must be of type tuple"),
-        ("truth.keep=0.3;0.5", "keep='0.3;0.5'; it must be of type tuple"),
+        ("distill.items", "write section.field=value"),
+        ("distill.items=two", "distill.items='two'; it must be a valid integer"),
+        ("distill.items=2.5", "distill.items='2.5'; it must be a valid integer"),
+        ("distill.items=none", "distill.items='none'; it must be a valid integer"),
+        ("distill.items=", "distill.items=''; it must be a valid integer"),
+        ("distill.items=0", "distill.items=0; it must be at least 1"),
+        ("distill.distance=cosine", "distill.distance='cosine'; choose one of 'squared'"),
+        ("distill.optimizer=nesterov", "distill.optimizer='nesterov'; choose one of 'adam', 'sgd'"),
+        ("distill.learn=x,z", "'z'; choose one of 'x', 'y', 'mass'"),
+        ("train.momentum=much", "train.momentum='much'; it must be a valid number"),
+        ("train.momentum=1", "train.momentum=1.0; it must be below 1"),
+        ("train.epochs=1e12", "train.epochs='1e12'; it must be a valid integer"),
+        ("train.learning_rate=nan", "train.learning_rate=nan; it must be a finite number"),
+        ("train.warmup_epochs=40", "train.warmup_epochs=40; it must be below train.epochs, 40"),
+        ("train.checkpoint_every=21", "train.checkpoint_every=21 keeps fewer than two checkpoints"),
+        ("model.hidden=64,x", "'x'; it must be a valid integer"),
+        ("model.hidden=64,0", "0; it must be at least 1"),
+        ("cluster.method=file", "cluster.method=file needs cluster.file"),
+        ("online.design=masks", "unknown setting 'online.design'"),
+        ("seed=one", "seed='one'; it must be a valid integer"),
+        ("seed=-1", "seed=-1; it must be at least 0"),
+        ("seed=4294967296", "seed=4294967296; it must be below"),
+        ("truth.paired=yes", "truth.paired='yes'; it must be a valid boolean"),
+        ("truth.paired=1", "truth.paired='1'; it must be a valid boolean"),
+        ("truth.paired=", "truth.paired=''; it must be a valid boolean"),
+        ("truth.keep=half", "'half'; it must be a valid number"),
+        ("truth.keep=0.3;0.5", "'0.3;0.5'; it must be a valid number"),
         ("truth.seed=3", "unknown setting 'truth.seed'; did you mean truth.seeds?"),
+        ("check.seeds=1", "check.seeds=1; it must be at least 2"),
     ],
 )
-def test_wrong_overrides_are_named(assignment, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+def test_wrong_overrides_are_named_in_one_line(assignment, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         config.override(config.Config(), [assignment])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_subset_of_points_is_no_subset_of_groups():
+    subset = ["truth.removal=subset", "truth.leave_one_out=false"]
+    assert config.override(config.Config(), [*subset, "cluster.method=point"])
+    with pytest.raises(ValueError, match=r"it needs cluster\.method=point"):
+        config.override(config.Config(), subset)
+
+
+def test_what_is_allowed_is_said_of_every_setting():
+    said = config.allowed()
+    assert said.keys() == config.settings(config.Config()).keys()
+    assert said["model.kind"] == "logistic, mlp, convnet, resnet"
+    assert said["distill.items"] == "a whole number, at least 1"
+    assert said["train.momentum"] == "a number, at least 0, below 1"
+    assert said["distill.learn"] == "several of: x, y, mass"
+    assert said["data.train_size"] == "a whole number, at least 1 or none"
+    assert said["truth.paired"] == "true, false"
+    assert said["seed"] == "a whole number, at least 0, below 4,294,967,296"
+
+
+# The file
 
 
 @pytest.mark.parametrize("name", config.PRESETS)
@@ -110,25 +151,121 @@ def test_save_and_load_round_trip(tmp_path, name):
     loaded = config.load(tmp_path / "config.json")
     assert loaded == chosen
     assert config.differences(loaded, chosen) == []
-    json.loads((tmp_path / "config.json").read_text())
+    assert config.settings(loaded) == config.settings(chosen)
+    assert type(loaded.online) is config.OnlineSettings
+    assert type(loaded.truth) is TruthSettings
 
 
-def test_a_file_from_before_the_truth_is_read_with_its_defaults(tmp_path):
+@pytest.fixture
+def path(tmp_path):
     config.save(config.preset("mnist"), tmp_path / "config.json")
-    raw = json.loads((tmp_path / "config.json").read_text())
-    del raw["truth"]
-    newer = {"data": ("order", "noise_kind"), "model": ("dropout", "initial")}
-    for stage, names in (newer | {"train": ("last_batch",)}).items():
-        for name in names:
-            del raw[stage][name]
-    (tmp_path / "config.json").write_text(json.dumps(raw))
-    want = dataclasses.replace(config.preset("mnist"), truth=config.TruthConfig())
-    assert config.load(tmp_path / "config.json") == want
-    assert want != config.preset("mnist"), "the preset has a truth of its own"
+    return tmp_path / "config.json"
+
+
+def _edit(path, edit) -> None:
+    """Edit the settings, and what was written too, so that nothing but they can be refused."""
+    raw = json.loads(path.read_text())
+    edit(raw["settings"])
+    path.write_text(json.dumps(raw | {"written": json.dumps(raw["settings"])}))
+
+
+def test_an_edited_file_is_refused_with_what_was_changed(path):
+    """On 0.8 the run was done again with 21 epochs, over the old one."""
+    text = path.read_text()
+    path.write_text(text.replace('"epochs": 20', '"epochs": 21', 1).replace('"mass"\n', '"mass" '))
+    with pytest.raises(ValueError, match=r"was edited since it was written \(train\.epochs 20 ->"):
+        config.load(path)
+    path.write_text(text.replace("  ", "\t"))
+    assert config.load(path) == config.preset("mnist")
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"unknown": 1}', '{"data": {"unknown": 1}}', '"digits"']
+    ("section", "name", "value"),
+    [
+        ("truth", "paired", "false"),
+        ("truth", "paired", 1),
+        ("truth", "paired", None),
+        ("truth", "keep", 0.5),
+        ("truth", "keep", ["0.5"]),
+        ("truth", "seeds", 8.5),
+        ("truth", "seeds", True),
+        ("train", "epochs", "8"),
+        ("train", "epochs", 8.0),
+        ("train", "epochs", [8]),
+        ("train", "epochs", 0),
+        ("train", "epochs", 10**12),
+        ("train", "momentum", None),
+        ("train", "momentum", "0.9"),
+        ("train", "weight_decay", float("inf")),
+        ("train", "last_batch", "Keep"),
+        ("model", "hidden", 64),
+        ("model", "hidden", [64.5]),
+        ("model", "hidden", "64"),
+        ("model", "kind", 3),
+        ("data", "name", None),
+        ("data", "train_size", 0),
+        ("cluster", "num_groups", 2.5),
+        ("distill", "learn", "x"),
+        ("distill", "learn", []),
+        ("distill", "items", {}),
+        ("online", "steps", -1),
+        ("check", "seeds", 1),
+    ],
+)
+def test_a_wrong_type_in_the_file_is_refused_by_name(path, section, name, value):
+    _edit(path, lambda settings: settings[section].update({name: value}))
+    with pytest.raises(
+        ValueError, match=rf"cannot be read as settings .*{section}\.{name}"
+    ) as told:
+        config.load(path)
+    assert "\n" not in str(told.value)
+
+
+def test_missing_settings_are_named_and_not_the_defaults(path):
+    """0.8 took the class's defaults, where the preset has others."""
+
+    def edit(settings):
+        del settings["truth"], settings["data"]["order"], settings["seed"]
+
+    _edit(path, edit)
+    message = r"seed, data\.order, truth\.objective, .* are missing; ddm_jax .* wrote it"
+    with pytest.raises(ValueError, match=message):
+        config.load(path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda settings: settings["data"].update(unknown=1), r"data\.unknown is no setting"),
+        (lambda settings: settings.update(unknown={}), "unknown is no setting"),
+        (lambda settings: settings.update(data="digits"), r"cannot be read as settings"),
+    ],
+)
+def test_unknown_settings_are_refused(path, edit, message):
+    _edit(path, edit)
+    with pytest.raises(ValueError, match=message):
+        config.load(path)
+
+
+def test_a_file_of_08_is_read(tmp_path):
+    chosen = config.override(config.preset("mnist"), ["online.learning_rate=0.25"])
+    old = config.as_json(chosen)
+    del old["truth"]["groups"]
+    old["online"] |= {"design": "difference", "masks": 200}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(old))
+    assert config.load(path) == chosen
+    old["online"]["learning_rate"] = 0.0
+    path.write_text(json.dumps(old))
+    assert config.load(path).online.learning_rate is None
+    old["online"]["design"] = "masks"
+    path.write_text(json.dumps(old))
+    with pytest.raises(ValueError, match=r"online\.design is no setting"):
+        config.load(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"unknown": 1}', '{"data": {"unknown": 1}}', '"digits"', "\x00"]
 )
 def test_damaged_files_are_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
@@ -139,6 +276,14 @@ def test_damaged_files_are_named(tmp_path, text):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"config.json cannot be read as settings"):
         config.load(tmp_path / "config.json")
+
+
+def test_a_link_is_not_written_through(tmp_path):
+    (tmp_path / "elsewhere").write_text("mine")
+    (tmp_path / "config.json").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="link"):
+        config.save(config.Config(), tmp_path / "config.json")
+    assert (tmp_path / "elsewhere").read_text() == "mine"
 
 
 def test_differences_name_old_and_new():

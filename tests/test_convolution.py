@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import ddm_jax as ddm
-from ddm_jax import convolution
+from ddm_jax.compute import convolution
 from ddm_jax.objectives import output_change
 from ddm_jax.types import take
 
@@ -47,6 +47,20 @@ def test_each_form_is_the_definition(double, form, size, stride):
     np.testing.assert_allclose(got, want, atol=1e-12)
 
 
+@pytest.mark.parametrize("form", [None, *convolution.FORMS])
+def test_kernels_of_another_type_than_the_images(form):
+    """As flax's own layers take them: the wider type wins, and slopes have the kernel's."""
+    x, kernel = jnp.ones((2, 4, 4, 1), jnp.float32), jnp.ones((3, 3, 1, 2), jnp.bfloat16)
+
+    def total(kernel):
+        return jnp.sum(convolution.convolve(x, kernel, 1, form))
+
+    assert convolution.convolve(x, kernel, 1, form).dtype == jnp.float32
+    slope = jax.grad(total)(kernel)
+    assert slope.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(slope[1, 1], jnp.full((1, 2), 32, jnp.bfloat16))
+
+
 def derivatives(form, x, kernel):
     """Value and derivatives of first, second and third order."""
 
@@ -61,6 +75,7 @@ def derivatives(form, x, kernel):
     return value(x, kernel), first(x, kernel), second(x, kernel), next_order(second)(x, kernel)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 5])
 @pytest.mark.parametrize("form", ["own", "patches"])
 def test_derivatives_of_every_order_equal_those_of_jax(double, form, size):
@@ -73,6 +88,7 @@ def test_derivatives_of_every_order_equal_those_of_jax(double, form, size):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
 def test_vmap_equals_a_loop(double, axes):
     x, kernel = draw(0, 5, 3, 6, 5, 2), draw(1, 5, 3, 3, 2, 4)
@@ -114,6 +130,7 @@ def test_kernels_of_their_own_make_no_grouped_convolution():
     assert slopes(None) == slopes("own")  # on this platform
 
 
+@pytest.mark.slow
 def test_forward_mode_is_refused_and_the_way_round_it_is_right(ready):
     task = ddm.classification(ddm.models.ConvNet(10, width=4, depth=2), (8, 8, 1))
     params = jax.jit(task.init)(jax.random.key(0))

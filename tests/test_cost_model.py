@@ -1,4 +1,4 @@
-"""The cost model of docs/scaling.md, against counts by hand."""
+"""The cost model of docs/speed.md, against counts by hand."""
 
 import sys
 from pathlib import Path

@@ -5,14 +5,22 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
+from scipy import sparse
 
 from ddm_jax import data
+from ddm_jax.data.split import resize
+from ddm_jax.types import Batch
 
 SHARED = Path(__file__).parents[2] / "shared" / "tensorflow_datasets"
 needs_shared_data = pytest.mark.skipif(
@@ -202,26 +210,51 @@ def test_image_size_resizes():
     np.testing.assert_allclose(split.train.x, blocks, atol=1e-6)
 
 
+def resized_by_hand(image: np.ndarray, size: int) -> np.ndarray:
+    """Every pixel repeated `size` times, and means over the blocks that become the new pixels."""
+    large = image.astype(np.float64).repeat(size, 0).repeat(size, 1)
+    height, width = image.shape[:2]
+    return large.reshape(size, height, size, width, *image.shape[2:]).mean((1, 3))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (28, 28, 3), (5, 7, 3), (3, 20)])
+@pytest.mark.parametrize("size", [4, 8, 9])
+def test_a_resized_pixel_is_the_mean_of_its_area(shape, size, rng):
+    image = rng.integers(0, 256, shape).astype(np.uint8)
+    expected = resized_by_hand(image, size)
+    found = resize(image / 255, size)
+    assert found.shape == expected.shape == (size, size, *shape[2:])
+    np.testing.assert_allclose(found, expected / 255, atol=1e-12)
+    as_bytes = resize(image, size)
+    assert as_bytes.dtype == np.uint8
+    np.testing.assert_allclose(as_bytes, expected, atol=0.5 + 1e-9)
+    np.testing.assert_array_equal(resize(np.full(shape, 200, np.uint8), size), 200)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"train_size": 0}, "train_size=0; it must be at least 1"),
-        ({"test_size": -1}, "test_size=-1; it must be at least 1"),
+        ({"train_size": 0}, "train_size=0; it must be a whole number, at least 1"),
+        ({"train_size": 2.5}, "train_size=2.5; it must be a whole number"),
+        ({"test_size": -1}, "test_size=-1; it must be a whole number, at least 1"),
         ({"train_size": 1001}, "train_size=1001; digits has only 1000"),
         ({"test_size": 798}, "test_size=798; digits has only 797"),
-        ({"label_noise": 1.0}, r"label_noise=1.0; it must be in \[0, 1\)"),
+        ({"label_noise": 1.0}, r"label_noise=1.0; it must be .* at least 0 and below 1"),
         ({"label_noise": -0.1}, "label_noise=-0.1"),
         ({"label_noise": float("nan")}, "label_noise=nan"),
         ({"normalise": "minmax"}, "normalise='minmax'; choose 'unit', 'standard' or '<mean>/"),
         ({"normalise": "0.1/0"}, "normalise='0.1/0'; choose"),
         ({"normalise": "0.1/-1"}, "normalise='0.1/-1'; choose"),
         ({"normalise": "0.1/nan"}, "normalise='0.1/nan'; choose"),
+        ({"normalise": "nan/1"}, "normalise='nan/1'; choose"),
+        ({"normalise": "0.1/inf"}, "normalise='0.1/inf'; choose"),
         ({"normalise": "abc"}, "normalise='abc'; choose"),
         ({"normalise": "0.1"}, "normalise='0.1'; choose"),
         ({"normalise": "1/2/3"}, "normalise='1/2/3'; choose"),
-        ({"order": "sorted"}, "order='sorted'; choose 'random' or 'original'"),
-        ({"noise_kind": "far"}, "noise_kind='far'; choose 'uniform' or 'nearest'"),
-        ({"image_size": 0}, "image_size=0; it must be at least 1"),
+        ({"order": "sorted"}, "order='sorted'; choose one of random, original"),
+        ({"noise_kind": "far"}, "noise_kind='far'; choose one of uniform, nearest"),
+        ({"image_size": 0}, "image_size=0; it must be a whole number, at least 1"),
+        ({"seed": -1}, "seed=-1; it must be a whole number, at least 0"),
     ],
 )
 def test_bad_settings_are_named(settings, message):
@@ -233,31 +266,134 @@ def test_bad_settings_are_named(settings, message):
 
 
 def test_make_batch_is_one_hot():
-    batch = data.make_batch([[1, 2], [3, 4]], np.array([2, 0]), 3)
+    batch = data.make_batch([[1.0, 2.0], [3.0, 4.0]], np.array([2, 0]), 3)
     assert batch.x.shape == (2, 2)
     assert batch.y.shape == (2, 3)
-    assert batch.x.dtype == np.float32
+    assert batch.x.dtype == batch.y.dtype == np.float32
     np.testing.assert_array_equal(batch.x, [[1, 2], [3, 4]])
     np.testing.assert_array_equal(batch.y, [[0, 0, 1], [1, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "labels"),
+    [
+        (np.int64, np.int32, np.float32),
+        (np.int32, np.int32, np.float32),
+        (np.uint16, np.uint16, np.float32),
+        (np.float64, np.float32, np.float32),
+        (np.float32, np.float32, np.float32),
+        (np.float16, np.float16, np.float16),
+        (jnp.bfloat16, jnp.bfloat16, jnp.bfloat16),
+    ],
+)
+def test_integers_stay_integers_and_floats_floats(given, kept, labels):
+    tokens = np.array([[1, 20, 3], [7, 0, 2]]).astype(given)
+    batch = data.make_batch(tokens, [1, 0], 2)
+    assert (batch.x.dtype, batch.y.dtype) == (kept, labels)
+    np.testing.assert_array_equal(batch.x, tokens)
+    np.testing.assert_array_equal(batch.y, [[0, 1], [1, 0]])
+
+
+def test_float64_stays_where_jax_computes_with_it():
+    with jax.enable_x64(True):
+        batch = data.make_batch(np.full((2, 1), 0.1), [1, 0], 2)
+    assert batch.x.dtype == batch.y.dtype == np.float64
+    assert batch.x[0, 0] == 0.1
 
 
 @pytest.mark.parametrize(
     ("x", "labels", "message"),
     [
         (np.zeros((0, 2)), np.zeros(0, int), "no examples"),
+        (np.float32(1), np.zeros(1, int), r"inputs have shape \(\)"),
         (np.zeros(3), np.zeros(3, int), r"inputs have shape \(3,\)"),
         (np.zeros((3, 2)), np.zeros(2, int), r"labels have shape \(2,\); 3 inputs need \(3,\)"),
         (np.zeros((3, 2)), np.zeros((3, 1), int), r"labels have shape \(3, 1\)"),
-        (np.zeros((3, 2)), np.zeros(3), "labels are float64; they must be integers"),
         (np.zeros((3, 2)), np.array([0, 4, 1]), "label 4 of example 1 is out of range"),
         (np.zeros((3, 2)), np.array([0, 1, -1]), "label -1 of example 2 is out of range"),
         (np.array([[0.0], [np.nan]]), np.zeros(2, int), "1 of 2 .* the first is example 1"),
         (np.array([[np.inf], [np.nan]]), np.zeros(2, int), "2 of 2 .* the first is example 0"),
+        (np.array([[1e300], [0.0]]), np.zeros(2, int), "1 of 2 .* the first is example 0"),
+        (np.zeros((2, 4, 4, 1), np.uint8), np.zeros(2, int), r"uint8.*`x\.astype.* / 255`"),
+        (np.zeros((2, 1), bool), np.zeros(2, int), r"inputs are bool; pass numbers"),
+        (np.array([["a"], ["b"]]), np.zeros(2, int), r"inputs are <U1; pass numbers"),
+        (np.array([[1.0], [None]]), np.zeros(2, int), r"inputs are object; pass numbers"),
     ],
 )
 def test_make_batch_refuses(x, labels, message):
     with pytest.raises(ValueError, match=message):
         data.make_batch(x, labels, 4)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array(["cat", "dog", "cat"]),
+        np.array(["cat", "dog", None], object),
+        np.array([True, False, True]),
+        np.array([0.0, 1.0, 2.0]),
+        np.array([0.0, np.nan, 2.0]),
+        pandas.Categorical(["cat", "dog", "cat"]),
+        pandas.Series(["cat", "dog", "cat"], dtype="category"),
+    ],
+)
+def test_labels_that_are_no_integers_are_told_how_to_become_them(labels):
+    with pytest.raises(ValueError, match=r"np\.unique\(labels, return_inverse=True\)") as caught:
+        data.make_batch(np.zeros((3, 2)), labels, 4)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_mend_for_names_as_labels_works():
+    classes, labels = np.unique(["dog", "cat", "dog"], return_inverse=True)
+    batch = data.make_batch(np.zeros((3, 2)), labels, len(classes))
+    assert batch.y.argmax(1).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.coo_array])
+def test_sparse_inputs_name_the_mend(kind):
+    with pytest.raises(ValueError, match=r"inputs are a sparse \w+; pass `x\.toarray\(\)`"):
+        data.make_batch(kind(np.eye(3)), np.arange(3), 3)
+
+
+@pytest.mark.parametrize("classes", [1, 0, 2.5])
+def test_there_are_two_classes_at_least(classes):
+    with pytest.raises(ValueError, match=rf"num_classes={classes}; .* at least 2"):
+        data.make_batch(np.zeros((3, 2)), np.zeros(3, int), classes)
+
+
+# What is imported
+
+WITHOUT = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {hidden!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Hidden())
+from ddm_jax import data
+split = data.load({name!r}, **{settings!r})
+print(split.train.x.shape)
+"""
+
+
+def _without(hidden: tuple[str, ...], name: str, **settings) -> str:
+    code = WITHOUT.format(hidden=hidden, name=name, settings=settings)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_digits_need_no_tfds_and_no_opencv():
+    hidden = ("cv2", "tensorflow_datasets", "array_record", "importlib_resources")
+    assert _without(hidden, "digits", image_size=4) == "(1000, 4, 4, 1)"
+
+
+@needs_shared_data
+def test_tfds_data_need_no_opencv():
+    settings = {"data_dir": str(SHARED), "train_size": 5, "image_size": 20}
+    assert _without(("cv2",), "mnist", **settings) == "(5, 20, 20, 1)"
 
 
 # TFDS data of one's own, prepared without TensorFlow
@@ -335,6 +471,13 @@ def test_ones_own_tfds_data_are_read_pixel_by_pixel_in_rgb_order(tmp_path, depth
     _assert_same_set(split.test, test, np.arange(7) % 3)
 
 
+def test_of_sixteen_bits_the_upper_eight_are_read(tmp_path):
+    pictures = _pictures(3, (4, 4), 0).astype(np.uint16) * 256 + 7
+    _prepare(tmp_path, "shapes", (4, 4, 1), {"train": _rows(pictures), "test": _rows(pictures)})
+    split = data.load("shapes", data_dir=str(tmp_path))
+    _assert_same_set(split.train, (pictures // 256)[..., None].astype(np.uint8), np.arange(3))
+
+
 def test_rows_of_a_draw_are_the_rows_it_names(tmp_path):
     train, test = _pictures(20, (4, 4, 1), 0), _pictures(6, (4, 4, 1), 1)
     _prepare(tmp_path, "shapes", (4, 4, 1), {"train": _rows(train), "test": _rows(test)})
@@ -374,7 +517,7 @@ def test_without_a_test_split_a_fifth_is_held_out(tmp_path):
     np.testing.assert_array_equal(
         np.sort(np.concatenate([split.train_ids, split.test_ids])), np.arange(25)
     )
-    both = data.Batch(
+    both = Batch(
         np.concatenate([split.train.x, split.test.x]), np.concatenate([split.train.y, split.test.y])
     )
     _assert_same_set(both, pictures, np.arange(25) % 3)
@@ -473,10 +616,12 @@ def test_data_prepared_in_another_format_say_so(tmp_path):
 
 def test_a_damaged_image_is_named(tmp_path, monkeypatch):
     _prepare(tmp_path, "shapes", (4, 4, 1), {"train": _rows(_pictures(3, (4, 4, 1), 0))})
-    import cv2
 
-    monkeypatch.setattr(cv2, "imdecode", lambda *_: None)
-    with pytest.raises(ValueError, match="image 0 of shapes cannot be decoded"):
+    def broken(file):
+        raise OSError("cannot identify image file")
+
+    monkeypatch.setattr(Image, "open", broken)
+    with pytest.raises(ValueError, match=r"image 0 of shapes cannot be decoded \(cannot identify"):
         data.load("shapes", data_dir=str(tmp_path), train_size=2)
 
 

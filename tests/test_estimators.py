@@ -6,15 +6,22 @@ import numpy as np
 import pytest
 
 import ddm_jax as ddm
-from ddm_jax.estimators.retraining import retrained_outputs, subset_retraining_response
+from ddm_jax.estimators.retraining import (
+    retrained_outputs,
+    retraining_response,
+    subset_retraining_response,
+)
 
 MAKE = {
-    "ddm": lambda ready: ddm.make_ddm(ready.task, items=1, distill_steps=40, steps=10),
-    "grad_dot": lambda ready: ddm.make_grad_dot(ready.task),
+    "ddm": lambda ready: ddm.make_ddm(
+        ready.task, ddm.DistillSettings(items=1, steps=40), ddm.UpdateSettings(steps=10)
+    ),
+    "grad_dot": lambda ready: ddm.estimators.make_grad_dot(ready.task),
     "retraining": lambda ready: ddm.make_retraining(ready.task, ready.train, seeds=1),
 }
 
 
+@pytest.mark.slow
 def test_outputs_of_half_of_the_groups_tell_the_classes_that_stay(ready):
     for name in ("ddm", "retraining"):
         estimator = MAKE[name](ready)
@@ -34,10 +41,11 @@ def test_masks_that_cannot_be_are_refused(name, ready):
     state = estimator.fit(jax.random.key(3), ready.run, ready.data, ready.groups)
     with pytest.raises(ValueError, match="mask 1 keeps no group"):
         estimator.outputs(state, np.eye(10)[:2] * [[1], [0]], ready.query)
-    with pytest.raises(ValueError, match=r"10 groups needs \(10,\)|they must be \[R, 10\]"):
+    with pytest.raises(ValueError, match=r"they must be \[R, 10\]"):
         estimator.outputs(state, np.ones((1, 9)), ready.query)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddm", "grad_dot"])
 def test_only_training_uses_the_training_loss(name, ready):
     def never(params, batch, key):
@@ -56,11 +64,11 @@ def test_only_training_uses_the_training_loss(name, ready):
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.slow
 def test_rewind_moves_the_score_and_not_what_is_fitted(ready):
-    settings = {"items": 1, "distill_steps": 5, "steps": 5}
-    found = {}
+    distill, found = ddm.DistillSettings(items=1, steps=5), {}
     for rewind in (0.0, 0.5):
-        estimator = ddm.make_ddm(ready.task, **settings, rewind=rewind)
+        estimator = ddm.make_ddm(ready.task, distill, ddm.UpdateSettings(steps=5, rewind=rewind))
         state = estimator.fit(jax.random.key(3), ready.run, ready.data, ready.groups)
         found[rewind] = state, np.asarray(estimator.score(state, ready.query))
     for a, b in zip(*(jax.tree.leaves(found[r][0]) for r in (0.0, 0.5)), strict=True):
@@ -72,12 +80,12 @@ def test_rewind_moves_the_score_and_not_what_is_fitted(ready):
     short = found[0.0][0]._replace(
         checkpoints=jax.tree.map(lambda leaf: leaf[:5], ready.run.checkpoints)
     )
-    plain = ddm.make_ddm(ready.task, **settings)
+    plain = ddm.make_ddm(ready.task, distill, ddm.UpdateSettings(steps=5))
     got = np.asarray(plain.score(short, ready.query))
     assert got.shape == found[0.5][1].shape
     np.testing.assert_allclose(got, found[0.5][1], atol=1e-4)
     with pytest.raises(ValueError, match="rewind=1"):
-        ddm.make_ddm(ready.task, rewind=1.0)
+        ddm.UpdateSettings(rewind=1.0)
 
 
 # Exact retraining
@@ -85,9 +93,10 @@ def test_rewind_moves_the_score_and_not_what_is_fitted(ready):
 
 @pytest.fixture(scope="module")
 def response(ready):
-    return ddm.retraining_response(ready.train, ready.task.output)
+    return retraining_response(ready.train, ready.task.output)
 
 
+@pytest.mark.slow
 def test_seeds_are_averaged_with_the_keys_of_the_split(ready, response):
     few = ready.query._replace(x=ready.query.x[:6], y=ready.query.y[:6])
     both = ddm.make_retraining(ready.task, ready.train, seeds=2)
@@ -97,7 +106,7 @@ def test_seeds_are_averaged_with_the_keys_of_the_split(ready, response):
 
     def by_hand(key, k):
         full, without = (
-            one(keep, key, ready.data, jnp.asarray(ready.groups), few)
+            one(keep, key, ready.data, ready.groups, few)
             for keep in (jnp.ones(10), jnp.ones(10).at[k].set(0))
         )
         return full - without
@@ -114,6 +123,7 @@ def test_seeds_are_averaged_with_the_keys_of_the_split(ready, response):
     np.testing.assert_allclose(kept[0] - kept[1], want[1], atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "chunk"), [(1, 2), (3, 2)])
 def test_placement_changes_nothing(ready, count, chunk):
     plain = ddm.make_retraining(ready.task, ready.train, seeds=2)
@@ -129,11 +139,12 @@ def test_placement_changes_nothing(ready, count, chunk):
     np.testing.assert_allclose(got, want, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_networks_with_masks_and_keys_of_their_own_equal_one_by_one(ready, response):
     masks = np.ones((4, 10), np.float32)
     masks[1, 3] = masks[3, 3] = masks[2, ::2] = 0
     keys = jax.vmap(jax.random.key)(jnp.array([5, 5, 9, 9]))
-    groups = jnp.asarray(ready.groups)
+    groups = ready.groups
     got = retrained_outputs(response)(masks, keys, ready.data, groups, ready.query)
     one = jax.jit(response)
     want = jnp.stack([one(masks[i], keys[i], ready.data, groups, ready.query) for i in range(4)])
@@ -141,11 +152,12 @@ def test_networks_with_masks_and_keys_of_their_own_equal_one_by_one(ready, respo
     np.testing.assert_allclose(got, want, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_subset_is_a_training_set_of_its_own(ready, response):
     few = subset_retraining_response(ready.train, ready.task.output, 100)
     rows = np.sort(np.random.default_rng(0).permutation(150)[:100])
     keep = jnp.zeros(150).at[rows].set(1)
-    key, points = jax.random.key(4), jnp.arange(150)
+    key, points = jax.random.key(4), ddm.as_groups(np.arange(150))
     got = jax.jit(few)(keep, key, ready.data, points, ready.query)
     part = ddm.Batch(ready.data.x[rows], ready.data.y[rows])
     run = jax.jit(ready.train)(key, part, jnp.ones(100))
@@ -157,6 +169,7 @@ def test_a_subset_is_a_training_set_of_its_own(ready, response):
     assert jnp.abs(weighted - got).max() > 0.1, "other batches and another number of epochs"
 
 
+@pytest.mark.slow
 def test_subsets_of_points_go_through_the_estimator(ready):
     points = np.arange(150)
     estimator = ddm.make_retraining(

@@ -4,7 +4,7 @@ import pytest
 from jax import lax
 
 import ddm_jax as ddm
-from ddm_jax.flops import count_flops
+from ddm_jax.judge.flops import count_flops
 
 A, B = jnp.ones((3, 4)), jnp.ones((4, 5))
 
@@ -46,7 +46,7 @@ def test_a_convolution_and_one_of_the_package():
     )
     want = 2 * 2 * 8 * 8 * 16 * 27
     assert count_flops(plain, x) == want
-    from ddm_jax.convolution import convolve
+    from ddm_jax.compute.convolution import convolve
 
     assert count_flops(lambda x: convolve(x, kernel, 1), x) == pytest.approx(want)
 

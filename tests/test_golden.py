@@ -22,6 +22,7 @@ import ddm_jax as ddm
 from ddm_jax.estimators import ESTIMATORS
 from ddm_jax.gradients import example_gradients
 from ddm_jax.types import take
+from ddm_jax.values import VALUES
 
 FOLDER = Path(__file__).parent / "golden"
 N, Q, CLASSES = 48, 10, 4
@@ -81,9 +82,12 @@ def make_side(problem, name):
         key=jax.random.key(0),
         params=take(checkpoints, -1),
         checkpoints=checkpoints,
+        steps=jnp.array([8, 16, 24]),
         learning_rates=jnp.full(steps, problem[f"learning_rate.{name}"]),
         rows=jnp.asarray(problem["rows"]),
         losses=jnp.zeros(steps),
+        momentum=jnp.float32(0),
+        weight_decay=jnp.float32(0),
     )
     data, query = (
         ddm.Batch(jnp.asarray(split[part]), jnp.asarray(labels[part]))
@@ -103,13 +107,9 @@ def side(request, sides):
     return request.param, sides[request.param]
 
 
-def loss_of(side):
-    return ddm.objectives.loss(side.task.apply)
-
-
 def make(method, side, **settings):
     """Our estimator of the loss."""
-    return ESTIMATORS[method](side.task, output=loss_of(side), **settings)
+    return ESTIMATORS[method](ddm.objectives.explain(side.task, "loss"), **settings)
 
 
 def scored(side, estimator, groups=None):
@@ -157,6 +157,7 @@ def test_grad_dot(golden, side):
     assert_close(scores, golden["dattri"][f"{name}.grad_dot"])
 
 
+@pytest.mark.slow
 def test_influence_with_the_whole_hessian(golden, side):
     name, ours = side
     scores = -N * scored(ours, make("influence_exact", ours, damping=damping_of(name)))
@@ -232,7 +233,9 @@ def one_leaf_a_layer(side):
 def test_datainf(golden, sides):
     """Theirs takes a layer for a block, and ours a leaf; its damping is no multiple of anything."""
     ours = one_leaf_a_layer(sides["mlp"])
-    estimator = make("datainf", ours, damping=0.0, weight_decay=damping_of("mlp"))
+    decayed = ours.run._replace(weight_decay=jnp.float32(damping_of("mlp")))
+    ours = ours._replace(run=decayed)
+    estimator = make("datainf", ours, damping=0.0)
     scores = -N * scored(ours, estimator)
     assert_close(scores, golden["dattri"]["mlp.datainf"])
     # pyDVL divides once more, by the number of training gradients that it multiplies with.
@@ -270,7 +273,7 @@ def test_in_run_shapley(golden, sides):
 def test_self_influence(golden, sides):
     """Ours are less their mean."""
     ours, theirs = sides["mlp"], golden["captum"]["mlp.self_influence"]
-    scores = -N * scored(ours, ddm.estimators.make_self_influence(ours.task))[:, 0]
+    scores = -N * scored(ours, VALUES["self_influence"](ours.task))[:, 0]
     assert_close(scores, theirs - theirs.mean())
 
 
@@ -344,7 +347,8 @@ def ridge_side(sides):
         x = data.x.reshape(len(data.x), -1)
         gram = x.T @ (weights[:, None] * x) + jnp.eye(x.shape[1])
         params = jnp.linalg.solve(gram, x.T @ (weights[:, None] * (2 * data.y - 1)))
-        return ddm.TrainRun(key, params, params[None], jnp.ones(1), jnp.zeros((1, 1)), jnp.ones(1))
+        one, rows = jnp.ones(1), jnp.zeros((1, 1), int)
+        return ddm.TrainRun(key, params, params[None], jnp.ones(1, int), one, rows, one, 0.0, 1.0)
 
     loss = ddm.objectives.loss(apply)
     task = ddm.Task(lambda key: jnp.zeros((64, CLASSES)), apply, loss, right)
@@ -381,6 +385,6 @@ def test_banzhaf(golden, sides):
 def test_data_oob(golden, sides):
     """4,000 bags of scikit-learn's, and 2,000 of ours, which are less their mean."""
     side, train = ridge_side(sides)
-    scores = N * scored(side, ddm.estimators.make_data_oob(side.task, train, models=2000))[:, :1]
+    scores = N * scored(side, VALUES["data_oob"](side.task, train, models=2000))[:, :1]
     theirs = golden["pydvl"]["ridge.data_oob"][:, None]
     assert_near(scores, theirs - theirs.mean(), 0.06, 0.98)

@@ -6,7 +6,8 @@ from jax.flatten_util import ravel_pytree
 
 import ddm_jax as ddm
 from ddm_jax import gradients
-from ddm_jax.matching import group_batches
+from ddm_jax.compute import memory
+from ddm_jax.gradients import group_batches
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,10 @@ def test_products_are_the_same_in_pieces(ready, tiny, monkeypatch):
     few, flat, _ = tiny
     vectors = jax.random.normal(jax.random.key(0), (3, flat.size))
     rows = gradients.example_gradients(ready.task.loss, ready.run.params, few)
-    for size in (gradients.ROWS, 4 * flat.size * 2, 1):
-        monkeypatch.setattr(gradients, "ROWS", size)
+    for rows_at_once in (100, 2, 1):
+        budget = memory.Budget(4 * flat.size * rows_at_once, 10**6, 1)
+        monkeypatch.setitem(memory.BUDGETS, "rows", budget)
+        assert gradients.rows_at_once(ready.run.params) == rows_at_once
         got = gradients.gradient_products(ready.task.loss, ready.run.params, few, vectors)
         assert got.shape == (7, 3)
         np.testing.assert_allclose(got, rows @ vectors.T, atol=1e-4)
@@ -38,15 +41,16 @@ def test_products_are_the_same_in_pieces(ready, tiny, monkeypatch):
 def test_group_rows_are_sums_over_n(ready):
     rows = gradients.example_gradients(ready.task.loss, ready.run.params, ready.data)
     got = gradients.group_gradient_rows(
-        ready.task, ready.run.params, ready.data, group_batches(ready.groups, 10), 10
+        ready.task, ready.run.params, ready.data, group_batches(ready.groups)
     )
-    want = gradients.group_sums(rows, jnp.asarray(ready.groups), 10)
-    by_hand = np.stack([np.asarray(rows)[ready.groups == k].sum(0) / 150 for k in range(10)])
+    want = gradients.group_sums(rows, ready.groups)
+    by_hand = np.stack([np.asarray(rows)[ready.groups.ids == k].sum(0) / 150 for k in range(10)])
     assert got.shape == want.shape == by_hand.shape == (10, rows.shape[1])
     np.testing.assert_allclose(want, by_hand, atol=1e-6)
     np.testing.assert_allclose(got, by_hand, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_hessian_products_are_those_of_the_whole_matrix(ready, tiny):
     few, flat, unravel = tiny
     weights = jnp.array([0.0, 1.0, 2.0, 0.5, 0.25, 0.0, 1.0])
@@ -58,19 +62,22 @@ def test_hessian_products_are_those_of_the_whole_matrix(ready, tiny):
     np.testing.assert_allclose(got, vectors @ matrix, atol=1e-4)
 
 
-def test_a_regression_task_has_squared_errors_by_hand():
-    import flax.linen as nn
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_vector_of_parameters_is_wide_and_goes_back(dtype):
+    params = {"a": jnp.arange(3, dtype=dtype), "b": jnp.ones((2, 2), dtype)}
+    flat = gradients.flatten(params)
+    assert flat.dtype == jnp.float32
+    np.testing.assert_array_equal(flat, [0, 1, 2, 1, 1, 1, 1])
+    back = gradients.unflatten(params)(flat)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(back)} == {jnp.dtype(dtype)}
 
-    class Line(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return nn.Dense(2)(x)
 
-    task = ddm.regression(Line(), (1,))
-    params = {"Dense_0": {"kernel": jnp.array([[2.0, 0.0]]), "bias": jnp.array([0.0, 1.0])}}
-    batch = ddm.Batch(jnp.array([[1.0], [3.0]]), jnp.array([[1.0, 1.0], [6.0, 4.0]]))
-    loss = task.loss(params, batch)
-    assert loss.shape == (2,)
-    np.testing.assert_allclose(loss, [0.5, 4.5])
-    np.testing.assert_allclose(task.output(params, batch), [-0.5, -4.5])
-    assert task.apply(params, batch.x).shape == (2, 2)
+def test_a_curvature_without_any_damping_is_refused():
+    np.testing.assert_allclose(gradients.curvature_diagonal(0.5, jnp.float32(0.25)), 0.75)
+    np.testing.assert_allclose(gradients.curvature_diagonal(0.0, 0.25), 0.25)
+    with pytest.raises(ValueError, match="damping=0 and the run's weight_decay=0; one of them"):
+        gradients.curvature_diagonal(0.0, jnp.float32(0))
+    for damping in (-1.0, float("nan"), "much"):
+        with pytest.raises(ValueError, match=f"damping={damping!r}; .* at least 0"):
+            gradients.check_damping(damping)

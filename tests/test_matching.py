@@ -5,6 +5,9 @@ import pytest
 
 import ddm_jax as ddm
 from ddm_jax import matching
+from ddm_jax.gradients import group_batches, make_group_gradients
+from ddm_jax.matching import make_match_points, make_matching_error, make_synset_gradient
+from ddm_jax.synset import by_group
 from ddm_jax.types import take
 
 
@@ -15,7 +18,8 @@ def flat(tree):
 @pytest.mark.parametrize("size", [1, 4, 64])
 def test_group_batches_cover_every_row_once(size):
     groups = np.array([2, 0, 2, 2, 1, 2, 2, 0])
-    batches = ddm.group_batches(groups, 3, size)
+    batches = group_batches(ddm.as_groups(groups), size)
+    assert batches.count == 3
     rows, valid = np.asarray(batches.rows), np.asarray(batches.valid)
     assert rows.shape == valid.shape
     np.testing.assert_array_equal(np.sort(rows[valid > 0]), np.arange(8))
@@ -23,13 +27,14 @@ def test_group_batches_cover_every_row_once(size):
         assert (groups[rows[piece]] == owner).all()
 
 
+@pytest.mark.slow
 def test_group_gradients_equal_a_loop_and_add_up_to_the_whole(ready):
-    gradients = jax.jit(ddm.make_group_gradients(ready.task, 10))(
-        ready.run.params, ready.data, ddm.group_batches(ready.groups, 10, 7)
+    gradients = jax.jit(make_group_gradients(ready.task))(
+        ready.run.params, ready.data, group_batches(ready.groups, 7)
     )
     total = np.zeros_like(flat(take(gradients, 0)))
     for group in range(10):
-        members = np.flatnonzero(ready.groups == group)
+        members = np.flatnonzero(ready.groups.ids == group)
         want = jax.grad(lambda p, m: ready.task.loss(p, take(ready.data, m)).sum() / 150)(
             ready.run.params, members
         )
@@ -42,8 +47,8 @@ def test_group_gradients_equal_a_loop_and_add_up_to_the_whole(ready):
 
 
 def test_group_gradients_under_vmap_and_pmap_equal_a_loop(ready):
-    gradients = ddm.make_group_gradients(ready.task, 10)
-    batches = ddm.group_batches(ready.groups, 10)
+    gradients = make_group_gradients(ready.task)
+    batches = group_batches(ready.groups)
     points = take(ready.run.checkpoints, slice(0, 4))
     each = [gradients(take(points, t), ready.data, batches) for t in range(4)]
     want = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
@@ -55,62 +60,41 @@ def test_group_gradients_under_vmap_and_pmap_equal_a_loop(ready):
 
 
 def real_synset(ready):
-    """Every member of every group as an item: h_k is g_k exactly."""
-    most = np.bincount(ready.groups).max()
-    rows, mass = np.zeros((10, most), int), np.zeros((10, most), np.float32)
-    for group in range(10):
-        members = np.flatnonzero(ready.groups == group)
-        rows[group, : len(members)] = members
-        mass[group, : len(members)] = 1 / len(members)
-    y = jnp.log(ready.data.y[rows] + 1e-30)
-    share = jnp.asarray(np.bincount(ready.groups) / 150, jnp.float32)
-    return ddm.Synset(ready.data.x[rows], y, jnp.asarray(mass), share)
+    """Every member of every group as an item, by group: h_k is g_k exactly."""
+    ids, sizes = np.asarray(ready.groups.ids), ready.groups.sizes()
+    rows = np.argsort(ids, kind="stable")
+    return by_group(
+        ddm.Synset(
+            items=ddm.Batch(ready.data.x[rows], jnp.log(ready.data.y[rows] + 1e-30)),
+            group=jnp.asarray(ids[rows]),
+            mass=jnp.asarray(1 / sizes[ids[rows]], jnp.float32),
+            share=jnp.asarray(sizes / 150, jnp.float32),
+        )
+    )
 
 
 def test_synset_gradient_of_the_real_members_is_the_group_gradient(ready):
-    batches = ddm.group_batches(ready.groups, 10)
-    g = ddm.make_group_gradients(ready.task, 10)(ready.run.params, ready.data, batches)
-    h = jax.vmap(ddm.make_synset_gradient(ready.task), (None, 0))(
-        ready.run.params, real_synset(ready)
-    )
+    batches = group_batches(ready.groups)
+    g = make_group_gradients(ready.task)(ready.run.params, ready.data, batches)
+    h = jax.vmap(make_synset_gradient(ready.task), (None, 0))(ready.run.params, real_synset(ready))
     assert flat(g).shape == flat(h).shape
     np.testing.assert_allclose(flat(g), flat(h), atol=1e-6)
 
 
 def test_reversing_the_masses_reverses_the_gradient(ready, synset):
-    gradient = ddm.make_synset_gradient(ready.task)
-    forward = gradient(ready.run.params, take(synset, 0))
-    reverse = gradient(ready.run.params, take(synset._replace(mass=-synset.mass), 0))
+    gradient = make_synset_gradient(ready.task)
+    one = take(by_group(synset), 0)
+    forward = gradient(ready.run.params, one)
+    reverse = gradient(ready.run.params, one._replace(mass=-one.mass))
     assert flat(forward).shape == flat(reverse).shape
     np.testing.assert_allclose(flat(forward), -flat(reverse), atol=1e-7)
 
 
-def test_distances_by_hand():
+def test_squared_distance_by_hand():
     g = {"kernel": jnp.array([[1.0, 0.0], [0.0, 2.0]]), "bias": jnp.array([3.0, 4.0])}
     h = {"kernel": jnp.array([[1.0, 0.0], [0.0, -2.0]]), "bias": jnp.array([6.0, 8.0])}
     np.testing.assert_allclose(matching.squared_distance(g, h), 16 + 25, rtol=1e-6)
-    # Kernel: (1 - 4) / (sqrt 5 sqrt 5); bias: parallel.
-    np.testing.assert_allclose(matching.layer_cosine_distance(g, h), 1 + 3 / 5, rtol=1e-6)
-    # Output units are columns: parallel, opposite; vectors are left out.
-    np.testing.assert_allclose(matching.row_cosine_distance(g, h), 2.0, rtol=1e-6)
-    for distance in matching.DISTANCES.values():
-        np.testing.assert_allclose(distance(g, g), 0.0, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["layer_cosine", "row_cosine"])
-def test_cosines_do_not_see_size_and_squares_do(name):
-    g = {"kernel": jax.random.normal(jax.random.key(0), (3, 4))}
-    twice = jax.tree.map(lambda leaf: 2 * leaf, g)
-    np.testing.assert_allclose(matching.DISTANCES[name](g, twice), 0.0, atol=1e-5)
-    assert matching.squared_distance(g, twice) > 1
-
-
-def test_a_cosine_of_nothing_has_finite_slopes():
-    zero = {"kernel": jnp.zeros((3, 4))}
-    one = {"kernel": jnp.ones((3, 4))}
-    for distance in matching.DISTANCES.values():
-        slope = jax.grad(lambda h, d=distance: d(one, h))(zero)
-        assert jnp.isfinite(slope["kernel"]).all()
+    np.testing.assert_allclose(matching.squared_distance(g, g), 0.0, atol=1e-6)
 
 
 def test_balance_weights_make_an_empty_synset_cost_one():
@@ -146,8 +130,8 @@ def test_whitening_equals_the_closed_form(rng):
 
 
 def test_an_empty_synset_costs_one_when_whitened(ready):
-    points = ddm.make_match_points(ready.task, 10)(
-        ready.run.checkpoints, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([3, 9])
+    points = make_match_points(ready.task)(
+        ready.run.checkpoints, ready.data, group_batches(ready.groups), jnp.array([3, 9])
     )
     weights = matching.balance_weights(matching.distance_norms(points, "whitened"), 0.5)
     for t in range(2):
@@ -161,15 +145,16 @@ def test_an_empty_synset_costs_one_when_whitened(ready):
         np.testing.assert_allclose(weights[t] @ cost, 1.0, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", sorted(matching.DISTANCES))
 def test_the_matching_loss_under_vmap_and_pmap_equals_a_loop(ready, synset, distance):
-    points = ddm.make_match_points(ready.task, 10)(
-        ready.run.checkpoints, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([9])
+    points = make_match_points(ready.task)(
+        ready.run.checkpoints, ready.data, group_batches(ready.groups), jnp.array([9])
     )
     point = take(points, 0)
     weights = matching.balance_weights(matching.distance_norms(points, distance), 0.5)[0]
-    slope = jax.value_and_grad(ddm.make_matching_loss(ready.task, distance))
-    items = take((synset, point.gradients, weights), slice(0, 4))
+    slope = jax.value_and_grad(ddm.make_matching_loss(ready.task, distance), allow_int=True)
+    items = take((by_group(synset), point.gradients, weights), slice(0, 4))
     each = [jax.jit(slope)(*take(items, k), point) for k in range(4)]
     want, want_slope = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     for mapped in (
@@ -179,15 +164,16 @@ def test_the_matching_loss_under_vmap_and_pmap_equals_a_loop(ready, synset, dist
         got, got_slope = mapped(*items, point)
         assert got.shape == want.shape == (4,)
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-6)
-        assert got_slope.x.shape == want_slope.x.shape
-        np.testing.assert_allclose(got_slope.x, want_slope.x, rtol=1e-2, atol=1e-4)
+        moved, expected = got_slope.items.x, want_slope.items.x
+        assert moved.shape == expected.shape
+        np.testing.assert_allclose(moved, expected, rtol=1e-2, atol=1e-4)
 
 
 def test_matching_error_is_zero_for_the_real_members_and_one_for_nothing(ready):
-    points = ddm.make_match_points(ready.task, 10)(
-        ready.run.checkpoints, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([8, 9])
+    points = make_match_points(ready.task)(
+        ready.run.checkpoints, ready.data, group_batches(ready.groups), jnp.array([8, 9])
     )
-    error = jax.jit(ddm.make_matching_error(ready.task))
+    error = jax.jit(make_matching_error(ready.task))
     real = real_synset(ready)
     perfect, empty = error(real, points), error(real._replace(mass=real.mass * 0), points)
     assert perfect.shape == empty.shape == (2, 10)
@@ -195,23 +181,24 @@ def test_matching_error_is_zero_for_the_real_members_and_one_for_nothing(ready):
     np.testing.assert_allclose(empty, np.ones((2, 10)), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_slope_of_the_matching_loss_is_right_to_second_order(ready, synset):
     """The gradient of a gradient, against finite differences in double precision."""
     with jax.enable_x64(True):
         double = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)  # noqa: E731
-        params, one = double(ready.run.params), double(take(synset, 3))
-        other = double(take(synset, 4))
-        gradient = ddm.make_synset_gradient(ready.task)
+        params, one = double(ready.run.params), double(take(by_group(synset), 3))
+        other = double(take(by_group(synset), 4))
+        gradient = make_synset_gradient(ready.task)
 
         def loss(x):
-            return matching.squared_distance(
-                gradient(params, other), gradient(params, one._replace(x=x))
-            )
+            moved = one._replace(items=one.items._replace(x=x))
+            return matching.squared_distance(gradient(params, other), gradient(params, moved))
 
-        slope = jax.grad(loss)(one.x)
-        way = jax.random.normal(jax.random.key(0), one.x.shape, jnp.float64)
+        x = one.items.x
+        slope = jax.grad(loss)(x)
+        way = jax.random.normal(jax.random.key(0), x.shape, jnp.float64)
         step = 1e-6
-        numeric = (loss(one.x + step * way) - loss(one.x - step * way)) / (2 * step)
+        numeric = (loss(x + step * way) - loss(x - step * way)) / (2 * step)
         np.testing.assert_allclose(jnp.sum(slope * way), numeric, rtol=1e-4)
 
 
@@ -222,13 +209,11 @@ def test_hard_labels_cannot_reverse_the_last_layer(ready):
     (p - e_c) (q - e_c) > 0: no positive mass can point the other way.
     """
     bias = lambda tree: np.asarray(tree["Dense_1"]["bias"])  # noqa: E731
-    g = ddm.make_group_gradients(ready.task, 10)(
-        ready.run.params, ready.data, ddm.group_batches(ready.groups, 10)
-    )
-    gradient = ddm.make_synset_gradient(ready.task)
+    g = make_group_gradients(ready.task)(ready.run.params, ready.data, group_batches(ready.groups))
+    gradient = make_synset_gradient(ready.task)
     for group in range(10):
         x = 3 * jax.random.normal(jax.random.key(group), (1, 8, 8, 1))
         y = jnp.log(jnp.eye(10)[None, group] + 1e-30)
-        one = ddm.Synset(x, y, jnp.ones(1), jnp.ones(()))
+        one = ddm.Synset(ddm.Batch(x, y), jnp.zeros(1, jnp.int32), jnp.ones(1), jnp.ones(()))
         h = gradient(ready.run.params, one)
         assert bias(take(g, group)) @ bias(h) > 0

@@ -346,7 +346,7 @@ def test_runs_needed_is_the_inverse_of_the_ceiling(reliability):
 
 @pytest.mark.parametrize("ceiling", [1.0, 1.5, -0.1, float("nan")])
 def test_runs_needed_refuses_a_ceiling_that_is_none(ceiling):
-    with pytest.raises(ValueError, match="must be in"):
+    with pytest.raises(ValueError, match=f"ceiling={ceiling}; it must be a finite number"):
         metrics.runs_needed(0.5, ceiling)
 
 

@@ -1,4 +1,3 @@
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +8,7 @@ import ddm_jax as ddm
 from ddm_jax import models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "stride", "side"), [(3, 1, 7), (3, 2, 7), (3, 2, 8), (1, 2, 8)])
 def test_convolution_equals_lax_conv_with_its_gradients(size, stride, side):
     layer = models.Convolution(5, size=size, stride=stride)
@@ -53,6 +53,7 @@ NETWORKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "settings"), NETWORKS)
 def test_network_gives_logits_and_features_and_keeps_examples_apart(name, settings):
     task = ddm.classification(models.make_module(name, 6, **settings), (9, 9, 2))
@@ -69,38 +70,10 @@ def test_network_gives_logits_and_features_and_keeps_examples_apart(name, settin
     assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient["Dense_0"]))
 
 
-def test_loss_is_cross_entropy_by_hand():
-    task = ddm.Task(None, lambda p, x: x @ p, None, None)
-    real = ddm.classification(models.Logistic(2), (2,))
-    params = jax.tree.map(jnp.zeros_like, real.init(jax.random.key(0)))
-    batch = ddm.Batch(jnp.ones((1, 2)), jnp.array([[1.0, 0.0]]))
-    assert task.features is None
-    np.testing.assert_allclose(real.loss(params, batch), [np.log(2)], rtol=1e-6)
-    np.testing.assert_allclose(real.output(params, batch), [0.0], atol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    x = jax.random.normal(jax.random.key(1), (20, 8, 8, 1))
-    return ddm.Batch(x, jax.nn.one_hot(jnp.arange(20) % 10, 10))
-
-
-def test_dropout_is_random_in_training_alone(pictures):
-    task = ddm.classification(models.MLP(10, (32,), dropout=0.5), (8, 8, 1))
-    plain = ddm.classification(models.MLP(10, (32,)), (8, 8, 1))
-    params = task.init(jax.random.key(0))
-    one, again, other = (task.training_loss(params, pictures, jax.random.key(k)) for k in (0, 0, 1))
-    assert one.shape == again.shape == other.shape == (20,)
-    np.testing.assert_array_equal(one, again)
-    assert jnp.abs(one - other).min() > 0, "every example has a mask of its own draw"
-    for deterministic in (task.loss, plain.loss):
-        assert deterministic(params, pictures).shape == (20,)
-    np.testing.assert_array_equal(task.loss(params, pictures), plain.loss(params, pictures))
-    np.testing.assert_array_equal(task.output(params, pictures), plain.output(params, pictures))
-    np.testing.assert_array_equal(
-        task.features(params, pictures.x), plain.features(params, pictures.x)
-    )
-    assert jnp.abs(one - task.loss(params, pictures)).max() > 0.01
+@pytest.mark.parametrize(("name", "settings"), NETWORKS)
+def test_without_dropout_training_is_not_random(name, settings):
+    task = ddm.classification(models.make_module(name, 6, **settings), (9, 9, 2))
+    assert task.training_loss is None
 
 
 def test_dropout_leaves_logits_right_on_average():
@@ -117,45 +90,7 @@ def test_dropout_leaves_logits_right_on_average():
     np.testing.assert_allclose(mean, want, atol=0.05)
 
 
-@pytest.mark.parametrize(("name", "settings"), NETWORKS)
-def test_without_dropout_training_is_not_random(name, settings):
-    task = ddm.classification(models.make_module(name, 6, **settings), (9, 9, 2))
-    assert task.training_loss is None
-
-
-class Louder(nn.Module):
-    @nn.compact
-    def __call__(self, x, train=False):
-        return (3.0 if train else 1.0) * nn.Dense(10)(x.reshape(len(x), -1))
-
-
-class Noisy(nn.Module):
-    @nn.compact
-    def __call__(self, x, train=False):
-        if train:
-            x = x + jax.random.normal(self.make_rng("dropout"), x.shape)
-        return nn.Dense(10)(x.reshape(len(x), -1))
-
-
-def test_ones_own_module_is_told_that_it_is_trained(pictures):
-    task = ddm.classification(Louder(), (8, 8, 1))
-    params = task.init(jax.random.key(0))
-    got = task.training_loss(params, pictures, jax.random.key(1))
-    want = task.loss(jax.tree.map(lambda leaf: 3 * leaf, params), pictures)
-    assert got.shape == want.shape == (20,)
-    np.testing.assert_allclose(got, want, rtol=1e-5)
-    assert jnp.abs(got - task.loss(params, pictures)).max() > 0.1
-
-
-def test_ones_own_module_gets_a_key_in_training(pictures):
-    task = ddm.classification(Noisy(), (8, 8, 1))
-    params = task.init(jax.random.key(0))
-    one, other = (task.training_loss(params, pictures, jax.random.key(k)) for k in (0, 1))
-    assert one.shape == other.shape == (20,)
-    assert jnp.abs(one - other).min() > 0
-    assert task.loss(params, pictures).shape == (20,)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "fan_in"),
     [
@@ -190,29 +125,13 @@ def test_biases_start_at_zero_by_default(make):
         np.testing.assert_array_equal(layer["bias"], 0.0)
 
 
-class WithBatchNorm(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(3)(nn.BatchNorm(use_running_average=False)(x))
-
-
-class Flat(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(3)(x).sum()
-
-
 def test_bad_networks_are_refused_by_name():
-    with pytest.raises(ValueError, match="batch_stats"):
-        ddm.classification(WithBatchNorm(), (4,))
-    with pytest.raises(ValueError, match=r"must be \(1, C\)"):
-        ddm.classification(Flat(), (4,))
-    with pytest.raises(ValueError, match="unknown model 'vgg'"):
+    with pytest.raises(ValueError, match="model='vgg'; choose one of logistic, mlp"):
         models.make_module("vgg", 10)
     with pytest.raises(ValueError, match="depth <= 3"):
         ddm.classification(models.ConvNet(10, depth=4), (8, 8, 1))
     for make in (models.Logistic, models.MLP):
-        with pytest.raises(ValueError, match="initial='he'; choose 'lecun' or 'uniform'"):
+        with pytest.raises(ValueError, match="initial='he'; choose one of lecun, uniform"):
             ddm.classification(make(10, initial="he"), (4,))
     with pytest.raises(ValueError, match="norm='batch'"):
         ddm.classification(models.ConvNet(10, norm="batch"), (8, 8, 1))

@@ -23,6 +23,7 @@ def test_there_is_a_notebook():
     assert [path.stem for path in NOTEBOOKS] == list(FIGURES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_top_to_bottom(path, monkeypatch):
     # As a user has it: one device, whatever the tests set.

@@ -10,8 +10,9 @@ import pytest
 from counting import compilations
 
 import ddm_jax as ddm
-from ddm_jax import parallel
-from ddm_jax.parallel import chunked_vmap, device_vmap, in_batches
+from ddm_jax.compute import memory, placement
+from ddm_jax.compute.placement import chunked_vmap, device_vmap, in_batches
+from ddm_jax.masks import leave_one_out_masks
 from ddm_jax.types import take
 
 
@@ -47,14 +48,15 @@ def check_equal(got, size):
 SIZES = [(d, k) for d in (1, 2, 3, 4) for k in sorted({1, d - 1, d, d + 1, 3 * d + 2} - {0})]
 
 
-@pytest.mark.parametrize("engine", parallel.ENGINES)
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", placement.ENGINES)
 @pytest.mark.parametrize(("count", "size"), [*SIZES, (4, 2), (4, 7), (4, 8), (4, 9)])
 def test_device_vmap_equals_a_loop_for_every_k_and_number_of_devices(engine, count, size):
     mapped = device_vmap(fn, devices=jax.local_devices()[:count], engine=engine)
     check_equal(mapped(items(size), *SHARED), size)
 
 
-@pytest.mark.parametrize("engine", parallel.ENGINES)
+@pytest.mark.parametrize("engine", placement.ENGINES)
 def test_the_routes_give_the_same_bits_where_each_device_maps_in_turn(engine):
     one = device_vmap(fn, devices=jax.local_devices()[:1])(items(14), *SHARED)
     some = device_vmap(fn, engine=engine)(items(14), *SHARED)
@@ -71,7 +73,7 @@ def test_it_runs_inside_jit_and_under_grad(size):
 
 
 def test_arguments_that_were_replicated_stay_where_they_are():
-    shared = parallel.replicate(SHARED)
+    shared = placement.replicate(SHARED)
     assert len(shared[0].devices()) == 4
     assert jax.device_put(shared[0], shared[0].sharding) is shared[0]
     check_equal(device_vmap(fn)(items(8), *shared), 8)
@@ -82,7 +84,7 @@ def test_arguments_that_were_replicated_stay_where_they_are():
 @pytest.mark.parametrize("size", [8, 9])
 def test_donated_items_are_used_up(size):
     mapped = device_vmap(lambda v, by: v * by, donate=True)
-    x = parallel.replicate(jnp.ones((size, 1000)))
+    x = placement.replicate(jnp.ones((size, 1000)))
     x = mapped(x, 2.0)
     again = mapped(x, 3.0)
     np.testing.assert_array_equal(again, np.full((size, 1000), 6.0, np.float32))
@@ -90,6 +92,7 @@ def test_donated_items_are_used_up(size):
         assert x.is_deleted()
 
 
+@pytest.mark.slow
 def test_as_many_run_side_by_side_as_fit_into_memory(monkeypatch):
     """Each item needs 4 MB on its way: with 1 GB they all run at once, with 20 MB only some."""
 
@@ -98,12 +101,12 @@ def test_as_many_run_side_by_side_as_fit_into_memory(monkeypatch):
 
     x = jnp.ones((8, 1000)) * jnp.arange(8.0)[:, None] / 1000
     want = jnp.stack([wide(item) for item in x])
-    real, chosen = parallel.chunked_vmap, []
+    real, chosen = placement.chunked_vmap, []
     for limit in (2**30, 20 * 2**20, 1):
-        monkeypatch.setattr(parallel, "device_memory", lambda limit=limit: limit)
+        monkeypatch.setattr(memory, "device_memory", lambda limit=limit: limit)
         tried = []
         monkeypatch.setattr(
-            parallel, "chunked_vmap", lambda f, c, tried=tried: (tried.append(c), real(f, c))[1]
+            placement, "chunked_vmap", lambda f, c, tried=tried: (tried.append(c), real(f, c))[1]
         )
         mapped = device_vmap(wide, devices=jax.local_devices()[:1], chunk="fit")
         np.testing.assert_allclose(mapped(x), want, rtol=1e-5)
@@ -112,7 +115,7 @@ def test_as_many_run_side_by_side_as_fit_into_memory(monkeypatch):
 
 
 @pytest.mark.parametrize("chunk", [1, "fit"])
-@pytest.mark.parametrize("engine", parallel.ENGINES)
+@pytest.mark.parametrize("engine", placement.ENGINES)
 def test_one_compilation_for_each_shape(engine, chunk):
     mapped = device_vmap(fn, engine=engine, chunk=chunk)
     ready = jax.block_until_ready((items(8), items(12)))
@@ -134,15 +137,17 @@ jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
 import jax.numpy as jnp
 
 import ddm_jax as ddm
+from ddm_jax.estimators.retraining import retraining_response
+from ddm_jax.masks import leave_one_out_masks
 
 assert jax.device_count() == 4 and jax.local_device_count() == 2
 
 split = ddm.data.load("digits", train_size=100, test_size=20)
 task = ddm.classification(ddm.models.MLP(10, (8,)), (8, 8, 1))
 train = ddm.make_train(task, steps=20, batch_size=50, learning_rate=0.3)
-groups = np.arange(100) // 10
-response = ddm.retraining_response(train, task.output)
-masks = np.asarray(ddm.leave_one_out_masks(10))
+groups = ddm.as_groups(np.arange(100) // 10)
+response = retraining_response(train, task.output)
+masks = np.asarray(leave_one_out_masks(10))
 arguments = (jax.random.key(0), split.train, groups, split.test)
 for size in (1, 3, 4, 5, 11):
     found = ddm.subset_outputs(response)(masks[:size], *arguments)
@@ -160,6 +165,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_items_and_both_get_all_results():
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -211,12 +217,13 @@ def test_a_second_call_compiles_nothing():
         assert len(traces) == before > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_training_gives_the_same_bits_however_many_run_side_by_side(ready, devices, size):
     """Among others or alone on its device: a resumed run may cut its work otherwise."""
 
-    loss = ddm.objectives.make_objective("loss", ready.task.apply)
+    loss = ddm.objectives.explain(ready.task, "loss").output
 
     def one(item, data, groups, query):
         run = ready.train(item["key"], data, item["keep"][groups])
@@ -224,8 +231,8 @@ def test_training_gives_the_same_bits_however_many_run_side_by_side(ready, devic
 
     mapped = device_vmap(one, devices=jax.local_devices()[:devices])
     keys = jnp.repeat(jax.random.key(1)[None], 9)
-    all_items = {"key": keys, "keep": ddm.leave_one_out_masks(10)[:9]}
-    shared = (ready.data, jnp.asarray(ready.groups), ready.query)
+    all_items = {"key": keys, "keep": leave_one_out_masks(10)[:9]}
+    shared = (ready.data, jnp.asarray(ready.groups.ids), ready.query)
     together = mapped(all_items, *shared)
     some = mapped(jax.tree.map(lambda leaf: leaf[:size], all_items), *shared)
     assert some[0].dtype == keys.dtype
@@ -250,9 +257,23 @@ def test_batches_equal_the_whole(size):
     np.testing.assert_allclose(got, x @ SHARED[0].T, atol=1e-6)
 
 
-def test_the_device_has_some_memory():
-    found = parallel.device_memory()
-    assert found is None or 2**27 < found < 2**50
+def test_a_function_is_compiled_once_however_often_it_is_mapped_in_batches():
+    x = jax.block_until_ready(jax.random.normal(jax.random.key(0), (7, 3)))
+
+    def forward(matrix, x):
+        return x @ matrix
+
+    assert compilations(lambda: in_batches(forward, 2)(SHARED[0].T, x)) > 0
+    assert compilations(lambda: in_batches(forward, 2)(SHARED[0].T, x)) == 0
+
+
+def test_items_that_do_not_belong_together_are_refused_inside_jit_too():
+    uneven = {"v": jnp.ones((2, 3)), "s": jnp.ones(3)}
+    for mapped in (jax.jit(device_vmap(lambda item: item)), jax.jit(chunked_vmap(lambda i: i))):
+        with pytest.raises(ValueError, match=r"leading axes \[2, 3\]"):
+            mapped(uneven)
+    with pytest.raises(ValueError, match=r"leading axes \[0\]"):
+        device_vmap(lambda number: number)(1.0)
 
 
 def test_wrong_arguments_are_named():

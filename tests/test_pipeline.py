@@ -5,23 +5,38 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_run import CHUNK, compile_once, finished, read_stages, tiny_config  # noqa: F401
+from tiny_run import CHUNK, finished, read_stages, tiny_config  # noqa: F401
 
-from ddm_jax import checkpoint, config, offline, pipeline, report, workdir
+from ddm_jax import distill, files
 from ddm_jax.attribution import Attribution
-from ddm_jax.pipeline import DEPENDS, SILENT, Progress
-from ddm_jax.plan import make_plan
-from ddm_jax.workdir import check_stage_change, fingerprint_of
+from ddm_jax.compute import memory
+from ddm_jax.judge import filling, store
+from ddm_jax.judge.truth import Truth
+from ddm_jax.run import figures, report, stages, workdir
+from ddm_jax.run import settings as config
+from ddm_jax.run.check import Check, agreement
+from ddm_jax.run.jobs import Results
+from ddm_jax.run.plan import make_plan
+from ddm_jax.run.stages import check_stage_change
+from ddm_jax.run.workdir import SILENT, Made, Progress
 
 TRAINING = "training the target network"
 DISTILLING = "distilling the synset"
-CHECKING = "retraining 10 networks to check"
+CHECKING = "retraining 10 of 10 networks"
+KEPT = {
+    "target": "target",
+    "groups": "groups",
+    "synset": "synset",
+    "attribution": "attribution",
+    "check": "check/predicted",
+}
 
 
 class Recorder:
@@ -45,30 +60,30 @@ class Recorder:
 
 @pytest.fixture(autouse=True)
 def chunk(monkeypatch):
-    monkeypatch.setattr(offline, "STEPS_AT_ONCE", CHUNK)
+    monkeypatch.setattr(distill, "STEPS_AT_ONCE", CHUNK)
 
 
 @pytest.fixture
 def without_report(monkeypatch):
     """Leave the figures out: they take most of the seconds of a run."""
-    monkeypatch.setattr(pipeline, "report_stage", lambda *_: {})
+    monkeypatch.setattr(report, "write", lambda *_: {})
 
 
 @pytest.fixture
 def without_pictures(monkeypatch):
     """Write the report, but draw nothing."""
-    monkeypatch.setattr(report, "_png", lambda figure: b"")
-
-
-@pytest.fixture
-def without_check(without_report, monkeypatch):
-    """Leave the check out too, which compiles the retraining anew for other shapes."""
-    monkeypatch.setattr(pipeline, "check_stage", lambda *_: None)
+    monkeypatch.setattr(figures, "png", lambda figure: b"")
 
 
 @pytest.fixture
 def copy(finished, tmp_path) -> Path:  # noqa: F811
     return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def _to(name: str, chosen: config.Config, folder: Path, progress: Progress = SILENT) -> Results:
+    """Run up to a stage, without a report, and without a check, which compiles the retraining."""
+    folder.mkdir(exist_ok=True)
+    return stages.bring(make_plan(chosen), folder, (name,), progress)
 
 
 def _assert_same_tree(a, b) -> None:
@@ -80,50 +95,82 @@ def _assert_same_tree(a, b) -> None:
         np.testing.assert_array_equal(left, right)
 
 
-def _written(workdir: Path) -> dict[str, int]:
-    return {n: (workdir / n / checkpoint.MANIFEST).stat().st_mtime_ns for n in DEPENDS}
+def _assert_same_results(a: Results, b: Results) -> None:
+    for name in ("target", "synset"):
+        _assert_same_tree(getattr(a, name), getattr(b, name))
+    np.testing.assert_array_equal(a.groups.ids, b.groups.ids)
+    np.testing.assert_array_equal(a.attribution.scores, b.attribution.scores)
+    # How long a network took is no result.
+    one, two = (each.check._replace(truth=each.check.truth._replace(seconds=0)) for each in (a, b))
+    for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def _written(folder: Path) -> dict[str, int]:
+    return {
+        name: (folder / place / files.MANIFEST).stat().st_mtime_ns for name, place in KEPT.items()
+    }
 
 
 # What a run leaves
 
 
 def test_a_run_leaves_its_files(finished):  # noqa: F811
-    names = {p.name for p in finished.iterdir()}
-    assert names == {*DEPENDS, "config.json", "attribution.npz", "metrics.json", "figures"} | {
-        "report.html"
-    }
-    figures = {p.name for p in (finished / "figures").iterdir()}
-    assert figures == {
-        f"{n}.png"
-        for n in ("agreement", "matrix", "mistakes", "synset", "matching", "groups", "training")
+    names = {p.name for p in finished.iterdir()} - {"lock"}
+    left = {"config.json", "attribution.npz", "metrics.json", "figures", "report.html"}
+    assert names == {*KEPT, *left}
+    assert {p.stem for p in (finished / "figures").iterdir()} == {
+        "agreement",
+        "matrix",
+        "mistakes",
+        "synset",
+        "matching",
+        "groups",
+        "training",
     }
     assert config.load(finished / "config.json") == tiny_config()
+    assert not list(finished.rglob("*.new*"))
 
 
 def test_the_stages_have_the_shapes_of_the_settings(finished):  # noqa: F811
-    stages = read_stages(finished)
-    assert stages.target.losses.shape == (12,)
-    assert stages.target.rows.shape == (12, 40)
-    assert jax.tree.leaves(stages.target.checkpoints)[0].shape[0] == 4
-    assert stages.groups.shape == (120,)
-    assert stages.synset.synset.x.shape == (10, 1, 8, 8, 1)
-    assert stages.synset.losses.shape == (60,)
-    assert stages.check.masks.shape == (5, 10)
-    assert stages.check.retrained.shape == (2, 5, 40)
-    assert stages.check.predicted.shape == (5, 40)
-    assert stages.check.grad_dot.shape == (10, 40)
-    for leaf in jax.tree.leaves((stages.target.params, stages.synset, stages.check)):
+    found = read_stages(finished).results
+    assert found.target.losses.shape == (12,)
+    assert found.target.rows.shape == (12, 40)
+    np.testing.assert_array_equal(found.target.steps, [3, 6, 9, 12])
+    assert found.groups.ids.shape == (120,)
+    assert found.groups.count == 10
+    assert found.synset.synset.items.x.shape == (10, 8, 8, 1)
+    np.testing.assert_array_equal(found.synset.synset.group, np.arange(10))
+    assert found.synset.info.losses.shape == (60,)
+    assert np.count_nonzero(found.synset.info.losses) == 60
+    assert found.attribution.scores.shape == (10, 40)
+    check = found.check
+    assert check.truth.effects().shape == (2, 2, 40)
+    assert check.truth.subsets.shape == (2, 2, 40)
+    np.testing.assert_array_equal(check.truth.masks.sum(1), [5, 5])
+    assert check.predicted.shape == (3, 40)
+    assert check.grad_dot.shape == check.scores.shape == (10, 40)
+    for leaf in jax.tree.leaves((found.target.params, found.synset, check)):
         assert np.isfinite(leaf).all()
-    assert np.count_nonzero(stages.synset.losses) == 60
 
 
-def test_training_in_pieces_is_training_at_once(tmp_path):
-    """Two epochs a piece, of five: the first piece is one epoch, with no checkpoint."""
-    chosen = tiny_config("train.epochs=5", "train.checkpoint_every=2", "train.momentum=0.5")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        (("train.epochs=5", "train.checkpoint_every=2", "train.momentum=0.5"), [9, 15]),
+        # 150 points in batches of 64, the last one smaller: an epoch is 3 steps, and not 2.
+        (("data.train_size=150", "train.batch_size=64", "train.last_batch=keep"), [3, 6, 9, 12]),
+    ],
+)
+def test_training_in_pieces_is_training_at_once(tmp_path, changes, steps):
+    """0.8 kept other checkpoints than the trainer where last_batch is "keep"."""
+    chosen = tiny_config(*changes)
     plan = make_plan(chosen)
-    target = pipeline.target_stage(plan, tmp_path, SILENT)
-    whole = jax.jit(plan.trainer.train)(target.key, plan.split.train, jnp.ones(120))
-    assert target.losses.shape == (15,)
+    target = _to("target", chosen, tmp_path).target
+    np.testing.assert_array_equal(target.steps[-len(steps) :], steps)
+    weights = jnp.ones(len(plan.split.train.x))
+    whole = jax.jit(plan.trainer.train)(target.key, plan.split.train, weights)
     assert jax.tree.structure(target) == jax.tree.structure(whole)
     np.testing.assert_array_equal(target.rows, whole.rows)
     for left, right in zip(
@@ -135,68 +182,88 @@ def test_training_in_pieces_is_training_at_once(tmp_path):
     _assert_same_tree(last, target.params)
 
 
-def test_the_attribution_is_the_difference_that_the_check_predicts(finished):  # noqa: F811
+def test_the_attribution_is_the_method_on_the_synset(finished):  # noqa: F811
     attribution = Attribution.load(finished / "attribution.npz")
-    stages = read_stages(finished)
-    assert attribution.scores.shape == (10, 40)
-    left_out, predicted = stages.check.groups, np.asarray(stages.check.predicted)
-    np.testing.assert_array_equal(stages.check.masks[1:3].argmin(1), left_out)
-    np.testing.assert_array_equal(stages.check.masks[3:].sum(1), [5, 5])
+    plan, found = read_stages(finished)
+    masks = 1 - np.eye(10, dtype=np.float32)[[2, 7]]
+    every = np.ones((1, 10), np.float32)
+    outputs = plan.ddm.outputs(found.synset, np.concatenate([every, masks]), plan.split.test)
     np.testing.assert_allclose(
-        attribution.scores[left_out], predicted[0] - predicted[1:3], rtol=1e-4, atol=1e-5
+        attribution.scores[[2, 7]], outputs[0] - outputs[1:], rtol=1e-4, atol=1e-5
     )
-    np.testing.assert_array_equal(attribution.groups, stages.groups)
-    np.testing.assert_array_equal(attribution.query_ids, stages.plan.split.test_ids)
-    assert attribution.metadata["sizes"] == np.bincount(stages.groups).tolist()
+    np.testing.assert_array_equal(attribution.groups.ids, found.groups.ids)
+    np.testing.assert_array_equal(attribution.query_ids, plan.split.test_ids)
+    assert attribution.metadata["sizes"] == found.groups.sizes().tolist()
     assert attribution.metadata["objective"] == "margin"
+    assert attribution.metadata["seconds"].keys() == {*KEPT} - {"check"}
     assert set(attribution.metadata["versions"]) >= {"ddm_jax", "jax", "device"}
 
 
-def test_the_check_retrains_exactly(finished):  # noqa: F811
-    """One entry of the check, again by hand: weights of zero for the left-out group."""
-    stages = read_stages(finished)
-    plan, group = stages.plan, int(stages.check.groups[1])
-    key = jax.random.split(jax.random.fold_in(pipeline._key(plan, "check"), 2), 2)[1]
-    weights = jnp.asarray(stages.groups != group, jnp.float32)
-    run = jax.jit(plan.trainer.train)(key, plan.split.train, weights)
-    output = plan.output(run.params, plan.split.test)
-    assert output.shape == stages.check.retrained[1, 2].shape
-    np.testing.assert_allclose(output, stages.check.retrained[1, 2], rtol=1e-3, atol=1e-4)
+def test_the_check_is_a_truth_of_what_the_run_explains(finished):  # noqa: F811
+    plan, found = read_stages(finished)
+    check = found.check
+    np.testing.assert_array_equal(check.scores, found.attribution.scores)
+    outputs = plan.ddm.outputs(found.synset, check.truth.masks, plan.split.test)
+    np.testing.assert_allclose(check.predicted[1:], outputs, rtol=1e-4, atol=1e-5)
+    opened = store.inspect_store(finished / "check")
+    assert opened.identity["truth.objective"] == "margin"
+    assert filling.status(opened)[:2] == (10, 10)
 
 
 # What is not repeated
 
 
+@pytest.mark.slow
 def test_a_second_run_computes_nothing_again(copy, monkeypatch, without_pictures):
     before, scores = _written(copy), Attribution.load(copy / "attribution.npz").scores
     old = json.loads((copy / "metrics.json").read_text())
-    monkeypatch.setattr(checkpoint, "save", lambda *_: pytest.fail("a stage was computed again"))
+    monkeypatch.setattr(files, "save", lambda *_: pytest.fail("a stage was computed again"))
+    monkeypatch.setattr(store, "write_row", lambda *_: pytest.fail("a network was trained"))
     recorder = Recorder()
-    metrics = pipeline.run(tiny_config(), copy, recorder.progress)
+    metrics = stages.run(tiny_config(), copy, recorder.progress)
     assert _written(copy) == before
-    assert sum("done before" in text for text in recorder.said) == len(DEPENDS)
+    assert sum("done before" in text for text in recorder.said) == len(KEPT)
     assert json.loads((copy / "metrics.json").read_text()) == old
     assert metrics["agreement"] == old["agreement"]
     np.testing.assert_array_equal(Attribution.load(copy / "attribution.npz").scores, scores)
 
 
+def test_the_data_are_hashed_once_a_run(copy, monkeypatch, without_report):
+    """0.8 hashed them at every stage."""
+    seen, digest = [], store.digest
+    monkeypatch.setattr(store, "digest", lambda *a: seen.append([x.shape for x in a]) or digest(*a))
+    stages.run(tiny_config(), copy)
+    assert sum((120, 8, 8, 1) in shapes for shapes in seen) == 1
+
+
 def test_gradients_that_cannot_be_held_are_refused_before_any_work(tmp_path, copy, monkeypatch):
-    monkeypatch.setattr(offline, "device_memory", lambda: 1000)
-    with pytest.raises(ValueError, match="gradients of 10 groups at 2 checkpoints at once, 0 GiB"):
-        pipeline.run(tiny_config(), tmp_path / "run")
+    monkeypatch.setattr(memory, "machine_memory", lambda: 1000)
+    with pytest.raises(ValueError, match="gradients of 10 groups at 2 checkpoints takes"):
+        stages.run(tiny_config(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     before = _written(copy)
     with pytest.raises(ValueError, match="use distance='squared'"):
-        pipeline.run_stage("synset", copy, tiny_config())
+        stages.run_stage("synset", copy)
     assert _written(copy) == before
-    pipeline.run_stage("groups", copy, tiny_config())  # distils nothing
+    stages.run_stage("groups", copy)  # distils nothing
 
 
 def test_other_settings_in_the_same_place_are_refused_by_name(copy):
     before = _written(copy)
     with pytest.raises(ValueError, match=r"distill\.items 1 -> 2; online\.steps 5 -> 6\)"):
-        pipeline.run(tiny_config("distill.items=2", "online.steps=6"), copy)
+        stages.run(tiny_config("distill.items=2", "online.steps=6"), copy)
     assert config.load(copy / "config.json") == tiny_config()
+    assert _written(copy) == before
+
+
+@pytest.mark.parametrize("again", [lambda w: stages.run_stage("target", w), None])
+def test_an_edited_config_is_a_change_that_is_said(copy, again):
+    """On 0.8 a flipped digit retrained everything over the old result."""
+    path, before = copy / "config.json", _written(copy)
+    path.write_text(path.read_text().replace('"epochs": 4', '"epochs": 5', 1))
+    with pytest.raises(ValueError, match=r"was edited since .* \(train\.epochs 4 -> 5\)") as caught:
+        again(copy) if again else stages.run(tiny_config("train.epochs=5"), copy)
+    assert "\n" not in str(caught.value)
     assert _written(copy) == before
 
 
@@ -204,83 +271,127 @@ def test_places_that_hold_something_else_are_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine.txt").write_text("x")
     with pytest.raises(ValueError, match="folder is not empty and holds no run"):
-        pipeline.run(tiny_config(), tmp_path / "folder")
+        stages.run(tiny_config(), tmp_path / "folder")
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="file is a file"):
-        pipeline.run(tiny_config(), tmp_path / "file")
+        stages.run(tiny_config(), tmp_path / "file")
+    with pytest.raises(ValueError, match="backslash"):
+        stages.run(tiny_config(), tmp_path / "a\\b")
+    with pytest.raises(ValueError, match="holds no run"):
+        stages.run_stage("target", tmp_path / "none")
     assert {p.name for p in tmp_path.rglob("*")} == {"folder", "mine.txt", "file"}
 
 
-@pytest.mark.parametrize("stage", DEPENDS)
+@pytest.mark.parametrize("stage", KEPT)
 def test_a_damaged_stage_is_named_and_mended_by_deleting_it(copy, stage, without_report):
-    files = [p for p in (copy / stage / "tree").rglob("*") if p.is_file()]
-    file = max(files, key=lambda p: p.stat().st_size)
+    place = copy / KEPT[stage]
+    found = [p for p in place.rglob("*") if p.is_file() and p.name != files.MANIFEST]
+    file = max(found, key=lambda p: p.stat().st_size)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{stage} is damaged.*delete the folder"):
-        pipeline.run(tiny_config(), copy)
+    with pytest.raises(ValueError, match=rf"{KEPT[stage]} is damaged.*delete it") as caught:
+        stages.run(tiny_config(), copy)
+    assert "\n" not in str(caught.value)
     if stage == "groups":
         shutil.rmtree(copy / stage)
-        pipeline.run(tiny_config(), copy)
+        stages.run(tiny_config(), copy)
+
+
+def test_one_process_at_a_time_works_on_the_stages(copy, without_report):
+    """0.8 let two runs trample on each other's files."""
+    for again in (
+        lambda progress: stages.run(tiny_config(), copy, progress),
+        lambda progress: stages.run_stage("groups", copy, (), progress),
+    ):
+        recorder, waits = Recorder(), threading.Event()
+
+        def say(text: str, recorder=recorder, waits=waits) -> None:
+            recorder.said.append(text)
+            waits.set()
+
+        with workdir.alone(copy):
+            other = threading.Thread(target=again, args=(Progress(say, SILENT.track),))
+            other.start()
+            assert waits.wait(60)
+            assert recorder.said == [f"another process works in {copy}: waiting for it"]
+        other.join(60)
+        assert not other.is_alive()
+        assert len(recorder.said) > 1
 
 
 # Stopped and resumed
 
 
+@pytest.mark.slow
 def test_interrupted_runs_end_with_the_same_bits(tmp_path, finished, without_report):  # noqa: F811
     """Stopped in training, in distillation (twice) and in the check."""
-    workdir = tmp_path / "run"
+    folder = tmp_path / "run"
     for what, position, stage in (
         (TRAINING, 6, "target"),
         (DISTILLING, 20, "synset"),
         (DISTILLING, 40, "synset"),
-        (CHECKING, 3, "check"),
     ):
-        recorder = Recorder(what, position)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.run(tiny_config(), workdir, recorder.progress)
-        partial = workdir / f"{stage}.partial"
-        assert checkpoint.metadata(partial)["position"] == position
-        assert not (workdir / stage).exists()
+            stages.run(tiny_config(), folder, Recorder(what, position).progress)
+        assert files.metadata(folder / f"{stage}.partial")["position"] == position
+        assert not (folder / stage).exists()
+    with pytest.raises(KeyboardInterrupt):
+        stages.run(tiny_config(), folder, Recorder(CHECKING, 3).progress)
+    done = filling.status(store.inspect_store(folder / "check")).done
+    assert 3 <= done < 10
     recorder = Recorder()
-    pipeline.run(tiny_config(), workdir, recorder.progress)
-    assert "  picking up at 3 of 4" in recorder.said
-    assert not list(workdir.glob("*.partial"))
-
-    resumed, straight = read_stages(workdir), read_stages(finished)
-    _assert_same_tree(resumed[1:], straight[1:])
-    scores = [Attribution.load(w / "attribution.npz").scores for w in (workdir, finished)]
-    assert scores[0].shape == scores[1].shape == (10, 40)
-    np.testing.assert_array_equal(*scores)
+    stages.run(tiny_config(), folder, recorder.progress)
+    assert f"retraining {10 - done} of 10 networks" in recorder.said
+    assert not list(folder.glob("*.partial"))
+    _assert_same_results(read_stages(folder).results, read_stages(finished).results)
 
 
 def test_a_killed_run_goes_on_from_what_was_kept(tmp_path, finished, monkeypatch):  # noqa: F811
     """Killed without a chance to save, two positions after the last partial result."""
-    monkeypatch.setattr("ddm_jax.workdir.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("ddm_jax.run.workdir.SAVE_SECONDS", 0.0)
 
     class Killed(BaseException):
         pass
 
-    plan = make_plan(tiny_config())
     with pytest.raises(Killed):
-        pipeline.target_stage(plan, tmp_path, Recorder(TRAINING, 9, Killed).progress)
-    assert checkpoint.metadata(tmp_path / "target.partial")["position"] == 6
+        _to("target", tiny_config(), tmp_path, Recorder(TRAINING, 9, Killed).progress)
+    assert files.metadata(tmp_path / "target.partial")["position"] == 6
     recorder = Recorder()
-    target = pipeline.target_stage(plan, tmp_path, recorder.progress)
+    found = _to("target", tiny_config(), tmp_path, recorder.progress)
     assert "  picking up at 6 of 12" in recorder.said
-    _assert_same_tree(target, read_stages(finished).target)
+    _assert_same_tree(found.target, read_stages(finished).results.target)
 
 
 def test_a_partial_result_of_other_settings_is_not_used(tmp_path):
-    other = make_plan(tiny_config("train.learning_rate=0.2"))
+    other = tiny_config("train.learning_rate=0.2")
     with pytest.raises(KeyboardInterrupt):
-        pipeline.target_stage(other, tmp_path, Recorder(TRAINING, 6).progress)
+        _to("target", other, tmp_path, Recorder(TRAINING, 6).progress)
     recorder = Recorder()
-    plan = make_plan(tiny_config())
-    pipeline.target_stage(plan, tmp_path, recorder.progress)
+    _to("target", tiny_config(), tmp_path, recorder.progress)
     assert not [text for text in recorder.said if "picking up" in text]
     assert not (tmp_path / "target.partial").exists()
+
+
+def test_a_partial_result_for_other_devices_is_not_taken(tmp_path):
+    """Blocks of groups are cut for the devices; on others the stage starts again, and says so."""
+    made = Made({}, {}, {}, {})
+    told = {"made": made.__dict__, "position": 2, "seconds": 1.0}
+    recorder, path = Recorder(), tmp_path / "synset"
+
+    def kept(blocks):
+        files.remove(path)
+        files.save(tmp_path / "synset.partial", {"blocks": np.full((4, 3), 7.0)}, told)
+
+        def compute(loop):
+            return loop({"blocks": np.zeros((blocks, 3))}, 3, lambda c, p: (c, p + 1, ""))
+
+        like = {"blocks": np.zeros((blocks, 3))}
+        return workdir.keep(path, made, "distil", like, compute, recorder.progress)[0]
+
+    assert kept(2)["blocks"].sum() == 0
+    assert any("another number of devices" in text for text in recorder.said)
+    assert kept(4)["blocks"].sum() == 4 * 3 * 7
 
 
 # One stage again
@@ -302,6 +413,7 @@ def test_a_partial_result_of_other_settings_is_not_used(tmp_path):
         ("attribution", "distill.items=2", False),
         ("check", "check.groups=3", True),
         ("check", "online.steps=6", False),
+        ("check", "truth.seeds=3", True),
         ("report", "check.groups=3", False),
         ("report", "seed=1", False),
         ("target", "seed=1", False),
@@ -316,49 +428,97 @@ def test_a_stage_changes_its_own_settings_and_later_ones_only(stage, change, all
         check_stage_change(stage, old, new)
 
 
+@pytest.mark.slow
 def test_one_stage_again_leaves_earlier_ones_and_outdates_later_ones(copy, without_report):
     before = _written(copy)
-    changed = tiny_config("distill.steps=20")
-    pipeline.run_stage("synset", copy, changed)
+    stages.run_stage("synset", copy, ["distill.steps=20", "check.seeds=3"])
     after = _written(copy)
-    assert {n for n in DEPENDS if after[n] != before[n]} == {"synset"}
+    assert {n for n in KEPT if after[n] != before[n]} == {"synset"}
+    changed = tiny_config("distill.steps=20", "check.seeds=3")
     assert config.load(copy / "config.json") == changed
     recorder = Recorder()
-    pipeline.run(changed, copy, recorder.progress)
-    assert {n for n in DEPENDS if _written(copy)[n] != before[n]} == {
-        "synset",
-        "attribution",
-        "check",
-    }
+    stages.run(changed, copy, recorder.progress)
+    again = {n for n in KEPT if _written(copy)[n] != before[n]}
+    assert again == {"synset", "attribution", "check"}
     assert sum("done before" in text for text in recorder.said) == 3
+    assert "leaving out 10 groups: again, for its input synset" in recorder.said
+    told = "check.seeds 2 -> 3; its input synset; its input attribution"
+    assert f"checking against exact retraining: again, for {told}" in recorder.said
+    assert "retraining 5 of 15 networks" in recorder.said  # those of the third seed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["target", "groups", "attribution", "check"])
 def test_one_stage_again_gives_the_same_result(copy, finished, stage, without_report):  # noqa: F811
     before = _written(copy)
-    pipeline.run_stage(stage, copy, tiny_config())
+    stages.run_stage(stage, copy)
     after = _written(copy)
-    assert {n for n in DEPENDS if after[n] != before[n]} == {stage}
-    _assert_same_tree(read_stages(copy)[1:], read_stages(finished)[1:])
+    assert {n for n in KEPT if after[n] != before[n]} == {stage}
+    # What comes after it has the same input as before, and is not out of date.
+    _assert_same_results(read_stages(copy).results, read_stages(finished).results)
 
 
+@pytest.mark.slow
+def test_a_check_of_another_network_is_retrained(copy, without_report):
+    recorder = Recorder()
+    stages.run_stage("target", copy, ["train.epochs=5"])
+    stages.run(config.load(copy / "config.json"), copy, recorder.progress)
+    assert CHECKING in recorder.said
+    assert "  the networks that are there were retrained for something else" in recorder.said
+
+
+@pytest.mark.slow
 def test_the_report_again(copy):
     (copy / "report.html").unlink()
     shutil.rmtree(copy / "figures")
     before = _written(copy)
-    pipeline.run_stage("report", copy, tiny_config())
+    stages.run_stage("report", copy)
     assert (copy / "report.html").is_file()
     assert len(list((copy / "figures").iterdir())) == 7
     assert _written(copy) == before
 
 
+# What makes a result stale
+
+
+def _changes(name: str, folder: Path, plan) -> str:
+    with pytest.raises(stages.NotDoneError, match=f"the stage {name!r} is not done") as caught:
+        stages.bring(plan, folder, ("attribution",), compute=False)
+    return str(caught.value)
+
+
+def test_settings_inputs_programs_and_versions_make_a_result_stale(finished, monkeypatch):  # noqa: F811
+    base = make_plan(tiny_config())
+    moved = make_plan(tiny_config("data.data_dir=elsewhere"))
+    stages.bring(moved, finished, ("attribution",), compute=False)
+    changed = make_plan(tiny_config("online.steps=6"))
+    assert "(online.steps 5 -> 6)" in _changes("attribution", finished, changed)
+    assert "(seed 0 -> 1" in _changes("target", finished, make_plan(tiny_config("seed=1")))
+    other = base._replace(inputs={"data": "other"})
+    assert "(its input data)" in _changes("target", finished, other)
+    # An edited loss: the network is trained on it, and the synset made for it.
+    loss = base.task.loss
+    task = base.task._replace(loss=lambda params, batch: 2.0 * loss(params, batch))
+    assert "(what it computes)" in _changes("synset", finished, base._replace(task=task))
+    same = base.task._replace(loss=lambda weights, examples: loss(weights, examples))
+    stages.bring(base._replace(task=same), finished, ("attribution",), compute=False)
+    monkeypatch.setattr(stages.packages, "version", lambda name: "9.9")
+    assert re.search(r"jax [0-9.]+ -> 9\.9; flax", _changes("target", finished, base))
+
+
+def test_a_stage_of_08_is_out_of_date_and_not_damaged(tmp_path):
+    old = {"files": {}, "shapes": {}, "metadata": {"fingerprint": "0f"}, "sum": "1e"}
+    (tmp_path / files.MANIFEST).write_text(json.dumps(old, indent=1))
+    assert workdir.stale(tmp_path, Made({}, {}, {}, {})) == ["it is of version 0.8"]
+
+
 # Other designs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "shape"),
     [
-        (("online.design=masks",), (10, 40)),
         (("online.update=forget", "online.learning_rate=0.05"), (10, 40)),
         (("online.objective=loss", "online.rewind=0.5"), (10, 40)),
         (("online.objective=probability",), (10, 40)),
@@ -370,24 +530,31 @@ def test_the_report_again(copy):
         (("data.normalise=standard", "data.label_noise=0.2"), (10, 40)),
     ],
 )
-def test_other_settings_run_to_the_attribution(tmp_path, changes, shape, without_check):
-    pipeline.run(tiny_config(*changes), tmp_path / "run")
-    attribution = Attribution.load(tmp_path / "run" / "attribution.npz")
+def test_other_settings_run_to_the_attribution(tmp_path, changes, shape):
+    attribution = _to("attribution", tiny_config(*changes), tmp_path).attribution
     assert attribution.scores.shape == shape
     assert attribution.scores.std() > 0
-    assert attribution.groups.max() == shape[0] - 1
+    assert attribution.groups.count == shape[0]
+    kept = Attribution.load(tmp_path / "attribution.npz")
+    np.testing.assert_array_equal(kept.scores, attribution.scores)
 
 
 def test_the_objective_alone_leaves_the_offline_stages(copy, without_report):
     before = _written(copy)
-    pipeline.run_stage("attribution", copy, tiny_config("online.objective=loss"))
-    margin = Attribution.load(copy / "attribution.npz")
-    assert {n for n in DEPENDS if _written(copy)[n] != before[n]} == {"attribution"}
-    assert margin.metadata["objective"] == "loss"
+    stages.run_stage("attribution", copy, ["online.objective=loss"])
+    loss = Attribution.load(copy / "attribution.npz")
+    assert {n for n in KEPT if _written(copy)[n] != before[n]} == {"attribution"}
+    assert loss.metadata["objective"] == "loss"
+    assert loss.metadata["lower_is_better"]
 
 
-def test_accuracy_is_one_output_up_to_the_report(tmp_path):
-    metrics = pipeline.run(tiny_config("online.objective=accuracy"), tmp_path / "run")
+@pytest.mark.slow
+def test_accuracy_is_one_output_and_a_step_takes_some_items_up_to_the_report(tmp_path):
+    """0.8 counted every item of the synset as the cost of an online step."""
+    chosen = tiny_config(
+        "online.objective=accuracy", "distill.items=3", "online.step_items=2", "distill.steps=0"
+    )
+    metrics = stages.run(chosen, tmp_path / "run")
     attribution = Attribution.load(tmp_path / "run" / "attribution.npz")
     assert attribution.scores.shape == (10, 1)
     np.testing.assert_array_equal(attribution.query_ids, [0])
@@ -396,33 +563,51 @@ def test_accuracy_is_one_output_up_to_the_report(tmp_path):
         attribution.scores * 40, np.round(attribution.scores * 40), atol=1e-4
     )
     assert metrics["objective"] == "accuracy"
+    # Two batches of 15 of the 30 items, in turn.
+    assert metrics["online_example_gradients"]["ddm"] == 5 * 15
+    assert metrics["online_example_gradients"]["retraining"] == 12 * 40
     assert (tmp_path / "run" / "report.html").is_file()
 
 
 def test_a_check_without_random_halves_up_to_the_report(copy, without_pictures):
-    chosen = tiny_config("check.subsets=0")
-    pipeline.run_stage("check", copy, chosen)
-    metrics = pipeline.run(chosen, copy)
+    stages.run_stage("check", copy, ["check.subsets=0"])
+    metrics = stages.run(tiny_config("check.subsets=0"), copy)
     assert [row["what"].split(" (")[0] for row in metrics["agreement"]] == [
         "one group left out"
     ] * 2
 
 
-def test_groups_from_a_file_and_a_change_of_that_file(tmp_path, without_check):
+@pytest.mark.parametrize(("halves", "rows"), [(0, 2), (1, 2), (2, 3)])
+def test_one_random_half_has_no_order(halves, rows, rng):
+    truth = Truth(
+        full=rng.normal(size=(2, 5)),
+        single=rng.normal(size=(2, 3, 5)),
+        groups=np.array([0, 1, 4]),
+        masks=np.eye(6, dtype=np.float32)[:halves],
+        keep=np.full(halves, 0.5),
+        subsets=rng.normal(size=(2, halves, 5)),
+        seconds=1.0,
+    )
+    scores = rng.normal(size=(2, 6, 5))
+    told = agreement(Check(truth, rng.normal(size=(1 + halves, 5)), *scores))
+    assert len(told) == rows
+    assert all(np.isfinite([row["ddm"], row["grad_dot"]]).all() for row in told)
+
+
+def test_groups_from_a_file_and_a_change_of_that_file(tmp_path):
     file = tmp_path / "groups.npy"
     np.save(file, np.arange(120) % 10)
     chosen = tiny_config("cluster.method=file", f"cluster.file={file}")
-    pipeline.run(chosen, tmp_path / "run")
-    attribution = Attribution.load(tmp_path / "run" / "attribution.npz")
-    np.testing.assert_array_equal(attribution.groups, np.arange(120) % 10)
+    found = _to("attribution", chosen, tmp_path / "run").attribution
+    np.testing.assert_array_equal(found.groups.ids, np.arange(120) % 10)
     np.save(file, np.arange(120) // 12)
     recorder = Recorder()
-    pipeline.run(chosen, tmp_path / "run", recorder.progress)
-    again = Attribution.load(tmp_path / "run" / "attribution.npz")
-    np.testing.assert_array_equal(again.groups, np.arange(120) // 12)
-    assert again.scores.shape == attribution.scores.shape == (10, 40)
-    assert not np.allclose(again.scores, attribution.scores)
+    again = _to("attribution", chosen, tmp_path / "run", recorder.progress).attribution
+    np.testing.assert_array_equal(again.groups.ids, np.arange(120) // 12)
+    assert again.scores.shape == found.scores.shape == (10, 40)
+    assert not np.allclose(again.scores, found.scores)
     assert [t for t in recorder.said if "done before" in t] == [f"{TRAINING}: done before"]
+    assert "clustering: again, for its input cluster.file" in recorder.said
 
 
 # What cannot run
@@ -431,56 +616,26 @@ def test_groups_from_a_file_and_a_change_of_that_file(tmp_path, without_check):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ("model.kind=vit", r"model\.kind='vit'; choose one of logistic"),
-        ("model.norm=batch", r"model\.norm='batch'"),
-        ("model.hidden=8,0", r"model\.hidden=0; it must be at least 1"),
-        ("model.kind=convnet model.width=0", r"model\.width=0"),
         ("model.kind=convnet model.depth=9", "depth=9 halves the image 9 times"),
-        ("model.kind=resnet model.blocks=1,-1", r"model\.blocks=-1"),
-        ("train.epochs=0", r"train\.epochs=0; it must be at least 1"),
         ("train.batch_size=121", r"train\.batch_size=121 exceeds the 120 training points"),
-        ("train.checkpoint_every=3", "train.checkpoint_every=3 keeps fewer than two"),
-        ("train.learning_rate=0", r"train\.learning_rate=0\.0; it must be positive"),
-        ("train.learning_rate=inf", r"train\.learning_rate=inf"),
-        ("train.learning_rate=nan", r"train\.learning_rate=nan"),
-        ("train.final_learning_rate=-1", r"train\.final_learning_rate=-1"),
-        ("train.warmup_epochs=4", r"train\.warmup_epochs=4; it must be below train\.epochs"),
-        ("train.momentum=1", r"train\.momentum=1\.0; it must be in \[0, 1\)"),
-        ("train.weight_decay=-1", "weight_decay=-1"),
-        ("cluster.method=spectral", r"cluster\.method='spectral'"),
-        ("cluster.method=file", r"cluster\.method=file needs cluster\.file"),
-        ("cluster.method=file cluster.file=gone.npy", r"cluster\.file=gone\.npy cannot be read"),
-        ("cluster.num_groups=1", r"cluster\.num_groups=1; it must be at least 2"),
-        ("cluster.num_groups=121", r"num_groups=121; it must be in 1\.\.120"),
+        (
+            "cluster.method=file cluster.file=gone.npy",
+            r"cluster\.file=gone\.npy cannot be read",
+        ),
+        ("cluster.num_groups=121", r"num_groups=121; it must be .* 2\.\.120"),
         ("cluster.num_groups=5", "num_groups=5; class_kmeans needs"),
         ("cluster.num_groups=119", "num_groups=119 asks for 12 groups of class"),
-        ("cluster.features=logits", r"cluster\.features='logits'"),
-        ("distill.start=zero", r"distill\.start='zero'"),
-        ("distill.optimizer=lion", r"distill\.optimizer='lion'"),
-        ("distill.items=0", r"distill\.items=0"),
-        ("distill.part=0", r"distill\.part=0\.0; it must be in \(0, 1\]"),
-        ("distill.balance=2", "balance=2"),
-        ("distill.learn=z", r"learn=\('z',\)"),
-        ("distill.learn=", r"learn=\(\)"),
-        ("distill.distance=cosine", "unknown distance 'cosine'"),
-        ("online.update=relearn", "unknown update 'relearn'"),
-        ("online.design=lasso", r"online\.design='lasso'"),
         ("online.objective=logit:10", "class_index=10; with 10 classes"),
         ("online.objective=f1", "unknown objective 'f1'"),
-        ("online.rewind=1", r"online\.rewind=1\.0"),
-        ("online.step_items=0", r"online\.step_items=0; it must be at least 1"),
-        ("check.seeds=1", r"check\.seeds=1; it must be at least 2"),
-        ("check.groups=1", r"check\.groups=1; it must be at least 2"),
+        ("truth.objective=f1", "unknown objective 'f1'"),
         ("data.name=digits data.train_size=2000", "train_size=2000; digits has only 1000"),
-        ("data.label_noise=1", "label_noise=1"),
-        ("seed=-1", r"seed=-1; it must be in 0\.\."),
-        ("seed=4294967296", "seed=4294967296"),
+        ("data.normalise=0.1", r"normalise='0\.1'"),
     ],
 )
-def test_wrong_settings_are_named_before_any_work(tmp_path, changes, message):
+def test_settings_that_do_not_fit_the_data_are_named_before_any_work(tmp_path, changes, message):
     recorder = Recorder()
     with pytest.raises(ValueError, match=message) as caught:
-        pipeline.run(tiny_config(*changes.split()), tmp_path / "run", recorder.progress)
+        stages.run(tiny_config(*changes.split()), tmp_path / "run", recorder.progress)
     assert "\n" not in str(caught.value)
     assert recorder.said == []
     assert not (tmp_path / "run").exists()
@@ -489,8 +644,8 @@ def test_wrong_settings_are_named_before_any_work(tmp_path, changes, message):
 def test_groups_from_a_file_of_another_length_are_refused_before_any_work(tmp_path):
     np.save(tmp_path / "groups.npy", np.arange(119) % 6)
     chosen = tiny_config("cluster.method=file", f"cluster.file={tmp_path / 'groups.npy'}")
-    with pytest.raises(ValueError, match=r"groups have shape \(119,\); 120 points need \(120,\)"):
-        pipeline.run(chosen, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"cluster\.file=.*groups have shape \(119,\)"):
+        stages.run(chosen, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -498,67 +653,22 @@ def test_groups_from_a_file_of_another_length_are_refused_before_any_work(tmp_pa
 def test_diverging_training_names_the_step_and_the_setting(tmp_path):
     chosen = tiny_config("train.learning_rate=1e6", "train.final_learning_rate=1e6")
     with pytest.raises(ValueError, match=r"training diverged at step [1-9][0-9]* of 12") as caught:
-        pipeline.run(chosen, tmp_path / "run")
+        stages.run(chosen, tmp_path / "run")
     assert "lower train.learning_rate (now 1000000.0)" in str(caught.value)
     assert not (tmp_path / "run" / "target").exists()
 
 
+@pytest.mark.slow
 def test_diverging_distillation_names_the_step_and_the_setting(copy):
-    chosen = tiny_config("distill.optimizer=sgd", "distill.learning_rate=1e30")
+    changes = ["distill.optimizer=sgd", "distill.learning_rate=1e30"]
     with pytest.raises(
         ValueError, match=r"distillation diverged at step [1-9][0-9]* of 60"
     ) as caught:
-        pipeline.run_stage("synset", copy, chosen)
+        stages.run_stage("synset", copy, changes)
     assert "lower distill.learning_rate (now 1e+30)" in str(caught.value)
     assert not (copy / "synset").exists()
 
 
 def test_a_diverging_online_stage_names_the_groups(copy):
     with pytest.raises(ValueError, match=r"10 of 10 groups are not finite.*online fine-tune"):
-        pipeline.run_stage("attribution", copy, tiny_config("online.learning_rate=1e20"))
-
-
-def test_the_fingerprint_follows_settings_and_data_but_not_where_they_lie():
-    base = make_plan(tiny_config())
-
-    def prints(plan):
-        return [fingerprint_of(plan, name) for name in DEPENDS]
-
-    assert prints(base) == prints(make_plan(tiny_config("data.data_dir=elsewhere")))
-    changed = prints(make_plan(tiny_config("online.steps=6")))
-    assert [a != b for a, b in zip(prints(base), changed, strict=True)] == [False] * 3 + [True] * 2
-    train = base.split.train._replace(x=base.split.train.x + np.float32(1e-6))
-    moved = base._replace(split=base.split._replace(train=train))
-    assert all(a != b for a, b in zip(prints(base), prints(moved), strict=True))
-    assert all(
-        a != b for a, b in zip(prints(base), prints(make_plan(tiny_config("seed=1"))), strict=True)
-    )
-
-
-def test_a_partial_result_for_other_devices_is_not_taken(tmp_path, monkeypatch):
-    """Blocks of groups are cut for the devices; on others the stage starts again, and says so."""
-    monkeypatch.setattr(workdir, "fingerprint_of", lambda plan, name: "same")
-    checkpoint.save(
-        tmp_path / "synset.partial",
-        {"blocks": np.full((4, 3), 7.0)},
-        {"fingerprint": "same", "position": 2, "seconds": 1.0},
-    )
-    said = []
-    progress = workdir.Progress(said.append, lambda what, total: lambda done, note: None)
-
-    def kept(blocks):
-        def compute(resume):
-            return resume({"blocks": np.zeros((blocks, 3))}, 3, lambda c, p: (c, p + 1, ""))
-
-        like = {"blocks": np.zeros((blocks, 3))}
-        return workdir.keep_stage(None, tmp_path, "synset", "distil", like, compute, progress)
-
-    assert kept(2)["blocks"].sum() == 0
-    assert any("another number of devices" in text for text in said)
-    checkpoint.save(
-        tmp_path / "synset.partial",
-        {"blocks": np.full((4, 3), 7.0)},
-        {"fingerprint": "same", "position": 2, "seconds": 1.0},
-    )
-    checkpoint.remove(tmp_path / "synset")
-    assert kept(4)["blocks"].sum() == 4 * 3 * 7
+        stages.run_stage("attribution", copy, ["online.learning_rate=1e20"])

@@ -151,8 +151,8 @@ def test_queries_without_a_ranking_or_without_a_difference_are_undefined_and_cou
     [
         (np.zeros((3, 2)), np.zeros((2, 3)), 1, r"scores \(3, 2\) and relevant \(2, 3\)"),
         (np.zeros(3), np.zeros(3), 1, r"must both be \[K, Q\]"),
-        (np.zeros((3, 2)), np.zeros((3, 2)), 0, r"k=0; it must be in 1\.\.3"),
-        (np.zeros((3, 2)), np.zeros((3, 2)), 4, r"k=4; it must be in 1\.\.3"),
+        (np.zeros((3, 2)), np.zeros((3, 2)), 0, r"k=0; it must be a whole number, in 1\.\.3"),
+        (np.zeros((3, 2)), np.zeros((3, 2)), 4, r"k=4; it must be a whole number, in 1\.\.3"),
     ],
 )
 def test_retrieval_names_what_is_wrong(scores, relevant, k, message):

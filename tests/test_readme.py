@@ -1,31 +1,78 @@
-"""The README's code blocks run, in order, and its tables are those of the results."""
+"""The code of the pages runs, their tables are those of the results, and their links lead on."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = {path.name: path.read_text() for path in PAGES}
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", TEXT[page], flags=re.DOTALL)
 
 
-def test_the_python_blocks_run_one_after_the_other(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)  # one of them keeps a truth
-    scope = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), scope)  # the document is ours
+def run_blocks(page, scope):
+    for block in blocks(page, "python"):
+        exec(compile(block, page, "exec"), scope)  # the documents are ours
+
+
+@pytest.fixture(scope="module")
+def scope(tmp_path_factory):
+    """What the README's blocks leave behind, and what they print."""
+    import contextlib
+    import io
+    import os
+
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("pages"))  # one of them keeps a truth
+    found = {}
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            run_blocks("README.md", found)
+        yield found | {"printed": printed.getvalue()}
+    finally:
+        os.chdir(before)
+
+
+def test_the_readme_is_a_page():
+    assert len(TEXT["README.md"].splitlines()) <= 250
+    assert len(blocks("README.md", "python")) == 3
+
+
+@pytest.mark.slow
+def test_the_readme_runs(scope):
     assert scope["attribution"].scores.shape == (50, 797)
-    printed = capsys.readouterr().out
+    printed = scope["printed"]
     assert "(50, 797)" in printed
-    assert "(20, 797)" in printed
     assert "(10, 200)" in printed
+    assert "(3, 797)" in printed
+
+
+@pytest.mark.slow
+def test_the_questions_run(scope, capsys):
+    run_blocks("answers.md", scope)
+    printed = capsys.readouterr().out
+    assert "(1000, 797)" in printed
+    assert "(1, 797)" in printed
+    assert "(50, 1)" in printed
+
+
+@pytest.mark.slow
+def test_the_estimators_run_and_are_judged(scope, capsys):
+    run_blocks("estimators.md", scope)
+    printed = capsys.readouterr().out
+    assert "(1000, 797)" in printed
     assert re.search(r"\nLDS 0\.\d\d, 95 % over subsets", printed)
     assert re.search(r"\nLDS, keep 0\.5: 0\.\d\d of 0\.\d\d, \{'width'", printed)
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_python_blocks_are_python(page):
+    for block in blocks(page, "python"):
+        compile(block, page, "exec")
 
 
 def test_the_commands_exist():
@@ -33,42 +80,79 @@ def test_the_commands_exist():
 
     from ddm_jax.cli import app
 
-    commands = [line for block in blocks("bash") for line in block.splitlines()]
+    commands = [
+        line for page in TEXT for block in blocks(page, "bash") for line in block.split("\n")
+    ]
     assert "python -m pip install . && ddm run" in commands
-    assert "python -m pip install '.[test]' && python -m pytest -n auto --dist loadfile" in commands
+    tests = 'python -m pytest -n auto --dist loadfile -m "not slow"'
+    assert f"python -m pip install '.[test]' && {tests}" in commands
     known = CliRunner().invoke(app, ["--help"]).output
     for line in commands:
-        for name in re.findall(r"\bddm (\w+)", line):
+        for name in re.findall(r"\bddm ([a-z-]+)", line):
             assert name in known
 
 
-def test_every_setting_and_preset_that_the_readme_names_exists():
-    from ddm_jax import config
+def test_every_setting_and_preset_that_a_page_names_exists():
+    from ddm_jax.run import settings
 
-    for block in blocks("bash"):
-        for assignment in re.findall(r"--set (\S+)", block):
-            config.override(config.Config(), [assignment])
-        for name in re.findall(r"--preset (\S+)", block):
-            config.preset(name)
+    for page in TEXT:
+        for assignment in re.findall(r"--set ([\w.]+=[^\s`]+)", TEXT[page]):
+            settings.override(settings.Config(), [assignment])
+        for name in re.findall(r"--preset ([\w-]+)", TEXT[page]):
+            settings.preset(name)
 
 
-def test_the_stage_table_names_every_file():
-    table = README.split("## The stages")[1].split("## Results")[0]
+def test_the_files_are_all_told():
+    table = TEXT["method.md"].split("## The files")[1].split("## Limits")[0]
     for path in (ROOT / "ddm_jax").iterdir():
-        if path.suffix == ".py" and path.name != "__init__.py":
+        if path.is_dir() and (path / "__init__.py").exists():
+            assert f"`{path.name}/`" in table
+        elif path.suffix == ".py" and not path.name.startswith("__"):
             assert f"`{path.name}`" in table
-    assert "`estimators/`" in table
+
+
+def test_the_estimators_are_all_told():
+    from ddm_jax.estimators import ESTIMATORS
+    from ddm_jax.judge.candidates import CANDIDATES
+
+    for name in {*ESTIMATORS, *CANDIDATES} - {"trak_10"}:
+        assert f"`{name}`" in TEXT["estimators.md"], name
 
 
 def test_the_tables_are_rendered_from_the_results(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    render_tables = pytest.importorskip("render_tables")
-    for page in (README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))):
-        assert render_tables.render(page) == page
-        assert "not measured yet" not in page
-    sys.modules.pop("render_tables")
+    import render
+
+    for page, text in TEXT.items():
+        assert render.render(text) == text, f"run benchmarks/render.py: {page}"
+        assert "not measured yet" not in text
 
 
-def test_linked_files_are_there():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_withheld_rows_are_shown_nowhere(monkeypatch):
+    """Each names rows that are there, which no table of the pages has as they are."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import json
+
+    import render
+
+    for (file, *keys), asked, *_ in render.WITHHELD:
+        path = render.RESULTS / f"{file}.json"
+        rows = render.rows_at(json.loads(path.read_text()), keys)
+        shown = render.rows_at(render.load(path), keys)
+        out = [row for row in rows if asked.items() <= row.items()]
+        assert out, asked
+        assert not [row for row in shown if row in out]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text()):
+        file, _, heading = target.partition("#")
+        found = page if not file else (page.parent / file).resolve()
+        assert found.exists(), target
+        if heading:
+            heads = re.findall(r"^#+ (.+)$", found.read_text(), re.MULTILINE)
+            slugs = [
+                re.sub(r"[^\w\s-]", "", head).strip().lower().replace(" ", "-") for head in heads
+            ]
+            assert heading in slugs, target

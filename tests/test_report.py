@@ -1,8 +1,9 @@
-"""The report: its numbers are those of `metrics`, its page needs nothing else."""
+"""The report: its numbers are those of `metrics`, its page needs nothing else, its text is text."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -10,11 +11,13 @@ from html.parser import HTMLParser
 import jax
 import numpy as np
 import pytest
-from tiny_run import compile_once, finished, read_stages  # noqa: F401
+from tiny_run import finished, read_stages  # noqa: F401
 
-from ddm_jax import figures, metrics, report
-from ddm_jax.attribution import Attribution, make_attribution
-from ddm_jax.workdir import stage_seconds
+from ddm_jax import files, metrics
+from ddm_jax.attribution import make_attribution
+from ddm_jax.cluster import as_groups
+from ddm_jax.run import figures, report
+from ddm_jax.run.workdir import KeptAnswer
 
 SECONDS = {"target": 1.0, "groups": 0.1, "synset": 4.0, "attribution": 0.5, "check": 20.0}
 
@@ -26,41 +29,32 @@ def stages(finished):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def summary(stages):
-    return report.summarise(*stages, SECONDS)
+    return report.summarise(stages.plan, stages.results, SECONDS)
 
 
 @pytest.fixture(scope="module")
-def attribution(finished):  # noqa: F811
-    return Attribution.load(finished / "attribution.npz")
+def attribution(stages):
+    return stages.results.attribution
 
 
 # Numbers
 
 
-def test_metrics_json_is_json_with_the_same_numbers(finished, stages):  # noqa: F811
-    def no_constant(text: str):
-        pytest.fail(f"{text} is no JSON")
-
-    text = (finished / "metrics.json").read_text()
-    read = json.loads(text, parse_constant=no_constant)
-    summary = report.summarise(*stages, stage_seconds(finished))
-    assert {k: read[k] for k in summary} == json.loads(json.dumps(report.without_nan(summary)))
+def test_metrics_json_holds_the_same_numbers(finished, stages):  # noqa: F811
+    read = files.read_json(finished / "metrics.json")
+    summary = report.summarise(stages.plan, stages.results, read["seconds"])
+    assert {k: read[k] for k in summary} == files.plain(summary)
     assert set(read["versions"]) >= {"ddm_jax", "jax", "python", "device"}
 
 
-def test_nan_becomes_null():
-    value = {"a": [float("nan"), 1.0, {"b": float("inf")}], "c": "nan", "d": 3}
-    expected = {"a": [None, 1.0, {"b": None}], "c": "nan", "d": 3}
-    assert report.without_nan(value) == expected
-
-
-def test_undefined_numbers_are_written_as_null(tmp_path, monkeypatch, stages, summary, attribution):
+def test_undefined_numbers_are_written_as_null(tmp_path, monkeypatch, finished, stages, summary):  # noqa: F811
     row = {**summary["agreement"][0], "ddm": float("nan")}
     monkeypatch.setattr(report, "summarise", lambda *_: {**summary, "agreement": [row]})
-    monkeypatch.setattr(report, "_png", lambda figure: b"")
-    plan, target, groups, synset, check = stages
-    report.write(plan, tmp_path, target, groups, synset, attribution, check, SECONDS)
-    read = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
+    monkeypatch.setattr(figures, "png", lambda figure: b"")
+    monkeypatch.setattr(report, "kept_answers", lambda *_: [])
+    report.write(stages.plan, tmp_path, stages.results, SECONDS)
+    text = (tmp_path / "metrics.json").read_text()
+    read = json.loads(text, parse_constant=pytest.fail)
     assert np.isnan(row["ddm_interval"]).all()
     assert read["agreement"] == [{**row, "ddm": None, "ddm_interval": [None, None]}]
 
@@ -70,15 +64,15 @@ def test_sizes(summary):
         "training points": 120,
         "queries": 40,
         "groups": 10,
-        "synset items a group": 1,
-        "of them in an online step": 1,
+        "synset items": 10,
+        "of them in an online step": 10,
         "parameters": 64 * 8 + 8 + 8 * 10 + 10,
         "flipped training labels": 0,
     }
 
 
 def test_accuracy_is_that_of_the_target_network(summary, stages):
-    plan, target = stages.plan, stages.target
+    plan, target = stages.plan, stages.results.target
     for part, batch in (("train", plan.split.train), ("test", plan.split.test)):
         logits = np.asarray(plan.task.apply(target.params, batch.x))
         assert logits.shape == batch.y.shape
@@ -87,41 +81,37 @@ def test_accuracy_is_that_of_the_target_network(summary, stages):
 
 
 def test_agreement_is_that_of_the_metrics(summary, stages):
-    check = stages.check
-    retrained, predicted = np.asarray(check.retrained), np.asarray(check.predicted)
-    grad_dot = np.asarray(check.grad_dot)
-    # Rows: everything kept, two groups left out, two halves.
-    assert retrained.shape == (2, 5, 40)
-    effects = np.stack([retrained[:, 0] - retrained[:, r] for r in (1, 2)], 1)
-    single = np.stack([predicted[0] - predicted[r] for r in (1, 2)])
+    check = stages.results.check
+    effects = check.truth.effects()
+    assert effects.shape == (2, 2, 40)  # seeds, groups left out, queries
+    single, other = (each[check.truth.groups] for each in (check.scores, check.grad_dot))
     pooled, ranks, halves = summary["agreement"]
 
-    assert pooled["ddm"] == pytest.approx(metrics.pooled_correlation(single, effects.mean(0)))
+    for name, scores in (("ddm", single), ("grad_dot", other)):
+        told = metrics.pooled_correlation(scores, effects.mean(0))
+        assert pooled[name] == pytest.approx(told)
     assert np.isnan(pooled["ddm_interval"]).all()
-    assert pooled["grad_dot"] == pytest.approx(
-        metrics.pooled_correlation(grad_dot[check.groups], effects.mean(0))
-    )
     ceiling = metrics.noise_ceiling(effects, "pearson", pooled=True)
     assert pooled["one_retraining"] == pytest.approx(ceiling.one_run)
     assert pooled["perfect"] == pytest.approx(ceiling.perfect)
 
-    truth = retrained[:, 3:]
-    added = np.stack([grad_dot[check.masks[r] == 1].sum(0) for r in (3, 4)])
-    for row, ddm, other, runs in (
-        (ranks, single, grad_dot[check.groups], effects),
-        (halves, predicted[3:], added, truth),
+    added = check.truth.masks @ check.grad_dot
+    for row, ddm, baseline, runs in (
+        (ranks, single, other, effects),
+        (halves, check.predicted[1:], added, check.truth.subsets),
     ):
         told = metrics.agreement(ddm, runs.mean(0))
         assert row["ddm"] == pytest.approx(told.mean)
         assert row["ddm_interval"] == pytest.approx(list(told.over_rows), nan_ok=True)
-        assert row["grad_dot"] == pytest.approx(metrics.agreement(other, runs.mean(0)).mean)
+        assert row["grad_dot"] == pytest.approx(metrics.agreement(baseline, runs.mean(0)).mean)
         ceiling = metrics.noise_ceiling(runs)
         assert row["one_retraining"] == pytest.approx(ceiling.one_run)
         assert row["perfect"] == pytest.approx(ceiling.perfect)
 
 
 def test_matching_error_and_cost(summary, stages):
-    error, before = np.asarray(stages.synset.error), np.asarray(stages.synset.error_start)
+    info = stages.results.synset.info
+    error, before = np.asarray(info.error), np.asarray(info.error_start)
     assert error.shape == before.shape == (10,)
     assert summary["matching_error"] == {
         "held_out_median": pytest.approx(np.median(error)),
@@ -131,8 +121,17 @@ def test_matching_error_and_cost(summary, stages):
     }
     # 5 steps over 10 synthetic items against 12 batches of 40.
     assert summary["online_example_gradients"] == {"ddm": 50, "retraining": 480}
-    assert summary["seconds_a_retrained_network"] == pytest.approx(20.0 / 10)
+    assert summary["seconds_a_retrained_network"] == stages.results.check.truth.seconds
     assert summary["seconds"] == SECONDS
+
+
+def test_batches_that_are_not_full_cost_what_they_hold(stages):
+    target = stages.results.target
+    rows = np.asarray(target.rows).copy()
+    rows[-1, 10:] = -1
+    results = stages.results._replace(target=target._replace(rows=rows))
+    told = report.summarise(stages.plan, results, SECONDS)
+    assert told["online_example_gradients"]["retraining"] == 450
 
 
 def test_the_sentences_hold_the_numbers(summary):
@@ -140,7 +139,7 @@ def test_the_sentences_hold_the_numbers(summary):
     assert f"{summary['accuracy']['test']:.1%} of 40 queries" in text
     assert "4.0 s distilling" in text
     assert "0.5 s for 10 held-out groups" in text
-    assert "about 22 s a seed (2.00 s a network)" in text
+    assert " s a network)" in text
 
 
 # Figures
@@ -163,13 +162,13 @@ def _texts(figure) -> str:
 
 def test_mistakes_show_the_most_confident_ones(stages, attribution):
     split = stages.plan.split
-    logits = np.asarray(stages.plan.task.apply(stages.target.params, split.test.x))
+    logits = np.asarray(stages.plan.task.apply(stages.results.target.params, split.test.x))
     labels = split.test.y.argmax(1)
     wrong = np.flatnonzero(logits.argmax(1) != labels)
     assert len(wrong) >= figures.SHOWN_QUERIES
     certainty = logits.max(1) - logits[np.arange(40), labels]
     worst = wrong[certainty[wrong].argmax()]
-    text = _texts(figures.mistakes_figure(stages.plan, stages.target, attribution))
+    text = _texts(figures.mistakes_figure(stages.plan, stages.results.target, attribution))
     assert text.count("taken for") == figures.SHOWN_QUERIES
     assert f"{labels[worst]},\ntaken for\n{logits[worst].argmax()}" in text
     hurt, helped = (attribution.scores[:, worst].argmin(), attribution.scores[:, worst].argmax())
@@ -179,17 +178,17 @@ def test_mistakes_show_the_most_confident_ones(stages, attribution):
 
 def test_no_mistakes_say_so(stages, attribution):
     plan = stages.plan
-    logits = plan.task.apply(stages.target.params, plan.split.test.x)
+    logits = plan.task.apply(stages.results.target.params, plan.split.test.x)
     right = plan.split.test._replace(y=np.asarray(jax.nn.one_hot(logits.argmax(1), 10)))
     plan = plan._replace(split=plan.split._replace(test=right))
-    figure = figures.mistakes_figure(plan, stages.target, attribution)
+    figure = figures.mistakes_figure(plan, stages.results.target, attribution)
     assert _texts(figure) == "No query is misclassified."
-    assert report._png(figure).startswith(b"\x89PNG")
+    assert figures.png(figure).startswith(b"\x89PNG")
 
 
 def test_an_objective_that_is_not_per_query_says_so(stages, attribution):
     one = make_attribution(attribution.scores[:, :1], attribution.groups)
-    figure = figures.mistakes_figure(stages.plan, stages.target, one)
+    figure = figures.mistakes_figure(stages.plan, stages.results.target, one)
     assert _texts(figure) == "The objective is not per query."
 
 
@@ -199,6 +198,10 @@ def test_the_matrix_is_sorted_by_class(attribution, stages):
     drawn = np.asarray(figure.axes[0].images[0].get_array())
     assert drawn.shape == (10, 40)
     np.testing.assert_array_equal(drawn, attribution.scores[:, np.argsort(labels, kind="stable")])
+    assert figure.axes[0].images[0].get_cmap().name == "RdBu"
+    less = attribution._replace(metadata={"lower_is_better": True})
+    figure = figures.matrix_figure(less, labels, stages.plan.split.classes)
+    assert figure.axes[0].images[0].get_cmap().name == "RdBu_r", "blue is what helps"
     one = make_attribution(attribution.scores[:, :1], attribution.groups)
     figure = figures.matrix_figure(one, labels, stages.plan.split.classes)
     assert figure.axes[0].images[0].get_array().shape == (10, 1)
@@ -207,31 +210,130 @@ def test_the_matrix_is_sorted_by_class(attribution, stages):
 def test_a_matrix_of_zeros_can_be_drawn(stages):
     zeros = make_attribution(np.zeros((2, 3)), [0, 1])
     figure = figures.matrix_figure(zeros, np.array([0, 1, 1]), ("a", "b"))
-    assert report._png(figure).startswith(b"\x89PNG")
+    assert figures.png(figure).startswith(b"\x89PNG")
 
 
 def test_groups_of_one_point_can_be_drawn(stages):
-    figure = figures.groups_figure(stages.plan, np.arange(120))
+    figure = figures.groups_figure(stages.plan, as_groups(np.arange(120)))
     assert len(figure.axes[0].patches) == 120
     assert "group 119\n1 points" in _texts(figure)
 
 
+def test_groups_are_called_by_their_names(stages, attribution):
+    names = tuple(f"name {n}" for n in range(10))
+    groups = as_groups(np.asarray(attribution.groups.ids), names=names)
+    drawn = [
+        figures.groups_figure(stages.plan, groups),
+        figures.mistakes_figure(
+            stages.plan, stages.results.target, attribution._replace(groups=groups)
+        ),
+        figures.synset_figure(
+            stages.plan, groups, stages.results.synset.synset, np.arange(10.0) / 10
+        ),
+    ]
+    for figure in drawn:
+        assert "name " in _texts(figure)
+        assert "group " not in _texts(figure)
+    ticks = figures.matrix_figure(attribution._replace(groups=groups), np.arange(2), ("a", "b"))
+    assert [text.get_text() for text in ticks.axes[0].get_yticklabels()] == list(names)
+
+
 def test_agreement_without_halves_leaves_the_right_side_empty(stages):
-    check = stages.check
-    short = check._replace(
-        masks=check.masks[:3], retrained=check.retrained[:, :3], predicted=check.predicted[:3]
+    check = stages.results.check
+    truth = check.truth._replace(
+        masks=check.truth.masks[:0], keep=check.truth.keep[:0], subsets=check.truth.subsets[:, :0]
     )
+    short = check._replace(truth=truth, predicted=check.predicted[:1])
     for given, panels in ((check, 2), (short, 1)):
         figure = figures.agreement_figure(given)
         assert sum(axes.axison for axes in figure.axes) == panels
 
 
+def test_halves_are_compared_around_their_mean(stages):
+    """Predicted outputs hold up to a constant a query."""
+    check = stages.results.check
+    moved = check._replace(predicted=check.predicted + np.arange(40.0))
+    (left, right), (_, same) = (figures.agreement_figure(each).axes for each in (check, moved))
+    np.testing.assert_allclose(
+        right.collections[0].get_offsets(), same.collections[0].get_offsets(), atol=1e-4
+    )
+    np.testing.assert_allclose(
+        left.collections[0].get_offsets()[:, 1], check.truth.effects().mean(0).ravel()
+    )
+
+
 def test_training_figure_means_between_checkpoints():
-    figure = figures.training_figure(np.array([9.0, 1.0, 3.0, 5.0, 7.0]), 2)
+    figure = figures.training_figure(np.array([9.0, 1.0, 3.0, 5.0, 7.0]), np.array([1, 3, 5]))
     batch, mean = figure.axes[0].lines
     np.testing.assert_array_equal(batch.get_ydata(), [9, 1, 3, 5, 7])
-    np.testing.assert_array_equal(mean.get_ydata(), [2, 6])
-    np.testing.assert_array_equal(mean.get_xdata(), [2, 4])
+    np.testing.assert_array_equal(mean.get_ydata(), [9, 2, 6])
+    np.testing.assert_array_equal(mean.get_xdata(), [0.5, 2, 4])
+
+
+HOSTILE = (
+    "$\\frac$",
+    "$a$ and $b",
+    "$x^2$\n<script>",
+    "[/red]",
+    "\\$",
+    "a_b^c",
+    "100%",
+    "",
+    "8",
+    "9",
+)
+
+
+@pytest.mark.slow
+def test_names_in_figures_are_text_and_no_formulas(stages, attribution):
+    """A class called `$\\frac$` ended the report with a parse error."""
+    split = stages.plan.split._replace(classes=HOSTILE)
+    plan, results = stages.plan._replace(split=split), stages.results
+    groups = as_groups(np.asarray(attribution.groups.ids), names=HOSTILE)
+    named = attribution._replace(groups=groups)
+    labels = split.test.y.argmax(1)
+    two = np.zeros(2, int)
+    row = {
+        "estimator": "$\\frac$",
+        "score": "$\\frac$",
+        "value": 0.5,
+        "over_rows": [0.4, 0.6],
+        "ceiling": 0.9,
+        "online_seconds": 0.2,
+        "offline_seconds": 300.0,
+        "counterfactuals": 3,
+    }
+    drawn = [
+        figures.matrix_figure(named, labels, HOSTILE),
+        figures.mistakes_figure(plan, results.target, named),
+        figures.synset_figure(plan, groups, results.synset.synset, np.arange(10.0)),
+        figures.groups_figure(plan, groups),
+        figures.comparison_figure({"rows": [row]}),
+        figures.points_figure(split, two, two, np.eye(120, 2, dtype=int), np.eye(120), 2),
+        figures.ranked_figure(split, {"$\\frac$": np.arange(120.0)}, 3),
+        figures.bars_figure({"$\\frac$": [1.0]}, ["$\\frac$"]),
+        figures.profiles_figure(np.ones(2), np.ones(2), "$\\frac$", "runs/$\\frac$"),
+    ]
+    for figure in drawn:
+        assert figures.png(figure).startswith(b"\x89PNG")
+
+
+def test_ticks_of_logarithms_are_numbers():
+    figure = figures.matching_figure(np.array([1e-5, 1e-3, 0.1]), np.ones(3))
+    figures.png(figure)
+    ticks = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert "0.01" in ticks
+    assert not any("$" in tick for tick in ticks)
+
+
+def test_what_harms_a_query_depends_on_what_is_better(stages, attribution):
+    plan = stages.plan._replace(task=stages.plan.task._replace(lower_is_better=True))
+    texts = [
+        _texts(figures.mistakes_figure(each, stages.results.target, attribution)).splitlines()
+        for each in (stages.plan, plan)
+    ]
+    more, less = ([line for line in text if line.startswith("group ")][:4] for text in texts)
+    assert more == [*less[2:], *less[:2]]
 
 
 # The page
@@ -273,27 +375,54 @@ def test_the_page_is_whole_and_needs_nothing_else(finished):  # noqa: F811
     assert len(page.headings) == 9
 
 
+def _page(stages, summary, answers=(), **changes) -> str:
+    result = files.plain({**summary, "versions": {"jax": "1"}, **changes})
+    names = ("agreement", "matrix", "mistakes", "synset", "matching", "groups", "training")
+    return report.page(stages.plan, result, dict.fromkeys(names, b"x"), answers)
+
+
 def test_the_page_shows_the_numbers_and_names_what_is_undefined(summary, stages):
-    result = {**summary, "versions": {"jax": "1"}}
-    result["agreement"] = [{**summary["agreement"][0], "ddm": float("nan")}]
-    names = ("agreement", "matrix", "mistakes", "synset", "matching", "groups", "training")
-    text = report.page(stages.plan, result, dict.fromkeys(names, b""))
-    assert f"<td>undefined</td><td>{summary['agreement'][0]['grad_dot']:.3f}</td>" in text
+    row = summary["agreement"][0]
+    text = _page(stages, summary, agreement=[{**row, "ddm": float("nan")}])
+    assert f"<td>undefined</td><td>{row['grad_dot']:.3f}</td>" in text
     # An interval stands beside its number.
-    result["agreement"] = [{**summary["agreement"][0], "ddm": 0.5, "ddm_interval": [-0.1, 0.9]}]
-    text = report.page(stages.plan, result, dict.fromkeys(names, b""))
+    text = _page(stages, summary, agreement=[{**row, "ddm": 0.5, "ddm_interval": [-0.1, 0.9]}])
     assert "<td>0.500 (-0.10 to 0.90)</td>" in text
+    assert "50 example gradients" in text
+    assert "<code>margin</code>, of which\nmore is better" in text
+    assert "of which\nless is better" in _page(stages, summary, lower_is_better=True)
 
 
-def test_names_are_escaped(summary, stages):
-    plan = stages.plan
-    settings = plan.config
-    import dataclasses
+def test_all_text_of_the_page_is_escaped(summary, stages):
+    """A key in metrics.json came into the page as it was."""
+    bad = "<script>alert('1')</script>&"
+    config = stages.plan.config
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=bad))
+    stages = stages._replace(plan=stages.plan._replace(config=config))
+    kept = KeptAnswer(bad, [bad], [[bad], [bad]], "", bad, {}, {})
+    text = _page(
+        stages,
+        summary,
+        [(kept, b"x")],
+        versions={bad: bad},
+        sizes={bad: 1},
+        seconds={bad: 1.0},
+        sentences=[bad],
+        axes=bad,
+        sign=bad,
+        objective=bad,
+        agreement=[{**summary["agreement"][0], "what": bad}],
+    )
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&amp;") == 16
+    page = _Page()
+    page.feed(text)
+    assert page.open == []
 
-    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, name="<b>&"))
-    result = {**summary, "versions": {"jax": "<1>"}}
-    names = ("agreement", "matrix", "mistakes", "synset", "matching", "groups", "training")
-    text = report.page(plan._replace(config=settings), result, dict.fromkeys(names, b""))
-    assert "<b>" not in text
-    assert "<1>" not in text
-    assert "&lt;b&gt;&amp;" in text
+
+def test_a_damaged_metrics_json_is_named_with_the_mend(stages, tmp_path):
+    (tmp_path / "metrics.json").write_text('{"dataset": "edited"}')
+    with pytest.raises(
+        files.DamagedFileError, match=r"was edited.*; `ddm report --workdir .*again"
+    ):
+        report.rewrite(stages.plan, tmp_path)

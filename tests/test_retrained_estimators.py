@@ -23,8 +23,14 @@ EFFECTS = np.array([1.0, -2.0, 0.0, 3.0, 0.0, 0.0])
 
 def remember(key, data, weights):
     """A training whose network is the weights of the points."""
-    none = jnp.zeros((0,))
-    return ddm.TrainRun(key, {"w": weights}, None, none, none, none)
+    return a_run(key, {"w": weights})
+
+
+def a_run(key, params):
+    """A finished training of which only the network is looked at."""
+    nothing = jnp.zeros(1)
+    checkpoints = jax.tree.map(lambda leaf: leaf[None], params)
+    return ddm.TrainRun(key, params, checkpoints, *[nothing] * 4, nothing[0], nothing[0])
 
 
 def planted(params, batch):
@@ -37,14 +43,22 @@ def together(params, batch):
     return planted(params, batch) + 4 * params["w"][0] * params["w"][1] + batch.x[:, 0] ** 2
 
 
-TASK = ddm.Task(lambda key: {}, lambda params, x: x, planted, planted)
+TASK = ddm.Task(
+    init=lambda key: {"w": jnp.zeros(12)},
+    apply=lambda params, x: x,
+    loss=planted,
+    output=planted,
+    targets="any",
+)
+TOGETHER = TASK._replace(output=together)
 DATA = ddm.Batch(jnp.zeros((12, 1)), jnp.ones((12, 1)))
+RUN = remember(KEY, DATA, jnp.ones(12))
 QUERY = ddm.Batch(jnp.array([[1.0], [-2.0], [0.5]]), jnp.ones((3, 1)))
 
 
 def fitted(estimator, groups=GROUPS):
     """The state on the twelve points, and the scores of the three queries."""
-    state = estimator.fit(KEY, None, DATA, groups)
+    state = estimator.fit(KEY, RUN, DATA, groups)
     scores = np.asarray(estimator.score(state, QUERY))
     assert scores.shape == (groups.max() + 1, 3)
     return state, scores
@@ -53,14 +67,14 @@ def fitted(estimator, groups=GROUPS):
 def test_networks_are_trained_on_the_groups_of_their_masks():
     masks = jnp.array([[1.0, 0, 0, 1, 1, 0], [0, 1, 1, 0, 0, 1]])
     fit = make_subset_networks(remember, lambda key, count: masks[:, :count])
-    state = fit(KEY, None, DATA, GROUPS)
+    state = fit(KEY, RUN, DATA, ddm.as_groups(GROUPS))
     assert state.masks.shape == (2, 6)
     np.testing.assert_array_equal(state.masks, masks)
     np.testing.assert_array_equal(state.params["w"], np.asarray(masks)[:, GROUPS])
 
 
 def test_networks_follow_their_groups_under_other_numbers():
-    estimator = estimators.make_banzhaf(TASK, remember, subsets=8, output=together)
+    estimator = estimators.make_banzhaf(TOGETHER, remember, subsets=8)
     names = np.array([3, 0, 5, 1, 2, 4])
     state, scores = fitted(estimator)
     moved, permuted = fitted(estimator, names[GROUPS])
@@ -121,7 +135,7 @@ def test_regressions_are_those_of_scikit_learn(regression, count, rng):
 @pytest.mark.parametrize("regression", ["ridge", "lasso"])
 def test_a_datamodel_is_scikit_learns_on_scaled_outputs(regression):
     estimator = estimators.make_datamodel(
-        TASK, remember, subsets=10, regression=regression, penalty=0.05, output=together
+        TOGETHER, remember, subsets=10, regression=regression, penalty=0.05
     )
     state, got = fitted(estimator)
     masks = np.asarray(state.masks, float)
@@ -137,7 +151,7 @@ def test_a_datamodel_is_scikit_learns_on_scaled_outputs(regression):
 
 
 def test_banzhaf_is_with_less_without():
-    estimator = estimators.make_banzhaf(TASK, remember, subsets=10, output=together)
+    estimator = estimators.make_banzhaf(TOGETHER, remember, subsets=10)
     state, got = fitted(estimator)
     masks = np.asarray(state.masks) > 0
     outputs = np.stack([together({"w": w}, QUERY) for w in state.params["w"]])
@@ -150,7 +164,7 @@ def test_banzhaf_is_with_less_without():
 
 def test_banzhaf_comes_near_the_mean_over_all_halves():
     """Of twenty halves each; 400 draws leave a standard error of about 0.3."""
-    estimator = estimators.make_banzhaf(TASK, remember, subsets=400, output=together)
+    estimator = estimators.make_banzhaf(TOGETHER, remember, subsets=400)
     _, got = fitted(estimator)
     want = np.zeros((6, 3))
     for half in combinations(range(6), 3):
@@ -186,11 +200,11 @@ def test_codes_are_distinct_halves():
 def test_more_groups_than_codes_are_refused():
     estimator = estimators.make_encoded_ensemble(TASK, remember, members=4)
     with pytest.raises(ValueError, match="members=4 make 6 codes; 11 groups"):
-        estimator.fit(KEY, None, DATA, np.append(np.arange(11), 0))
+        estimator.fit(KEY, RUN, DATA, np.append(np.arange(11), 0))
 
 
 def test_an_encoded_ensemble_is_all_members_less_those_without():
-    estimator = estimators.make_encoded_ensemble(TASK, remember, members=6, output=together)
+    estimator = estimators.make_encoded_ensemble(TOGETHER, remember, members=6)
     state, got = fitted(estimator)
     masks = np.asarray(state.masks) > 0
     np.testing.assert_array_equal(state.params["w"], masks[:, GROUPS])
@@ -226,17 +240,17 @@ class Linear:
             ddm.objectives.loss(apply),
             ddm.objectives.margin(apply),
         )
-        self.run = remember(KEY, self.data, self.w)
+        self.run = a_run(KEY, {"w": self.w})
         self.seen = []
 
     def train(self, key, data, weights):
         """Another network for each choice of the points: `w + x^T (weights y) / 60`."""
         jax.debug.callback(lambda seen: self.seen.append(np.asarray(seen)), weights)
         w = self.w + data.x.T @ (weights[:, None] * data.y) / 60
-        return remember(key, data, w)
+        return a_run(key, {"w": w})
 
-    def scores(self, run=None, groups=None, **settings):
-        estimator = estimators.make_trak(self.task, self.train, **settings)
+    def scores(self, run=None, groups=None, task=None, **settings):
+        estimator = estimators.make_trak(task or self.task, self.train, **settings)
         groups = self.groups if groups is None else groups
         state = estimator.fit(KEY, run or self.run, self.data, groups)
         scores = np.asarray(estimator.score(state, self.query))
@@ -280,8 +294,8 @@ def test_trak_is_its_equation_in_matrices(damping, logistic):
 
 
 def test_trak_explains_another_output_by_its_gradient(logistic):
-    second = ddm.objectives.logit(logistic.task.apply, 1)
-    _, got = logistic.scores(projection=None, damping=0.1, output=second)
+    second = ddm.objectives.explain(logistic.task, "logit:1")
+    _, got = logistic.scores(projection=None, damping=0.1, task=second)
     of_queries = np.einsum("qf,c->qfc", logistic.query.x, [0.0, 1.0, 0.0]).reshape(7, 12)
     want = trak_by_matrices(logistic, [logistic.w], 0.1, of_queries)
     assert got.shape == want.shape == (5, 7)
@@ -311,6 +325,7 @@ def test_a_projection_keeps_the_ranking_of_the_points(logistic):
     assert 0.97 < kept < 1
 
 
+@pytest.mark.slow
 def test_a_value_network_carries_a_known_effect_to_queries_it_has_not_seen():
     """Networks that are sums over points: a group's effect on a query is an inner product."""
 
@@ -319,7 +334,7 @@ def test_a_value_network_carries_a_known_effect_to_queries_it_has_not_seen():
 
     def train(key, data, weights):
         params = jnp.einsum("n,nc,nf->cf", weights, data.y, data.x) / len(weights)
-        return ddm.TrainRun(key, params, params[None], *(jnp.zeros(1),) * 3)
+        return a_run(key, params)
 
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 3, 230)
@@ -328,7 +343,13 @@ def test_a_value_network_carries_a_known_effect_to_queries_it_has_not_seen():
     x = x / jnp.linalg.norm(x, axis=1, keepdims=True)
     y = jnp.eye(3)[labels]
     data, query = ddm.Batch(x[:200], y[:200]), ddm.Batch(x[200:], y[200:])
-    task = ddm.Task(lambda key: jnp.zeros((3, 4)), None, None, output, lambda params, x: x)
+    task = ddm.Task(
+        init=lambda key: jnp.zeros((3, 4)),
+        apply=lambda params, x: x @ params.T,
+        loss=output,
+        output=output,
+        features=lambda params, x: x,
+    )
     groups = draw.permutation(np.arange(200) % 20)
     run = train(jax.random.key(0), data, jnp.ones(200))
     estimator = estimators.make_value_network(task, train, subsets=60)

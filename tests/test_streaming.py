@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import ddm_jax as ddm
-from ddm_jax import streaming
+from ddm_jax.compute import memory, streaming
+from ddm_jax.train import make_trainer
 
 
 class Reads(np.ndarray):
@@ -25,9 +26,10 @@ def host(ready):
     return ddm.Batch(*(np.asarray(leaf).view(Reads) for leaf in ready.data))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last_batch", ["drop", "keep"])
 def test_training_from_the_host_gives_the_same_bits(ready, host, monkeypatch, last_batch):
-    trainer = ddm.make_trainer(
+    trainer = make_trainer(
         ready.task, steps=14, batch_size=40, learning_rate=0.3, momentum=0.5, last_batch=last_batch
     )
     key, weights = jax.random.key(5), jnp.linspace(0.0, 2.0, 150)
@@ -35,7 +37,7 @@ def test_training_from_the_host_gives_the_same_bits(ready, host, monkeypatch, la
     advance = jax.jit(trainer.advance)
     want, want_losses = advance(trainer.start(key), rows, ready.data, weights)
     # A quarter of it holds 125 rows: three steps at a time.
-    limit = 4 * streaming.bytes_of(ready.data) * 125 // 150
+    limit = 4 * memory.bytes_of(ready.data) * 125 // 150
     monkeypatch.setattr(streaming, "device_memory", lambda: limit)
     got, losses = streaming.read_as_needed(advance, host, 40)(trainer.start(key), rows, weights)
     assert Reads.most == 120
@@ -46,7 +48,7 @@ def test_training_from_the_host_gives_the_same_bits(ready, host, monkeypatch, la
 
 
 def test_data_that_fit_are_put_on_the_device_once(ready):
-    trainer = ddm.make_trainer(ready.task, steps=3, batch_size=40, learning_rate=0.3)
+    trainer = make_trainer(ready.task, steps=3, batch_size=40, learning_rate=0.3)
     seen = []
 
     def advance(state, rows, data, weights):
@@ -60,7 +62,25 @@ def test_data_that_fit_are_put_on_the_device_once(ready):
     assert isinstance(seen[0].x, jax.Array)
 
 
-@pytest.mark.parametrize("limit", [None, 2**40, 8 * 10 * 16])
+def test_examples_of_any_kind_are_read_a_part_at_a_time(monkeypatch):
+    """Nested, with integers, and nothing in `y`."""
+    data = ddm.Batch({"a": np.arange(12.0), "b": np.arange(24).reshape(12, 2)}, None)
+    monkeypatch.setattr(streaming, "device_memory", lambda: 4 * memory.bytes_of(data) // 2)
+
+    def advance(state, rows, data, weights):
+        told = data.x["a"] + data.x["b"].sum(1)
+        return state + weights.sum(), told[rows].sum(1)
+
+    rows = np.random.default_rng(0).permutation(12).reshape(4, 3)
+    got = streaming.read_as_needed(advance, data, 3)(0.0, rows, np.ones(12))
+    want = advance(0.0, rows, data, np.ones(12))
+    assert got[0] == want[0]
+    np.testing.assert_array_equal(got[1], want[1])
+    found = streaming.over_rows(lambda rows, by: by * rows["b"].sum(1)[:, None], data.x, 2.0)
+    np.testing.assert_array_equal(found[:, 0], 2.0 * data.x["b"].sum(1))
+
+
+@pytest.mark.parametrize("limit", [2**40, 8 * 10 * 16])
 def test_a_pass_over_all_rows_equals_the_whole(monkeypatch, limit):
     """Four devices; the last limit lets each read ten rows of four floats at a time."""
     x = np.random.default_rng(0).normal(size=(150, 4)).astype(np.float32).view(Reads)

@@ -7,64 +7,63 @@ import pytest
 
 import ddm_jax as ddm
 from ddm_jax import synset as starts
-from ddm_jax.types import take
+from ddm_jax.gradients import group_batches
+from ddm_jax.matching import make_match_points, make_matching_error, make_synset_gradient
+from ddm_jax.types import as_batch, take
 
 
 def make(ready, method, items, groups=None):
-    groups = ready.groups if groups is None else groups
-    return ddm.initial_synset(
+    groups = ready.groups if groups is None else ddm.as_groups(groups)
+    return starts.initial_synset(
         jax.random.key(2), ready.task, method, ready.run, ready.data, groups, items, [6, 7, 8, 9]
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", starts.STARTS)
 @pytest.mark.parametrize("items", [1, 3])
 def test_shapes_shares_and_labels(ready, method, items):
     synset = make(ready, method, items)
-    assert synset.x.shape == (10, items, 8, 8, 1)
-    assert synset.y.shape == (10, items, 10)
-    assert synset.mass.shape == (10, items)
-    np.testing.assert_allclose(synset.share, np.bincount(ready.groups) / 150, rtol=1e-6)
+    assert synset.items.x.shape == (10 * items, 8, 8, 1)
+    assert synset.items.y.shape == (10 * items, 10)
+    assert synset.mass.shape == synset.group.shape == (10 * items,)
+    assert synset.group.dtype == jnp.int32
+    np.testing.assert_array_equal(synset.group, np.repeat(np.arange(10), items))
+    np.testing.assert_allclose(synset.share, ready.groups.sizes() / 150, rtol=1e-6)
     # Groups are classes here: every item has its own class as its label, sharply.
-    np.testing.assert_array_equal(
-        synset.y.argmax(-1), np.repeat(np.arange(10)[:, None], items, axis=1)
-    )
-    assert (jax.nn.softmax(synset.y).max(-1) > 0.9999).all()
-    assert np.isfinite(np.asarray(synset.x)).all()
+    np.testing.assert_array_equal(synset.items.y.argmax(-1), synset.group)
+    assert (as_batch(synset.items).y.max(-1) > 0.9999).all()
+    assert np.isfinite(np.asarray(synset.items.x)).all()
 
 
-@pytest.mark.parametrize("method", ["pursuit", "random", "central"])
+@pytest.mark.parametrize("method", ["pursuit", "random"])
 def test_items_start_as_members_of_their_group(ready, method):
     synset = make(ready, method, 3)
     for group in range(10):
-        members = np.asarray(ready.data.x)[ready.groups == group]
-        for item in np.asarray(synset.x[group]):
+        members = np.asarray(ready.data.x)[ready.groups.ids == group]
+        for item in np.asarray(synset.items.x)[synset.group == group]:
             assert (np.abs(members - item).reshape(len(members), -1).max(1) == 0).any()
 
 
 def test_noise_shows_no_training_image(ready):
-    synset = np.asarray(make(ready, "noise", 2).x).reshape(20, 1, -1)
+    synset = np.asarray(make(ready, "noise", 2).items.x).reshape(20, 1, -1)
     away = np.abs(synset - np.asarray(ready.data.x).reshape(1, 150, -1)).max(-1)
     assert away.min() > 0.3
 
 
 def test_noise_of_a_mixed_group_has_its_mixture_of_labels(ready):
-    groups = np.zeros(150, np.int32)
+    groups = np.arange(150) // 75
     synset = make(ready, "noise", 1, groups)
-    want = np.asarray(ready.data.y).mean(0)
-    np.testing.assert_allclose(jax.nn.softmax(synset.y[0, 0]), want, atol=1e-4)
-
-
-def test_central_members_are_the_nearest(ready):
-    synset = make(ready, "central", 1)
-    members = np.asarray(ready.data.x)[ready.groups == 4].reshape(-1, 64)
-    away = ((members - members.mean(0)) ** 2).sum(1)
-    np.testing.assert_array_equal(np.asarray(synset.x[4]).reshape(64), members[away.argmin()])
+    for group in range(2):
+        want = np.asarray(ready.data.y)[groups == group].mean(0)
+        np.testing.assert_allclose(as_batch(synset.items).y[group], want, atol=1e-5)
 
 
 def test_one_group_a_point_reproduces_every_point(ready):
     synset = make(ready, "pursuit", 1, np.arange(150))
-    h = jax.vmap(ddm.make_synset_gradient(ready.task), (None, 0))(ready.run.params, synset)
+    h = jax.vmap(make_synset_gradient(ready.task), (None, 0))(
+        ready.run.params, starts.by_group(synset)
+    )
     g = jax.vmap(
         lambda x, y: jax.grad(
             lambda p: ready.task.loss(p, ddm.Batch(x[None], y[None])).sum() / 150
@@ -108,11 +107,14 @@ def test_pursuit_residual_shrinks_with_more_items_and_small_groups_repeat():
 
 
 def test_pursuit_matches_gradients_far_better_than_random_members(ready):
-    points = ddm.make_match_points(ready.task, 10)(
-        ready.run.checkpoints, ready.data, ddm.group_batches(ready.groups, 10), jnp.array([7, 9])
+    points = make_match_points(ready.task)(
+        ready.run.checkpoints, ready.data, group_batches(ready.groups), jnp.array([7, 9])
     )
-    error = jax.jit(ddm.make_matching_error(ready.task))
-    pursuit, random = (np.median(error(make(ready, m, 3), points)) for m in ("pursuit", "random"))
+    error = jax.jit(make_matching_error(ready.task))
+    pursuit, random = (
+        np.median(error(starts.by_group(make(ready, method, 3)), points))
+        for method in ("pursuit", "random")
+    )
     assert pursuit < 0.5 * random
 
 
@@ -134,7 +136,120 @@ def test_gradient_sketches_keep_inner_products(ready):
 
 
 def test_wrong_starts_are_named(ready):
-    with pytest.raises(ValueError, match="unknown start 'best'"):
+    with pytest.raises(ValueError, match="start='best'; choose one of pursuit, random"):
         make(ready, "best", 1)
-    with pytest.raises(ValueError, match="items=0"):
-        make(ready, "random", 0)
+    for items in (0, 2.5, True):
+        with pytest.raises(ValueError, match=f"items={items}"):
+            make(ready, "random", items)
+    anything = ready.task._replace(targets="any")
+    with pytest.raises(ValueError, match="a synset needs classes, and this task has targets='any'"):
+        starts.initial_synset(
+            jax.random.key(2), anything, "random", ready.run, ready.data, ready.groups, 1, [9]
+        )
+
+
+# Label logits
+
+
+def test_soft_labels_start_at_themselves(rng):
+    """0.8 took softmax(14 y), which says .9999 of a label of .6 and .4."""
+    labels = jax.nn.softmax(2 * jnp.asarray(rng.normal(size=(50, 7))))
+    logits = starts.label_logits(labels)
+    assert logits.shape == labels.shape
+    np.testing.assert_allclose(jax.nn.softmax(logits), labels, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.nn.softmax(starts.label_logits([[0.6, 0.4, 0.0]])), [[0.6, 0.4, 0]], atol=1e-5
+    )
+
+
+def test_hard_labels_are_sharp():
+    logits = starts.label_logits(np.eye(4, dtype=np.float32))
+    np.testing.assert_array_equal(logits, starts.SHARPNESS * np.eye(4))
+
+
+@pytest.mark.parametrize("method", ["pursuit", "random"])
+def test_items_start_with_the_labels_that_they_had(ready, method, rng):
+    soft = jax.nn.softmax(3 * jnp.asarray(rng.normal(size=(150, 10)), jnp.float32))
+    synset = starts.initial_synset(
+        jax.random.key(2),
+        ready.task,
+        method,
+        ready.run,
+        ready.data._replace(y=soft),
+        ready.groups,
+        2,
+        [9],
+    )
+    labels = np.asarray(as_batch(synset.items).y)
+    assert labels.shape == (20, 10)
+    for x, label in zip(synset.items.x, labels, strict=True):
+        (row, *_) = np.flatnonzero((ready.data.x == x).all((1, 2, 3)))
+        np.testing.assert_allclose(label, soft[row], atol=1e-5)
+
+
+# By group and flat
+
+
+def uneven(counts, seed=0):
+    """A synset of as many items a group, each unlike the others."""
+    draw, size = np.random.default_rng(seed), sum(counts)
+    return ddm.Synset(
+        items=ddm.Batch(
+            {"image": jnp.asarray(draw.normal(size=(size, 2, 3)), jnp.float32)},
+            jnp.asarray(draw.normal(size=(size, 4)), jnp.float32),
+        ),
+        group=jnp.repeat(jnp.arange(len(counts), dtype=jnp.int32), np.array(counts)),
+        mass=jnp.asarray(draw.normal(size=size), jnp.float32),
+        share=jnp.full(len(counts), 1 / len(counts)),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", [(2, 2, 2), (3, 1, 2), (1, 4), (5, 5, 1, 2)])
+def test_by_group_and_back(counts):
+    synset = uneven(counts)
+    groups = starts.by_group(synset)
+    size = (len(counts), max(counts))
+    assert groups.items.x["image"].shape == (*size, 2, 3)
+    assert groups.items.y.shape == (*size, 4)
+    assert groups.mass.shape == groups.group.shape == size
+    first = np.cumsum(counts) - counts
+    for k, count in enumerate(counts):
+        np.testing.assert_array_equal(groups.mass[k, :count], synset.mass[first[k] :][:count])
+        np.testing.assert_array_equal(groups.mass[k, count:], 0)
+        np.testing.assert_array_equal(groups.group[k], [k] * count + [-1] * (size[1] - count))
+        for place in range(size[1]):
+            row = first[k] + min(place, count - 1)  # what fills up is a copy, and so is finite
+            np.testing.assert_array_equal(groups.items.y[k, place], synset.items.y[row])
+    back = starts.flat(groups, np.array(counts))
+    assert jax.tree.structure(back) == jax.tree.structure(synset)
+    jax.tree.map(np.testing.assert_array_equal, back, synset)
+    if min(counts) == max(counts):
+        jax.tree.map(np.testing.assert_array_equal, starts.flat(groups), synset)
+
+
+@pytest.mark.slow
+def test_what_fills_a_group_up_has_no_gradient(ready):
+    """A group's gradient is that of its own items, whatever the others' number."""
+    three = make(ready, "random", 3)
+    kept = np.flatnonzero((np.arange(30) % 3 == 0) | (np.asarray(three.group) == 4))
+    items, group, mass = take((three.items, three.group, three.mass), kept)
+    few = ddm.Synset(items, group, mass, three.share)
+    gradient = jax.vmap(make_synset_gradient(ready.task), (None, 0))
+    got = gradient(ready.run.params, starts.by_group(few))
+    for group, count in ((0, 1), (4, 3), (9, 1)):
+        one = take(starts.by_group(three), group)
+        alone = jax.tree.map(lambda leaf, n=count: leaf[:n] if leaf.ndim else leaf, one)
+        want = make_synset_gradient(ready.task)(ready.run.params, alone)
+        for a, b in zip(jax.tree.leaves(take(got, group)), jax.tree.leaves(want), strict=True):
+            assert a.shape == b.shape
+            np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_two_synsets_as_one():
+    first, second = uneven((2, 1)), uneven((1, 3), 1)
+    both = starts.join(first, second)
+    np.testing.assert_array_equal(both.group, [0, 0, 1, 2, 3, 3, 3])
+    np.testing.assert_array_equal(both.mass, [*first.mass, *second.mass])
+    np.testing.assert_array_equal(both.items.y[3:], second.items.y)
+    assert both.share.shape == (4,)

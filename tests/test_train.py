@@ -5,7 +5,7 @@ import optax
 import pytest
 
 import ddm_jax as ddm
-from ddm_jax.train import steps_an_epoch
+from ddm_jax.train import TrainSettings, cosine_schedule, make_trainer, recipe, steps_an_epoch
 
 
 def linear_task():
@@ -19,6 +19,7 @@ def linear_task():
         apply=lambda params, x: x @ params,
         loss=loss,
         output=lambda params, batch: (batch.x @ params)[:, 0],
+        targets="any",
     )
 
 
@@ -79,6 +80,9 @@ def test_the_run_records_its_trajectory(ready):
     run = ready.run
     assert run.rows.shape == (60, 50)
     assert run.losses.shape == run.learning_rates.shape == (60,)
+    np.testing.assert_array_equal(run.steps, np.arange(6, 61, 6))
+    assert run.steps.dtype == jnp.int32
+    np.testing.assert_allclose([run.momentum, run.weight_decay], [0.5, 1e-3])
     for leaf, last in zip(
         jax.tree.leaves(run.checkpoints), jax.tree.leaves(run.params), strict=True
     ):
@@ -89,6 +93,7 @@ def test_the_run_records_its_trajectory(ready):
         np.testing.assert_array_equal(seen, np.arange(150))
 
 
+@pytest.mark.slow
 def test_checkpoints_are_counted_back_from_the_end(ready):
     short = ddm.make_train(ready.task, steps=7, batch_size=50, learning_rate=0.1)
     kept = ddm.make_train(ready.task, steps=7, batch_size=50, learning_rate=0.1, checkpoint_every=3)
@@ -106,6 +111,84 @@ def test_checkpoints_are_counted_back_from_the_end(ready):
         np.testing.assert_allclose(leaf[0], a, atol=1e-6)
         np.testing.assert_allclose(leaf[1], b, atol=1e-6)
     assert run.losses.shape == (7,)
+    np.testing.assert_array_equal(run.steps, [4, 7])
+    np.testing.assert_array_equal(whole.steps, [7])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("steps", "every", "kept"),
+    [(50, 20, [30, 50]), (50, 25, [25, 50]), (7, 4, [7]), (5, 1, [1, 2, 3, 4, 5])],
+)
+@pytest.mark.parametrize("last_batch", ["drop", "keep"])
+def test_a_run_knows_after_how_many_steps_each_checkpoint_was(
+    regression, steps, every, kept, last_batch
+):
+    """0.8 guessed S // T, which says 25 and 50 where there are 30 and 50."""
+    settings = {"batch_size": 6, "learning_rate": 0.05, "last_batch": last_batch}
+    trainer = make_trainer(linear_task(), steps=steps, checkpoint_every=every, **settings)
+    np.testing.assert_array_equal(trainer.checkpoint_steps, kept)
+    key, weights = jax.random.key(3), jnp.ones(20)
+    run = jax.jit(trainer.train)(key, regression, weights)
+    np.testing.assert_array_equal(run.steps, kept)
+    assert len(run.checkpoints) == len(kept)
+    state, advance = trainer.start(key), jax.jit(trainer.advance)
+    for checkpoint, first, last in zip(run.checkpoints, [0, *kept], kept, strict=False):
+        state, _ = advance(state, run.rows[first:last], regression, weights)
+        np.testing.assert_allclose(checkpoint, state.params, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("last_batch", "steps"), [("drop", [6, 12, 18]), ("keep", [9, 18, 27])])
+def test_a_recipe_counts_in_epochs(ready, last_batch, steps):
+    """150 digits in batches of 64: two full ones, and with "keep" a third of 22."""
+    settings = TrainSettings(
+        epochs=9,
+        batch_size=64,
+        learning_rate=0.2,
+        final_learning_rate=0.02,
+        warmup_epochs=3,
+        momentum=0.9,
+        weight_decay=0.01,
+        last_batch=last_batch,
+        checkpoint_every=3,
+    )
+    trainer = recipe(ready.task, settings, 150)
+    np.testing.assert_array_equal(trainer.checkpoint_steps, steps)
+    rows = np.asarray(trainer.batches(jax.random.key(0), 150))
+    assert rows.shape == (steps[-1], 64)
+    if last_batch == "keep":
+        for epoch in rows.reshape(9, -1):
+            np.testing.assert_array_equal(np.sort(epoch[epoch >= 0]), np.arange(150))
+    run = jax.jit(trainer.train)(jax.random.key(0), ready.data, jnp.ones(150))
+    np.testing.assert_array_equal(run.steps, steps)
+    np.testing.assert_allclose([run.momentum, run.weight_decay], [0.9, 0.01], rtol=1e-6)
+    np.testing.assert_allclose(run.learning_rates[0], 0, atol=1e-7)
+    np.testing.assert_allclose(run.learning_rates[steps[0]], 0.2, rtol=1e-5)
+    want = cosine_schedule(0.2, steps[-1], 0.02, steps[0])(steps[-1] - 1)
+    np.testing.assert_allclose(run.learning_rates[-1], want, rtol=1e-5)
+    # A checkpoint of the middle is that of a training stopped there.
+    state, _ = jax.jit(trainer.advance)(
+        trainer.start(jax.random.key(0)), rows[: steps[1]], ready.data, jnp.ones(150)
+    )
+    for kept, leaf in zip(
+        jax.tree.leaves(run.checkpoints), jax.tree.leaves(state.params), strict=True
+    ):
+        np.testing.assert_allclose(kept[1], leaf, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": 151}, "train.batch_size=151 exceeds the 150 training points; lower it"),
+        ({"warmup_epochs": 5}, r"train.warmup_epochs=5; it must be a whole number, in 0\.\.4"),
+        ({"checkpoint_every": 6}, r"train.checkpoint_every=6; .* in 1\.\.5"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_or_the_data_are_named(ready, wrong, message):
+    settings = TrainSettings(**({"epochs": 5} | wrong))
+    with pytest.raises(ValueError, match=message):
+        recipe(ready.task, settings, 150)
 
 
 def test_runs_with_one_key_share_initialisation_and_batches(ready):
@@ -120,7 +203,7 @@ def test_runs_with_one_key_share_initialisation_and_batches(ready):
 
 
 def test_advance_in_pieces_equals_advance_at_once(ready):
-    trainer = ddm.make_trainer(ready.task, steps=6, batch_size=50, learning_rate=0.1, momentum=0.9)
+    trainer = make_trainer(ready.task, steps=6, batch_size=50, learning_rate=0.1, momentum=0.9)
     rows = trainer.batches(jax.random.key(0), 150)
     weights = jnp.ones(150)
     advance = jax.jit(trainer.advance)
@@ -146,14 +229,14 @@ def test_steps_an_epoch(size, batch, drop, keep):
 def test_a_kept_last_batch_completes_the_epoch():
     settings = {"steps": 6, "batch_size": 3, "learning_rate": 0.1}
     rows = np.asarray(
-        ddm.make_trainer(linear_task(), **settings, last_batch="keep").batches(jax.random.key(0), 7)
+        make_trainer(linear_task(), **settings, last_batch="keep").batches(jax.random.key(0), 7)
     )
     assert rows.shape == (6, 3)
     for epoch in (rows[:3], rows[3:]):
         np.testing.assert_array_equal(np.sort(epoch.ravel()), [-1, -1, *range(7)])
         np.testing.assert_array_equal(epoch[2, 1:], [-1, -1])
     assert not np.array_equal(rows[:3], rows[3:]), "every epoch has an order of its own"
-    dropped = ddm.make_trainer(linear_task(), **settings).batches(jax.random.key(0), 7)
+    dropped = make_trainer(linear_task(), **settings).batches(jax.random.key(0), 7)
     assert dropped.shape == (6, 3)
     assert dropped.min() >= 0
 
@@ -161,7 +244,7 @@ def test_a_kept_last_batch_completes_the_epoch():
 def test_where_the_batches_divide_the_data_keep_and_drop_are_the_same():
     settings = {"steps": 5, "batch_size": 3, "learning_rate": 0.1}
     drop, keep = (
-        ddm.make_trainer(linear_task(), **settings, last_batch=last).batches(jax.random.key(0), 6)
+        make_trainer(linear_task(), **settings, last_batch=last).batches(jax.random.key(0), 6)
         for last in ("drop", "keep")
     )
     assert drop.shape == keep.shape == (5, 3)
@@ -171,7 +254,7 @@ def test_where_the_batches_divide_the_data_keep_and_drop_are_the_same():
 @pytest.mark.parametrize("kept", [(4,), (4, 9)])
 def test_a_step_on_a_part_filled_batch_by_hand(regression, kept):
     task = linear_task()._replace(init=lambda key: jnp.ones((4, 1)))
-    trainer = ddm.make_trainer(
+    trainer = make_trainer(
         task, steps=1, batch_size=3, learning_rate=0.5, weight_decay=0.1, last_batch="keep"
     )
     # Row -1 is the last point in JAX's indexing: what it holds must not matter.
@@ -191,7 +274,7 @@ def test_a_step_on_a_part_filled_batch_by_hand(regression, kept):
 
 def test_full_batches_with_fill_reach_the_ridge_solution_too(regression):
     # All 20 points and 12 rows of fill, as batches given by hand.
-    trainer = ddm.make_trainer(
+    trainer = make_trainer(
         linear_task(), steps=400, batch_size=1, learning_rate=0.3, weight_decay=0.1
     )
     rows = jnp.tile(jnp.concatenate([jnp.arange(20), jnp.full(12, -1)]), (400, 1))
@@ -273,7 +356,7 @@ def test_a_training_loss_without_noise_changes_nothing(regression):
 
 
 def test_noise_and_part_filled_batches_go_on_where_they_stopped(regression):
-    trainer = ddm.make_trainer(
+    trainer = make_trainer(
         noisy_task(),
         steps=9,
         batch_size=6,
@@ -297,9 +380,9 @@ def test_noise_and_part_filled_batches_go_on_where_they_stopped(regression):
 
 
 def test_schedules():
-    plain = ddm.cosine_schedule(0.1, 100, 0.005)
+    plain = cosine_schedule(0.1, 100, 0.005)
     np.testing.assert_allclose([plain(0), plain(100)], [0.1, 0.005], rtol=1e-5)
-    warm = ddm.cosine_schedule(0.1, 100, 0.005, warmup=10)
+    warm = cosine_schedule(0.1, 100, 0.005, warmup=10)
     np.testing.assert_allclose([warm(0), warm(5), warm(10)], [0.0, 0.05, 0.1], atol=1e-6)
     own = ddm.make_train(
         linear_task(), steps=3, batch_size=2, learning_rate=optax.linear_schedule(1.0, 0.0, 2)
@@ -320,6 +403,11 @@ def test_schedules():
         {"checkpoint_every": 11},
         {"learning_rate": 0.0},
         {"last_batch": "pad"},
+        {"steps": 2.5},
+        {"steps": True},
+        {"learning_rate": float("nan")},
+        {"momentum": float("nan")},
+        {"weight_decay": float("inf")},
     ],
 )
 def test_wrong_settings_are_named(wrong):

@@ -1,5 +1,6 @@
 """Estimators that follow or continue the training run, against sums and steps written by hand."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -12,7 +13,9 @@ from jax.flatten_util import ravel_pytree
 
 import ddm_jax as ddm
 from ddm_jax import estimators
-from ddm_jax.estimators.replay import first_moment, make_replay_step
+from ddm_jax.estimators import source
+from ddm_jax.estimators.replay import replay_start, replay_step
+from ddm_jax.estimators.tracin import checkpoint_rates
 from ddm_jax.gradients import example_gradients
 from ddm_jax.types import take
 
@@ -34,20 +37,25 @@ def slopes(problem, params):
 
 def by_group(points, groups):
     """Rows of points, added up for each group."""
+    groups = np.asarray(getattr(groups, "ids", groups))
     return np.stack([points[groups == k].sum(0) for k in range(groups.max() + 1)])
 
 
-def replayed(task, run, data, steps, **settings):
+def replayed(task, run, data, steps):
     """The parameters after so many steps from the start."""
-    step, ones = make_replay_step(task, **settings), jnp.ones(len(data.x))
 
     @jax.jit
     def replay(run):
-        take_step = lambda t, moment: step(moment, t, run.rows[t], ones, run, data)  # noqa: E731
-        return jax.lax.fori_loop(0, steps, take_step, first_moment(task, run))
+        step, ones = replay_step(task, run), jnp.ones(len(data.x))
+        take_step = lambda t, moment: step(moment, run.rows[t], data, ones)  # noqa: E731
+        return jax.lax.fori_loop(0, steps, take_step, replay_start(task, run))
 
-    moment = replay(run)
-    return ravel_pytree(moment.params)[0]
+    return ravel_pytree(replay(run).params)[0]
+
+
+def with_numbers(run, momentum, weight_decay):
+    """The run as if it had been trained with these."""
+    return run._replace(momentum=jnp.float32(momentum), weight_decay=jnp.float32(weight_decay))
 
 
 def assert_close(got, want, shape, tolerance):
@@ -61,7 +69,7 @@ def assert_close(got, want, shape, tolerance):
 def test_tracin_at_the_last_checkpoint_is_grad_dot_times_the_rate(ready):
     rates = ready.run.learning_rates.at[-1].set(0.07)
     run = ready.run._replace(learning_rates=rates)
-    dots = fitted_scores(ddm.make_grad_dot(ready.task), ready)
+    dots = fitted_scores(estimators.make_grad_dot(ready.task), ready)
     got = fitted_scores(estimators.make_tracin(ready.task, checkpoints=1), ready, run)
     assert_close(got, 0.07 * dots, (10, 50), 1e-5)
 
@@ -77,34 +85,79 @@ def test_tracin_adds_up_checkpoints_with_the_rate_of_the_step_before_each(ready,
     for t in (3, 6, 9):
         losses, outputs = slopes(ready, take(run.checkpoints, t))
         want = want - float(rates[6 * (t + 1) - 1]) * by_group(losses @ outputs.T, groups)
-    assert_close(got, want, (groups.max() + 1, 50), 1e-5)
+    assert_close(got, want, (150 if points_are_groups else 10, 50), 1e-5)
+
+
+@pytest.fixture(scope="module")
+def uneven(smooth):
+    """50 steps, kept after 30 and 50, at rates that fall."""
+    schedule = lambda t: 0.5 / (1 + t)  # noqa: E731
+    recipe = {"steps": 50, "batch_size": 30, "learning_rate": schedule, "checkpoint_every": 20}
+    return short_run(smooth, **recipe)[1]
+
+
+@pytest.mark.slow
+def test_checkpoints_that_do_not_divide_the_steps_have_the_rates_of_their_own(smooth, uneven):
+    assert uneven.steps.tolist() == [30, 50]
+    np.testing.assert_allclose(checkpoint_rates(uneven), [0.5 / 30, 0.5 / 50], rtol=1e-5)
+    got = fitted_scores(estimators.make_tracin(smooth.task), smooth, uneven)
+    want = 0
+    for t, step in enumerate((30, 50)):
+        losses, outputs = slopes(smooth, take(uneven.checkpoints, t))
+        want = want - 0.5 / step * losses @ outputs.T
+    assert_close(got, by_group(want, smooth.groups), (4, 5), 1e-4)
+
+
+def test_parameters_of_the_start_have_the_rate_of_the_first_step(uneven):
+    start = uneven._replace(steps=jnp.array([0, 30, 50]))
+    np.testing.assert_allclose(checkpoint_rates(start)[:2], [0.5, 0.5 / 30], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "segments", "index", "ends"),
+    [
+        ((30, 50), 2, [[0], [1]], [0, 30, 50]),  # uneven steps
+        ((30, 50), 5, [[0], [1]], [0, 30, 50]),  # fewer checkpoints than segments
+        ((10, 20, 30, 40, 50), 2, [[0, 2], [3, 4]], [0, 30, 50]),  # uneven checkpoints
+        ((2, 10, 20, 30, 40, 44, 48, 50), 2, [[0, 2, 3], [4, 6, 7]], [0, 30, 50]),
+        ((0, 25, 50), 3, [[0], [1], [2]], [0, 0, 25, 50]),  # the start leads to nothing
+    ],
+)
+def test_source_cuts_rates_and_checkpoints_at_the_same_steps(steps, segments, index, ends, uneven):
+    run = uneven._replace(steps=np.array(steps), checkpoints=jnp.zeros(len(steps)))
+    found, times = source.cut(run, segments)
+    assert found.tolist() == index
+    rates = 0.5 / (1 + np.arange(50))
+    want = [rates[a:b].sum() for a, b in pairwise(ends)]
+    np.testing.assert_allclose(times, want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(times.sum(), rates.sum(), rtol=1e-5)
 
 
 def test_all_steps_replayed_end_at_the_trained_network(ready):
-    settings = {"momentum": 0.5, "weight_decay": 1e-3}
-    got = replayed(ready.task, ready.run, ready.data, 60, **settings)
-    halfway = replayed(ready.task, ready.run, ready.data, 30, **settings)
+    got = replayed(ready.task, ready.run, ready.data, 60)
+    halfway = replayed(ready.task, ready.run, ready.data, 30)
     for params, want in ((got, ready.run.params), (halfway, take(ready.run.checkpoints, 4))):
         want = ravel_pytree(want)[0]
         assert params.shape == want.shape
         np.testing.assert_allclose(params, want, atol=1e-5)
-    # Without its settings it ends elsewhere.
-    for other in ({"momentum": 0.0}, {"weight_decay": 0.0}):
-        elsewhere = replayed(ready.task, ready.run, ready.data, 60, **(settings | other))
+    # With other numbers it ends elsewhere.
+    for other in (with_numbers(ready.run, 0.0, 1e-3), with_numbers(ready.run, 0.5, 0.0)):
+        elsewhere = replayed(ready.task, other, ready.data, 60)
         assert np.abs(elsewhere - got).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_replay_has_the_keys_of_dropout_and_batches_that_are_not_full(ready):
     task = ddm.classification(ddm.models.MLP(10, (12,), dropout=0.5), (8, 8, 1))
     recipe = {"steps": 6, "batch_size": 64, "learning_rate": 0.3, "last_batch": "keep"}
     run = jax.jit(ddm.make_train(task, **recipe))(jax.random.key(2), ready.data, jnp.ones(150))
     assert (run.rows == -1).any()
     want = ravel_pytree(run.params)[0]
-    got = replayed(task, run, ready.data, 6, momentum=0.0, weight_decay=0.0)
+    got = replayed(task, run, ready.data, 6)
     assert got.shape == want.shape
     np.testing.assert_allclose(got, want, atol=1e-5)
     without = task._replace(training_loss=None)
-    elsewhere = replayed(without, run, ready.data, 6, momentum=0.0, weight_decay=0.0)
+    elsewhere = replayed(without, run, ready.data, 6)
     assert np.abs(elsewhere - want).max() > 1e-2
 
 
@@ -135,10 +188,11 @@ def short_run(problem, **settings):
     return train, train(jax.random.key(5), problem.data, jnp.ones(len(problem.data.x)))
 
 
+@pytest.mark.slow
 def test_a_metagradient_is_the_slope_of_retraining_in_a_group_weight(smooth):
     settings = {"momentum": 0.5, "weight_decay": 0.05}
     train, run = short_run(smooth, learning_rate=0.2, **settings)
-    got = fitted_scores(estimators.make_metagradient(smooth.task, **settings), smooth, run)
+    got = fitted_scores(estimators.make_metagradient(smooth.task), smooth, run)
 
     def outputs(k, change):
         weights = 1 + change * (smooth.groups == k)
@@ -149,12 +203,13 @@ def test_a_metagradient_is_the_slope_of_retraining_in_a_group_weight(smooth):
     assert_close(got, want, (4, 5), 2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "every"), [(1, 1), (2, 2)])
 def test_in_run_shapley_is_the_sum_of_its_formula_over_the_steps(order, every, smooth):
     settings = {"momentum": 0.5, "weight_decay": 0.05}
     schedule = lambda t: 0.2 / (1 + t)  # noqa: E731
     _, run = short_run(smooth, learning_rate=schedule, checkpoint_every=1, **settings)
-    estimator = estimators.make_in_run_shapley(smooth.task, order=order, every=every, **settings)
+    estimator = estimators.make_in_run_shapley(smooth.task, order=order, every=every)
     got = fitted_scores(estimator, smooth, run)
     start = jax.jit(smooth.task.init)(jax.random.fold_in(run.key, 0))
     unravel = ravel_pytree(start)[1]
@@ -175,6 +230,7 @@ def test_in_run_shapley_is_the_sum_of_its_formula_over_the_steps(order, every, s
     assert_close(got, by_group(points, smooth.groups), (4, 5), 1e-4)
 
 
+@pytest.mark.slow
 def test_in_run_shapley_adds_up_to_the_change_of_the_outputs(smooth):
     estimates = [estimators.make_in_run_shapley(smooth.task, order=order) for order in (1, 2)]
 
@@ -212,13 +268,14 @@ def trained(smooth):
     train = jax.jit(ddm.make_train(smooth.task, **recipe))
     run = train(jax.random.key(6), smooth.data, jnp.ones(60))
     problem = SimpleNamespace(**vars(smooth), run=run)
-    problem.dots = fitted_scores(ddm.make_grad_dot(smooth.task), problem)
+    problem.dots = fitted_scores(estimators.make_grad_dot(smooth.task), problem)
     return problem
 
 
 ONE_STEP = {"steps": 1, "learning_rate": 1e-2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
@@ -272,9 +329,9 @@ def test_the_three_settings_of_a_query_update_are_the_losses_after_it(trained):
 
 
 def test_merging_averages_the_parameters_of_steps_by_hand(trained):
-    settings = {"steps": 2, "learning_rate": 0.1, "weight_decay": 0.05}
-    estimator = estimators.make_merging(trained.task, rewind=0.5, **settings)
-    state = estimator.fit(jax.random.key(0), trained.run, trained.data, trained.groups)
+    estimator = estimators.make_merging(trained.task, rewind=0.5, steps=2, learning_rate=0.1)
+    run = with_numbers(trained.run, 0.0, 0.05)
+    state = estimator.fit(jax.random.key(0), run, trained.data, trained.groups)
     # Four are kept; half of the training before its end is the second.
     seed, unravel = ravel_pytree(take(trained.run.checkpoints, 1))
     assert np.abs(seed - ravel_pytree(trained.run.params)[0]).max() > 0.1
@@ -306,10 +363,8 @@ def test_merging_averages_the_parameters_of_steps_by_hand(trained):
 
 def test_source_without_curvature_is_the_time_times_grad_dot_at_the_checkpoints(trained):
     rates = jnp.linspace(3e-5, 1e-5, 40)
-    run = trained.run._replace(learning_rates=rates)
-    estimator = estimators.make_source(
-        trained.task, segments=2, points=20, momentum=0.5, weight_decay=0.01
-    )
+    run = with_numbers(trained.run._replace(learning_rates=rates), 0.5, 0.01)
+    estimator = estimators.make_source(trained.task, segments=2, points=20)
     _, outputs = slopes(trained, run.params)
     want = 0
     for t in range(4):  # two checkpoints in each half of the steps
@@ -337,9 +392,12 @@ def test_source_is_its_formula_with_exponentials_of_whole_matrices(points_are_gr
         key=jax.random.key(0),
         params=jnp.asarray(path[-1]),
         checkpoints=jnp.asarray(path),
+        steps=2 * jnp.arange(1, 7),
         learning_rates=jnp.asarray(rates, jnp.float32),
         rows=jnp.zeros((12, 4), jnp.int32),
         losses=jnp.zeros(12),
+        momentum=jnp.float32(0.25),
+        weight_decay=jnp.float32(0.1),
     )
     queries = rng.normal(size=(4, 3)).astype(np.float32)
     groups = np.arange(8) if points_are_groups else np.array([0, 0, 0, 1, 1, 2, 2, 2])
@@ -347,8 +405,7 @@ def test_source_is_its_formula_with_exponentials_of_whole_matrices(points_are_gr
         data=data, query=ddm.Batch(jnp.asarray(queries), data.y[:4]), groups=groups
     )
     # Three checkpoints a stretch, with all eight points at each.
-    settings = {"segments": 2, "points": 24, "momentum": 0.25, "weight_decay": 0.1}
-    got = fitted_scores(estimators.make_source(task, **settings), problem, run)
+    got = fitted_scores(estimators.make_source(task, segments=2, points=24), problem, run)
     total = np.zeros((3, 8))
     for number in range(2):
         each = path[3 * number : 3 * number + 3]
@@ -362,9 +419,13 @@ def test_source_is_its_formula_with_exponentials_of_whole_matrices(points_are_gr
     assert_close(got, want, (groups.max() + 1, 4), 1e-4)
 
 
+@pytest.mark.slow
 def test_forward_matching_starts_where_the_target_network_did(trained):
-    settings = {"items": 1, "distill_steps": 5, "learning_rate": 0.1}
-    estimator = estimators.make_forward_matching(trained.task, steps=3, **settings)
+    settings = (
+        ddm.DistillSettings(items=1, steps=5, part=1.0),
+        ddm.UpdateSettings(steps=3, learning_rate=0.1),
+    )
+    estimator = estimators.make_forward_matching(trained.task, *settings)
     key = jax.random.key(2)
     state = estimator.fit(key, trained.run, trained.data, trained.groups)
     start = jax.jit(trained.task.init)(jax.random.fold_in(trained.run.key, 0))
@@ -374,10 +435,10 @@ def test_forward_matching_starts_where_the_target_network_did(trained):
     assert got.shape == want.shape
     np.testing.assert_allclose(got, want, atol=1e-6)
     # Its synset is that of the whole trajectory, and the rest is the usual method.
-    usual = ddm.make_ddm(trained.task, steps=3, part=1.0, **settings)
+    usual = ddm.make_ddm(trained.task, *settings)
     whole = usual.fit(key, trained.run, trained.data, trained.groups)
-    assert state.synset.x.shape == whole.synset.x.shape
-    np.testing.assert_allclose(state.synset.x, whole.synset.x, atol=1e-5)
+    assert state.synset.items.x.shape == whole.synset.items.x.shape
+    np.testing.assert_allclose(state.synset.items.x, whole.synset.items.x, atol=1e-5)
     scores = np.asarray(estimator.score(state, trained.query))
     from_start = whole._replace(checkpoints=state.checkpoints)
     assert_close(scores, np.asarray(usual.score(from_start, trained.query)), (4, 5), 1e-5)
@@ -385,7 +446,10 @@ def test_forward_matching_starts_where_the_target_network_did(trained):
     assert np.abs(scores - from_end).max() > 0.1 * np.abs(scores).max()
 
 
-@pytest.mark.parametrize("setting", [{"part": 0.5}, {"rewind": 0.0}])
-def test_forward_matching_refuses_another_part_or_start(setting, ready):
-    with pytest.raises(ValueError, match=next(iter(setting))):
-        estimators.make_forward_matching(ready.task, **setting)
+def test_forward_matching_refuses_another_part_or_start(ready):
+    for settings, told in (
+        ((ddm.DistillSettings(), None), r"distill\.part=0\.75"),
+        ((None, ddm.UpdateSettings(rewind=0.5)), r"online\.rewind=0\.5"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            estimators.make_forward_matching(ready.task, *settings)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 import ddm_jax as ddm
-from ddm_jax.estimators.triage import triage_scores
+from ddm_jax import values
+from ddm_jax.types import Batch, Task, TrainRun
+from ddm_jax.values import triage_scores
 
 
 def line():
@@ -16,17 +18,19 @@ def line():
     def loss(params, batch):
         return 0.5 * jnp.sum((apply(params, batch.x) - batch.y) ** 2, -1)
 
-    return ddm.Task(lambda key: jnp.ones(()), apply, loss, lambda p, b: -loss(p, b))
+    return Task(lambda key: jnp.ones(()), apply, loss, lambda p, b: -loss(p, b), targets="any")
 
 
 def run_of(checkpoints):
-    last = checkpoints[-1]
     rates, rows = jnp.ones(4), jnp.zeros((4, 2), jnp.int32)
-    return ddm.TrainRun(jax.random.key(0), last, checkpoints, rates, rows, rates)
+    steps = jnp.arange(1, len(checkpoints) + 1)
+    return TrainRun(
+        jax.random.key(0), checkpoints[-1], checkpoints, steps, rates, rows, rates, 0.0, 0.0
+    )
 
 
 def test_the_ranks_of_residuals_by_hand():
-    data = ddm.Batch(jnp.ones((4, 1)), jnp.array([[1.0], [2.0], [3.0], [9.0]]))
+    data = Batch(jnp.ones((4, 1)), jnp.array([[1.0], [2.0], [3.0], [9.0]]))
     mean, spread = triage_scores(line(), run_of(jnp.array([0.0, 1.0])), data)
     assert mean.shape == spread.shape == (4,)
     np.testing.assert_allclose(mean, [0.125, 0.375, 0.625, 0.875])
@@ -42,19 +46,18 @@ def test_wrong_targets_are_worth_least(rng):
     x = rng.normal(size=(200, 1)).astype(np.float32)
     y = 2 * x + 0.1 * rng.normal(size=x.shape).astype(np.float32)
     y[:10] += 5
-    data = ddm.Batch(jnp.asarray(x), jnp.asarray(y))
+    data = Batch(jnp.asarray(x), jnp.asarray(y))
     task = line()
     train = ddm.make_train(task, steps=60, batch_size=50, learning_rate=0.1, checkpoint_every=6)
     run = jax.jit(train)(jax.random.key(0), data, jnp.ones(200))
-    estimator = ddm.estimators.make_triage(task)
+    estimator = values.make_value_estimator(task, values.triage(task))
     groups = np.arange(200) // 10
     state = estimator.fit(jax.random.key(1), run, data, groups)
-    scores = estimator.score(state, ddm.Batch(data.x[:3], data.y[:3]))
+    scores = estimator.score(state, Batch(data.x[:3], data.y[:3]))
     assert scores.shape == (20, 3)
     assert scores[:, 0].argmin() == 0
 
 
 def test_several_targets_are_refused(ready):
-    estimator = ddm.estimators.make_triage(ready.task)
-    with pytest.raises(ValueError, match="the data have 10 targets"):
-        estimator.fit(jax.random.key(0), ready.run, ready.data, ready.groups)
+    with pytest.raises(ValueError, match=r"targets of shape \(150, 10\); TRIAGE takes \[N, 1\]"):
+        values.triage(ready.task)(jax.random.key(0), ready.run, ready.data)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
-from ddm_jax import config, offline, pipeline
-from ddm_jax.config import Config
-from ddm_jax.pipeline import CheckResult, Plan, SynsetResult
-from ddm_jax.plan import make_plan
-from ddm_jax.types import TrainRun
-from ddm_jax.workdir import SILENT, Progress
+from ddm_jax import distill
+from ddm_jax.run import settings as config
+from ddm_jax.run import stages
+from ddm_jax.run.jobs import Results
+from ddm_jax.run.plan import Plan, make_plan
+from ddm_jax.run.settings import Config
 
 TINY = (
     "data.train_size=120",
@@ -28,7 +26,6 @@ TINY = (
     "distill.items=1",
     "distill.steps=60",
     "online.steps=5",
-    "online.masks=30",
     "check.groups=2",
     "check.subsets=2",
     "check.seeds=2",
@@ -40,27 +37,14 @@ def tiny_config(*changes: str) -> Config:
     return config.override(config.preset("digits"), (*TINY, *changes))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """Keep compiled programs: every run of these tests would compile the same ones again."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    # JAX looks for the folder once, at its first compilation.
-    compilation_cache.reset_cache()
-    yield Path(settings["jax_compilation_cache_dir"])
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+@pytest.fixture(scope="session")
+def compile_once() -> Path:
+    """Where compiled programs are kept, for processes that compile the same ones again."""
+    return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, compile_once) -> Path:
+def finished(tmp_path_factory) -> Path:
     """The work directory of a finished run; read only."""
     return _finished(tmp_path_factory.getbasetemp())
 
@@ -68,32 +52,19 @@ def finished(tmp_path_factory, compile_once) -> Path:
 @cache
 def _finished(folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(offline, "STEPS_AT_ONCE", CHUNK)
-        pipeline.run(tiny_config(), folder / "finished")
+        patch.setattr(distill, "STEPS_AT_ONCE", CHUNK)
+        stages.run(tiny_config(), folder / "finished")
     return folder / "finished"
 
 
 class Stages(NamedTuple):
-    """What a finished run holds, in the order of `report.summarise`'s arguments."""
+    """What a finished run holds."""
 
     plan: Plan
-    target: TrainRun
-    groups: np.ndarray
-    synset: SynsetResult
-    check: CheckResult
+    results: Results
 
 
 def read_stages(workdir: Path) -> Stages:
     """Load every stage of a finished run; one that would compute again raises."""
-
-    def say(text: str) -> None:
-        if "done before" not in text:
-            raise AssertionError(text)
-
-    progress = Progress(say, SILENT.track)
     plan = make_plan(config.load(workdir / "config.json"))
-    target = pipeline.target_stage(plan, workdir, progress)
-    groups = pipeline.groups_stage(plan, workdir, progress, target)
-    synset = pipeline.synset_stage(plan, workdir, progress, target, groups)
-    check = pipeline.check_stage(plan, workdir, progress, target, groups, synset)
-    return Stages(plan, target, groups, synset, check)
+    return Stages(plan, stages.bring(plan, workdir, ("check",), compute=False))

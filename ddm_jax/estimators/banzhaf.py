@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from ddm_jax.estimators.retraining import Train
 from ddm_jax.estimators.subset_networks import make_subset_estimator
-from ddm_jax.objectives import Output
+from ddm_jax.train import Train
 from ddm_jax.types import Array, Estimator, Task
 
 
-def make_banzhaf(
-    task: Task, train: Train, *, subsets: int = 100, output: Output | None = None
-) -> Estimator:
+def make_banzhaf(task: Task, train: Train, *, subsets: int = 100) -> Estimator:
     """Make the estimator of Wang & Jia, "Data Banzhaf", 2023, arXiv 2205.15466, eq. 5.
 
     The mean output of the networks that saw group k less the mean of those that did not: every
@@ -31,5 +28,4 @@ def make_banzhaf(
         # One that all subsets saw, or none, says nothing.
         return (with_group - without) * ((seen > 0) & (unseen > 0))
 
-    explained = task.output if output is None else output
-    return make_subset_estimator(train, regress, subsets=subsets, explained=explained)
+    return make_subset_estimator(task, train, regress, subsets=subsets)

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax.estimators.influence import make_influence
-from ddm_jax.gradients import check_diagonal, map_gradients, sum_gradients
-from ddm_jax.objectives import Output
+from ddm_jax.estimators._influence import make_influence
+from ddm_jax.gradients import map_gradients, sum_gradients
 from ddm_jax.types import Array, Batch, Estimator, Params, Task
 
 
@@ -19,9 +18,7 @@ class RankOnes(NamedTuple):
     damping: Array  # [L]
 
 
-def make_datainf(
-    task: Task, *, damping: float = 0.1, weight_decay: float = 0.0, output: Output | None = None
-) -> Estimator:
+def make_datainf(task: Task, *, damping: float = 0.1) -> Estimator:
     """Make DataInf: `(G + d I)^-1`, G the mean of `g_i g_i^T`, as a mean of inverses, by layer.
 
     For each layer l, with `g_i` that part of the gradient of the loss of point i,
@@ -29,9 +26,9 @@ def make_datainf(
         (1/N) sum_i (g_i g_i^T + d_l I)^-1 v
             = (v - (1/N) sum_i g_i (g_i^T v) / (d_l + |g_i|^2)) / d_l
 
-    by Sherman and Morrison, with `d_l = damping * mean_i |g_i|^2 / P_l + weight_decay`. Swapping
-    the mean and the inverse is the method's approximation: exact for a single point, or where
-    damping outweighs the gradients.
+    by Sherman and Morrison, with `d_l = damping * mean_i |g_i|^2 / P_l + weight_decay`, the run's.
+    Swapping the mean and the inverse is the method's approximation: exact for a single point, or
+    where damping outweighs the gradients.
 
     Kwon, Wu, Wu & Zou, "DataInf: efficiently estimating data influence in LoRA-tuned LLMs and
     diffusion models", 2024, arXiv 2310.00902, with damping .1. A layer is a leaf of the
@@ -39,20 +36,17 @@ def make_datainf(
 
     Args:
         damping: in units of the mean squared gradient of a layer's parameter, at least 0.
-        weight_decay: of the training objective.
-        output: what is explained; default `task.output`.
 
     Raises:
-        ValueError: for a setting out of range.
+        ValueError: for a setting out of range, or (in `fit`) neither damping nor weight decay.
     """
-    check_diagonal(damping, weight_decay)
 
-    def factor(key: Array, params: Params, data: Batch) -> RankOnes:
+    def factor(key: Array, params: Params, data: Batch, weight_decay: Array) -> RankOnes:
         def squares(rows: Array) -> Array:
             return jnp.stack([jnp.sum(part**2, 1) for part in by_layer(params, rows)], 1)
 
         norms = map_gradients(squares, task.loss, params, data)
-        sizes = jnp.asarray([leaf.size for leaf in jax.tree.leaves(params)])
+        sizes = jnp.asarray([leaf.size for leaf in jax.tree.leaves(params)], norms.dtype)
         # A layer that no point moves has no damping of its own.
         own = jnp.maximum(damping * norms.mean(0) / sizes, 1e-20)
         return RankOnes(norms, own + weight_decay)
@@ -70,13 +64,13 @@ def make_datainf(
         sums = sum_gradients(inside, task.loss, params, data)
         return jnp.concatenate(
             [
-                (part - total / len(data.x)) / damping[layer]
+                (part - total / len(norms)) / damping[layer]
                 for layer, (part, total) in enumerate(zip(parts, sums, strict=True))
             ],
             1,
         )
 
-    return make_influence(task, factor, solve, output)
+    return make_influence(task, factor, solve, damping=damping)
 
 
 def by_layer(params: Params, rows: Array) -> list[Array]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import lax
 
-from ddm_jax.estimators.retraining import Train
+from ddm_jax.checks import check_choice, check_number
 from ddm_jax.estimators.subset_networks import make_subset_estimator
-from ddm_jax.objectives import Output
+from ddm_jax.train import Train
 from ddm_jax.types import Array, Estimator, Task
 
 REGRESSIONS = ("ridge", "lasso")
@@ -20,7 +20,6 @@ def make_datamodel(
     subsets: int = 100,
     regression: str = "ridge",
     penalty: float = 1e-2,
-    output: Output | None = None,
 ) -> Estimator:
     """Make the linear datamodel of Ilyas et al., 2022, arXiv 2202.00622.
 
@@ -38,24 +37,21 @@ def make_datamodel(
     Raises:
         ValueError: for a setting out of range.
     """
-    if regression not in REGRESSIONS:
-        raise ValueError(f"regression={regression!r}; choose one of {', '.join(REGRESSIONS)}")
-    if not penalty > 0:
-        raise ValueError(f"penalty={penalty}; it must be positive")
+    check_choice("regression", regression, REGRESSIONS)
+    check_number("penalty", penalty, above=0)
     solve = ridge if regression == "ridge" else lasso
 
     def regress(masks: Array, outputs: Array) -> Array:
         spread = jnp.maximum(jnp.std(outputs, 0), 1e-12)
         return solve(masks - masks.mean(0), (outputs - outputs.mean(0)) / spread, penalty) * spread
 
-    explained = task.output if output is None else output
-    return make_subset_estimator(train, regress, subsets=subsets, explained=explained)
+    return make_subset_estimator(task, train, regress, subsets=subsets)
 
 
 def ridge(masks: Array, outputs: Array, penalty: float) -> Array:
     """Minimise `|outputs - masks s|^2 / 2R + penalty |s|^2 / 2` over s `[K, Q]`, in dual form."""
     count = len(masks)
-    gram = masks @ masks.T / count + penalty * jnp.eye(count)
+    gram = masks @ masks.T / count + penalty * jnp.eye(count, dtype=outputs.dtype)
     return masks.T @ jnp.linalg.solve(gram, outputs) / count
 
 
@@ -77,5 +73,6 @@ def lasso(masks: Array, outputs: Array, penalty: float, iterations: int = 500) -
         later = (1 + jnp.sqrt(1 + 4 * t**2)) / 2
         return (new, new + (t - 1) / later * (new - scores), later), None
 
-    zeros = jnp.zeros((masks.shape[1], outputs.shape[1]))
-    return lax.scan(step, (zeros, zeros, jnp.ones(())), length=iterations)[0][0]
+    zeros = jnp.zeros_like(masks.T @ outputs)
+    start = (zeros, zeros, jnp.ones((), zeros.dtype))
+    return lax.scan(step, start, length=iterations)[0][0]

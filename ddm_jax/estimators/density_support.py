@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ddm_jax.cluster import check_groups
-from ddm_jax.estimators.data_values import check_classes
-from ddm_jax.gradients import group_sums
-from ddm_jax.pieces import map_pieces
-from ddm_jax.types import Array, Batch, Estimator, TrainRun
+from ddm_jax.checks import check_number, require_distributions
+from ddm_jax.compute.compiled import compiled
+from ddm_jax.compute.pieces import map_pieces
+from ddm_jax.estimators.contract import make_estimator
+from ddm_jax.gradients import group_sums, wide
+from ddm_jax.types import Array, Batch, Estimator, Groups, Task, TrainRun
 
 
 class DensitySupportState(NamedTuple):
     x: Array  # [N, F]
     y: Array  # [N, C]
-    groups: Array  # [N]
-    like: Array  # [K], for its size
+    groups: Groups
     width: Array  # of the kernel
 
 
-def make_density_support(*, bandwidth: float = 0.5) -> Estimator:
+def make_density_support(task: Task, *, bandwidth: float = 0.5) -> Estimator:
     """Make the estimator `(1/N) sum_{i in D_k} (2 <y_i, y_q> - 1) exp(-|x_i - x_q|^2 / 2 w^2)`.
 
-    No network is asked. Experimental: the idea that performance near a point needs a density of
+    No network is asked: it explains being right, with its sign turned where
+    `task.lower_is_better`. Experimental: the idea that performance near a point needs a density of
     training inputs there, of the rho-gap of learning-based control (Lederer, Capone, Umlauft &
     Hirche, 2020, arXiv 2005.12062), brought to classification.
 
@@ -33,29 +34,26 @@ def make_density_support(*, bandwidth: float = 0.5) -> Estimator:
         bandwidth: w in units of the root mean square distance of training inputs, positive.
 
     Raises:
-        ValueError: for a bandwidth that is not positive.
+        ValueError: for a bandwidth that is not positive, or a task whose targets are no classes.
     """
-    if not bandwidth > 0:
-        raise ValueError(f"bandwidth={bandwidth}; it must be positive")
+    check_number("bandwidth", bandwidth, above=0)
+    require_distributions(task, "density_support")
+    sign = -1 if task.lower_is_better else 1
 
-    def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> DensitySupportState:
-        groups = check_groups(groups, len(data.x))
-        check_classes(data, "density support")
-        x = data.x.reshape(len(data.x), -1)
+    def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> DensitySupportState:
+        x = data.x.reshape(len(data.x), -1).astype(wide(data.x.dtype))
         # The squared distance between two draws is twice the variance.
         width = bandwidth * jnp.sqrt(2 * jnp.sum(jnp.var(x, 0)))
-        like = jnp.zeros(int(groups.max()) + 1)
-        return DensitySupportState(x, data.y, jnp.asarray(groups), like, width)
+        return DensitySupportState(x, data.y.astype(wide(data.y.dtype)), groups, width)
 
-    @jax.jit
+    @compiled
     def score(state: DensitySupportState, query: Batch) -> Array:
         def one(item: tuple[Array, Array]) -> Array:
             x, y = item
             near = jnp.exp(-jnp.sum((state.x - x) ** 2, 1) / (2 * state.width**2))
-            side = 2 * state.y @ y - 1
-            return group_sums(side * near, state.groups, len(state.like))
+            return group_sums((2 * state.y @ y - 1) * near, state.groups)
 
         inputs = query.x.reshape(len(query.x), -1)
-        return map_pieces(jax.vmap(one), (inputs, query.y), 16).T
+        return sign * map_pieces(jax.vmap(one), (inputs, query.y), 16).T
 
-    return Estimator(fit, score)
+    return make_estimator(task, fit, score)

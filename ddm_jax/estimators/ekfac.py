@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax.estimators.influence import check_labels, make_influence
-from ddm_jax.gradients import check_diagonal, sum_gradients
-from ddm_jax.objectives import Output
-from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun
+from ddm_jax.checks import require_distributions
+from ddm_jax.estimators._influence import draw_labels, make_influence
+from ddm_jax.gradients import curvature_diagonal, sum_gradients
+from ddm_jax.types import Array, Batch, Estimator, Params, Task
 
 
 class Block(NamedTuple):
@@ -25,13 +25,11 @@ class Block(NamedTuple):
 class EkfacCurvature(NamedTuple):
     inputs: list[Array]  # of each block: eigenvectors [m, m] of the input factor
     outputs: list[Array]  # [n, n], of the output factor
-    moments: list[Array]  # [m, n], mean squares of the pseudo-gradients in that basis
+    moments: list[Array]  # [m, n], `M + d`, M mean squares of pseudo-gradients in that basis
     others: Array  # [P'], those of the remaining leaves
 
 
-def make_ekfac(
-    task: Task, *, damping: float = 0.01, weight_decay: float = 0.0, output: Output | None = None
-) -> Estimator:
+def make_ekfac(task: Task, *, damping: float = 0.01) -> Estimator:
     """Make the influence function with the eigenvalue-corrected Kronecker factorisation for H.
 
     Pseudo-gradients are gradients of the loss with labels drawn from the model's own softmax;
@@ -41,12 +39,12 @@ def make_ekfac(
 
         (H + d I)^-1 G ~ U [(U^T G V) / (M + d)] V^T,   M = mean of (U^T G V)^2,
 
-    `d = weight_decay + damping`, block by block. No hooks into layers are needed: a dense layer
-    has `G = a delta^T`, its bias's gradient is delta and `a = G delta / |delta|^2`, so `A =
-    E[a a^T]` and `S = E[delta delta^T]` are the exact ones (of examples that reach the layer,
-    and where the layer is applied once an example). Convolutions and kernels without a bias take
-    `E[G G^T]` and `E[G^T G]`, exact for a single Kronecker product. M is exact for any; the
-    remaining leaves (scales, lone biases) keep their diagonal.
+    `d = weight_decay + damping` with the run's weight decay, block by block. No hooks into layers
+    are needed: a dense layer has `G = a delta^T`, its bias's gradient is delta and `a = G delta /
+    |delta|^2`, so `A = E[a a^T]` and `S = E[delta delta^T]` are the exact ones (of examples that
+    reach the layer, and where the layer is applied once an example). Convolutions and kernels
+    without a bias take `E[G G^T]` and `E[G^T G]`, exact for a single Kronecker product. M is exact
+    for any; the remaining leaves (scales, lone biases) keep their diagonal.
 
     George, Laurent, Bouthillier, Ballas & Vincent, "Fast approximate natural gradient descent in
     a Kronecker-factored eigenbasis", 2018, arXiv 1806.03884; for influence Grosse et al.,
@@ -55,17 +53,16 @@ def make_ekfac(
 
     Args:
         damping: at least 0.
-        weight_decay: of the training objective.
-        output: what is explained; default `task.output`.
 
     Raises:
-        ValueError: for a setting out of range, or (in `fit`) labels that are no distributions.
+        ValueError: for a setting out of range or a task whose targets are no classes, or (in
+            `fit`) neither damping nor weight decay.
     """
-    diagonal = check_diagonal(damping, weight_decay)
+    require_distributions(task, "ekfac")
 
-    def factor(key: Array, params: Params, data: Batch) -> EkfacCurvature:
+    def factor(key: Array, params: Params, data: Batch, weight_decay: Array) -> EkfacCurvature:
         logits = task.apply(params, data.x)
-        labels = jax.random.categorical(jax.random.fold_in(key, 1), logits)
+        labels = draw_labels(jax.random.fold_in(key, 1), logits)
         drawn = Batch(data.x, jax.nn.one_hot(labels, logits.shape[-1], dtype=data.y.dtype))
         found = blocks(params)
 
@@ -85,24 +82,19 @@ def make_ekfac(
             return [jnp.sum(g**2, 0) for g in turned], jnp.sum(others**2, 0)
 
         sums = sum_gradients(squares, task.loss, params, drawn)
-        moments, others = jax.tree.map(lambda leaf: leaf / len(data.x), sums)
+        diagonal = curvature_diagonal(damping, weight_decay)
+        moments, others = jax.tree.map(lambda leaf: leaf / len(logits) + diagonal, sums)
         return EkfacCurvature(inputs, outputs, moments, others)
 
     def solve(params: Params, data: Batch, curvature: EkfacCurvature, vectors: Array) -> Array:
         inputs, outputs, moments, other_moments = curvature
         matrices, others = to_matrices(params, vectors)
         turned = turn(matrices, inputs, outputs)
-        solved = [g / (m + diagonal) for g, m in zip(turned, moments, strict=True)]
+        solved = [g / m for g, m in zip(turned, moments, strict=True)]
         back = turn(solved, [u.T for u in inputs], [v.T for v in outputs])
-        return to_rows(params, back, others / (other_moments + diagonal))
+        return to_rows(params, back, others / other_moments)
 
-    estimator = make_influence(task, factor, solve, output)
-
-    def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> Any:
-        check_labels(data)
-        return estimator.fit(key, run, data, groups)
-
-    return estimator._replace(fit=fit)
+    return make_influence(task, factor, solve, damping=damping)
 
 
 def blocks(params: Params) -> list[Block]:

@@ -6,19 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax.estimators.retraining import Train
+from ddm_jax.checks import check_integer
+from ddm_jax.compute.compiled import compiled
+from ddm_jax.estimators.contract import make_estimator
 from ddm_jax.estimators.subset_networks import (
     SubsetNetworks,
     make_subset_networks,
     network_outputs,
 )
-from ddm_jax.objectives import Output
+from ddm_jax.train import Train
 from ddm_jax.types import Array, Batch, Estimator, Task
 
 
-def make_encoded_ensemble(
-    task: Task, train: Train, *, members: int = 20, output: Output | None = None
-) -> Estimator:
+def make_encoded_ensemble(task: Task, train: Train, *, members: int = 20) -> Estimator:
     """Make the estimator of Dai & Gifford, 2023, arXiv 2306.02174.
 
     Every group has a code: a distinct set of half of the members, those that are trained with
@@ -32,18 +32,18 @@ def make_encoded_ensemble(
         ValueError: for an odd number of members or fewer than two, or (when fitted) more groups
             than codes.
     """
-    if members < 2 or members % 2:
-        raise ValueError(f"members={members}; it must be even and at least 2")
-    explained = task.output if output is None else output
+    check_integer("members", members, 2)
+    if members % 2:
+        raise ValueError(f"members={members}; it must be even, as each group is in half of them")
     fit = make_subset_networks(train, lambda key, count: codes(key, members, count))
 
-    @jax.jit
+    @compiled
     def score(state: SubsetNetworks, query: Batch) -> Array:
-        outputs = network_outputs(explained, state.params, query)
+        outputs = network_outputs(task.output, state.params, query)
         unseen = 1 - state.masks
         return outputs.mean(0) - unseen.T @ outputs / unseen.sum(0)[:, None]
 
-    return Estimator(fit, score)
+    return make_estimator(task, fit, score)
 
 
 def codes(key: Array, members: int, num_groups: int) -> Array:

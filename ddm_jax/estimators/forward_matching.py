@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 
+from ddm_jax.checks import check_number
+from ddm_jax.compute.compiled import compiled
+from ddm_jax.distill import DistillSettings
 from ddm_jax.estimators.ddm import DDMState, make_ddm
-from ddm_jax.types import Array, Batch, Estimator, Task, TrainRun
+from ddm_jax.online import UpdateSettings
+from ddm_jax.types import Array, Batch, Estimator, Groups, Task, TrainRun
 
 
-def make_forward_matching(task: Task, *, steps: int = 200, **settings: Any) -> Estimator:
+def make_forward_matching(
+    task: Task, distill: DistillSettings | None = None, update: UpdateSettings | None = None
+) -> Estimator:
     """Make the estimator that trains from the run's initial parameters on the kept synsets.
 
     The synset is matched along the whole trajectory, as in dataset condensation (Zhao, Mopuri &
     Bilen, 2021, arXiv 2006.05929), and the networks with and without a group both start where the
     target did. Against `make_ddm`, whose settings it takes, it says what starting from the
     trained network is worth.
-    """
-    for name in ("part", "rewind"):
-        if name in settings:
-            raise ValueError(f"{name} is not to choose in forward matching; leave it out")
-    ddm = make_ddm(task, steps=steps, part=1.0, rewind=0.0, **settings)
 
-    def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> DDMState:
+    Args:
+        distill: with `part=1`; so by default.
+        update: with `rewind=0`; by default of 200 steps.
+
+    Raises:
+        ValueError: for another part or start, or what `make_ddm` refuses.
+    """
+    distill = distill or DistillSettings(part=1.0)
+    update = update or UpdateSettings(steps=200)
+    check_number("distill.part", distill.part, least=1)  # the whole trajectory
+    check_number("online.rewind", update.rewind, most=0)  # there is nothing before its start
+    ddm = make_ddm(task, distill, update)
+
+    def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> DDMState:
         state = ddm.fit(key, run, data, groups)
-        initial = jax.jit(task.init)(jax.random.fold_in(run.key, 0))
+        initial = compiled(task.init)(jax.random.fold_in(run.key, 0))
         return state._replace(checkpoints=jax.tree.map(lambda leaf: leaf[None], initial))
 
-    return Estimator(fit, ddm.score, ddm.outputs)
+    return ddm._replace(fit=fit)

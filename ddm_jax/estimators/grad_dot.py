@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-
-from ddm_jax.cluster import check_groups
-from ddm_jax.gradients import output_changes
-from ddm_jax.matching import group_batches, make_group_gradients
-from ddm_jax.objectives import Output
-from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun
+from ddm_jax.compute.compiled import compiled
+from ddm_jax.estimators.contract import make_estimator
+from ddm_jax.gradients import group_batches, make_group_gradients, output_changes
+from ddm_jax.matching import at_least_float32
+from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Task, TrainRun
 
 
 class GradDotState(NamedTuple):
@@ -18,7 +16,7 @@ class GradDotState(NamedTuple):
     gradients: Params  # leaves [K, ...]
 
 
-def make_grad_dot(task: Task, output: Output | None = None) -> Estimator:
+def make_grad_dot(task: Task) -> Estimator:
     """Make the estimator `score[k, q] = -<g_k(theta), grad output_q(theta)>`.
 
     At the trained network a descent step on group k moves the parameters along `-g_k`; the score
@@ -26,18 +24,14 @@ def make_grad_dot(task: Task, output: Output | None = None) -> Estimator:
     the neural network perspective", 2019. Computed as one directional derivative of all outputs
     a group, without any gradient of a query.
     """
-    explained = task.output if output is None else output
+    gradients_of = compiled(make_group_gradients(task))
 
-    def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> GradDotState:
-        groups = check_groups(groups, len(data.x))
-        count = int(groups.max()) + 1
-        gradients = jax.jit(make_group_gradients(task, count))(
-            run.params, data, group_batches(groups, count)
-        )
-        return GradDotState(run.params, gradients)
+    def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> GradDotState:
+        params = at_least_float32(run.params)
+        return GradDotState(params, gradients_of(params, data, group_batches(groups)))
 
-    @jax.jit
+    @compiled
     def score(state: GradDotState, query: Batch) -> Array:
-        return -output_changes(explained, state.params, query, state.gradients)
+        return -output_changes(task.output, state.params, query, state.gradients)
 
-    return Estimator(fit, score)
+    return make_estimator(task, fit, score)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ddm_jax.cluster import check_groups
-from ddm_jax.estimators.data_values import DataValueState, same_for_every_query
-from ddm_jax.gradients import group_sums
-from ddm_jax.types import Array, Batch, Estimator, TrainRun
+from ddm_jax.estimators.contract import make_estimator
+from ddm_jax.types import Array, Batch, Estimator, Groups, Task, TrainRun, length
 
 
-def make_group_size() -> Estimator:
-    """Make the estimator `score[k, q] = |D_k| / N`, the same for every query."""
+class GroupSizeState(NamedTuple):
+    share: Array  # [K]
 
-    def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> DataValueState:
-        groups = check_groups(groups, len(data.x))
-        ones = jnp.ones(len(groups))
-        return DataValueState(group_sums(ones, jnp.asarray(groups), int(groups.max()) + 1))
 
-    return Estimator(fit, same_for_every_query)
+def make_group_size(task: Task) -> Estimator:
+    """Make the estimator `score[k, q] = |D_k| / N`, the same for every query.
+
+    With its sign turned where `task.lower_is_better`: data help.
+    """
+    sign = -1 if task.lower_is_better else 1
+
+    def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> GroupSizeState:
+        sizes = groups.sizes()
+        return GroupSizeState(jnp.asarray(sign * sizes / sizes.sum(), jnp.float32))
+
+    def score(state: GroupSizeState, query: Batch) -> Array:
+        return jnp.broadcast_to(state.share[:, None], (len(state.share), length(query)))
+
+    return make_estimator(task, fit, score)

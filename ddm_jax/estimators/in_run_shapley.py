@@ -6,27 +6,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ddm_jax.estimators.replay import (
-    ReplayState,
-    check_momentum,
-    first_moment,
-    fit_replay,
-    make_replay_step,
-)
+from ddm_jax.checks import check_integer
+from ddm_jax.compute.compiled import compiled
+from ddm_jax.estimators.contract import make_estimator
+from ddm_jax.estimators.replay import ReplayState, fit_replay, replay_start, replay_step
 from ddm_jax.gradients import example_gradients, flatten
 from ddm_jax.objectives import Output
-from ddm_jax.types import Array, Batch, Estimator, Params, Task, take
+from ddm_jax.types import Array, Batch, Estimator, Params, Task, length, take
 
 
-def make_in_run_shapley(
-    task: Task,
-    *,
-    order: int = 1,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    every: int = 1,
-    output: Output | None = None,
-) -> Estimator:
+def make_in_run_shapley(task: Task, *, order: int = 1, every: int = 1) -> Estimator:
     """Make the estimator of Wang, Mittal, Song & Jia, 2024, arXiv 2406.11011, theorems 3 and 4.
 
     The run is replayed. In step t a point of the batch moves the parameters by `-eta_t/B
@@ -44,60 +33,56 @@ def make_in_run_shapley(
 
     Args:
         order: 1 or 2.
-        momentum, weight_decay: of the training run.
         every: ask at every so many steps, at least 1; each stands for those in between.
 
     Raises:
         ValueError: for a setting out of range.
     """
-    check_momentum(momentum)
-    if order not in (1, 2):
-        raise ValueError(f"order={order}; choose 1 or 2")
-    if every < 1:
-        raise ValueError(f"every={every}; it must be at least 1")
-    explained = task.output if output is None else output
-    step = make_replay_step(task, momentum=momentum, weight_decay=weight_decay)
+    check_integer("order", order, 1, 2)
+    check_integer("every", every)
 
     def of_step(params: Params, rows: Array, rate: Array, data: Batch, query: Batch) -> Array:
         """The part of each row of the batch, `[B, Q]`."""
-        valid = (rows >= 0).astype(jnp.float32)
+        valid = rows >= 0
         slopes = example_gradients(task.loss, params, take(data, rows)) * valid[:, None]
-        moves = -rate / jnp.maximum(valid.sum(), 1.0) / (1 - momentum) * slopes
-        first = moves @ example_gradients(explained, params, query).T
+        moves = -rate / jnp.maximum(jnp.sum(valid), 1) * slopes
+        first = moves @ example_gradients(task.output, params, query).T
         if order == 1:
             return first
-        return first + moves @ _curved(explained, params, query, moves.sum(0)).T / 2
+        return first + moves @ _curved(task.output, params, query, moves.sum(0)).T / 2
 
-    @jax.jit
+    @compiled
     def score(state: ReplayState, query: Batch) -> Array:
-        run, data = state.run, state.data
-        size = len(data.x)
+        run, data, groups = state
+        step, ids = replay_step(task, run), jnp.asarray(groups.ids)
+        steps, ones = length(run.rows), jnp.ones(length(data))
+        rates = run.learning_rates / (1 - run.momentum)
 
-        def one(carry, item):
+        def one(carry, rows: Array):
             moment, total = carry
-            t, rows = item
 
             def ask(total: Array) -> Array:
-                parts = of_step(moment.params, rows, run.learning_rates[t], data, query)
-                stands_for = jnp.minimum(every, len(run.rows) - t)  # the last for what is left
-                return total.at[state.groups[rows]].add(stands_for * parts)
+                parts = of_step(moment.params, rows, rates[moment.step], data, query)
+                stands_for = jnp.minimum(every, steps - moment.step)  # the last for what is left
+                return total.at[ids[rows]].add((stands_for * parts).astype(total.dtype))
 
-            total = lax.cond(t % every == 0, ask, lambda total: total, total)
-            return (step(moment, t, rows, jnp.ones(size), run, data), total), None
+            total = lax.cond(moment.step % every == 0, ask, lambda total: total, total)
+            return (step(moment, rows, data, ones), total), None
 
-        start = (first_moment(task, run), jnp.zeros((len(state.like), len(query.x))))
-        return lax.scan(one, start, (jnp.arange(len(run.rows)), run.rows))[0][1]
+        begin = replay_start(task, run)
+        total = jnp.zeros((groups.count, length(query)), flatten(begin.params).dtype)
+        return lax.scan(one, (begin, total), run.rows)[0][1]
 
-    return Estimator(fit_replay, score)
+    return make_estimator(task, fit_replay, score)
 
 
-def _curved(explained: Output, params: Params, query: Batch, vector: Array) -> Array:
+def _curved(output: Output, params: Params, query: Batch, vector: Array) -> Array:
     """Each output's Hessian times a vector, `[Q, P]`: the gradient of its slope along it."""
 
     def slope(params: Params, batch: Batch) -> Array:
         def one(example: Batch) -> Array:
             alone = jax.tree.map(lambda leaf: leaf[None], example)
-            gradient = jax.grad(lambda p: explained(p, alone)[0])(params)
+            gradient = jax.grad(lambda p: output(p, alone)[0])(params)
             return flatten(gradient) @ vector
 
         return jax.vmap(one)(batch)

@@ -8,36 +8,26 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ddm_jax.estimators.influence import (
-    check_at_least_one,
-    make_influence,
-    mean_weights,
-)
-from ddm_jax.gradients import check_diagonal, flatten, hessian_product
-from ddm_jax.objectives import Output
+from ddm_jax.checks import check_integer
+from ddm_jax.estimators._influence import make_influence, mean_weights
+from ddm_jax.gradients import curvature_diagonal, flatten, hessian_product
 from ddm_jax.types import Array, Batch, Estimator, Params, Task
 
 
 class LeadingPairs(NamedTuple):
-    values: Array  # [r]
+    values: Array  # [r], the diagonal included
     directions: Array  # [r, P], orthonormal
 
 
 def make_influence_arnoldi(
-    task: Task,
-    *,
-    damping: float = 0.01,
-    rank: int = 50,
-    iterations: int = 100,
-    weight_decay: float = 0.0,
-    output: Output | None = None,
+    task: Task, *, damping: float = 0.01, rank: int = 50, iterations: int = 100
 ) -> Estimator:
     """Make the influence function in the span of the r leading Ritz vectors of the Hessian.
 
     Arnoldi's method builds an orthonormal basis of the Krylov space of the Hessian H of the mean
     loss over all points, from a random start; the Ritz pairs `(l_j, u_j)` of the r largest |l_j|
-    give `(H + (weight_decay + damping) I)^-1 ~ sum_j u_j u_j^T / (l_j + weight_decay + damping)`.
-    Everything outside their span is dropped.
+    give `(H + (weight_decay + damping) I)^-1 ~ sum_j u_j u_j^T / (l_j + weight_decay + damping)`,
+    with the run's weight decay. Everything outside their span is dropped.
 
     Schioppa, Zablotskaia, Vilar & Sokolov, "Scaling up influence functions", 2022, arXiv
     2112.03052. H is symmetric, so its projection is made symmetric too (Lanczos with full
@@ -47,23 +37,20 @@ def make_influence_arnoldi(
         damping: at least 0.
         rank: r, pairs that are kept, 1 to `iterations`.
         iterations: the dimension of the Krylov space (P if that is less).
-        weight_decay: of the training objective.
-        output: what is explained; default `task.output`.
 
     Raises:
-        ValueError: for a setting out of range.
+        ValueError: for a setting out of range, or (in `fit`) neither damping nor weight decay.
     """
-    diagonal = check_diagonal(damping, weight_decay)
-    check_at_least_one(iterations=iterations)
-    if not 1 <= rank <= iterations:
-        raise ValueError(f"rank={rank}; it must be in 1..iterations, {iterations}")
+    check_integer("iterations", iterations)
+    check_integer("rank", rank, 1, iterations)
 
-    def factor(key: Array, params: Params, data: Batch) -> LeadingPairs:
-        size = flatten(params).size
-        steps = min(iterations, size)
+    def factor(key: Array, params: Params, data: Batch, weight_decay: Array) -> LeadingPairs:
+        flat = flatten(params)
+        steps = min(iterations, flat.size)
         weights = mean_weights(data)
-        start = jax.random.normal(jax.random.fold_in(key, 1), (size,))
-        basis = jnp.zeros((steps + 1, size)).at[0].set(start / jnp.linalg.norm(start))
+        start = jax.random.normal(jax.random.fold_in(key, 1), flat.shape, jnp.float32)
+        basis = jnp.zeros((steps + 1, flat.size), flat.dtype)
+        basis = basis.at[0].set(start / jnp.linalg.norm(start))
 
         def step(basis: Array, index: Array):
             image = hessian_product(task, params, data, weights, basis[index])
@@ -80,10 +67,10 @@ def make_influence_arnoldi(
         lower = jnp.tril(projected)
         values, vectors = jnp.linalg.eigh(lower + jnp.tril(projected, -1).T)
         leading = jnp.argsort(-jnp.abs(values))[:rank]
-        return LeadingPairs(values[leading], vectors[:, leading].T @ basis[:steps])
+        directions = vectors[:, leading].T @ basis[:steps]
+        return LeadingPairs(values[leading] + curvature_diagonal(damping, weight_decay), directions)
 
     def solve(params: Params, data: Batch, pairs: LeadingPairs, vectors: Array) -> Array:
-        along = vectors @ pairs.directions.T
-        return along / (pairs.values + diagonal) @ pairs.directions
+        return vectors @ pairs.directions.T / pairs.values @ pairs.directions
 
-    return make_influence(task, factor, solve, output)
+    return make_influence(task, factor, solve, damping=damping)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from ddm_jax.estimators.untrac_inverse import make_query_update
-from ddm_jax.objectives import Output
+from ddm_jax.estimators._ascent import make_query_update
 from ddm_jax.types import Estimator, Task
 
 
 def make_mirrored_influence(
-    task: Task, *, learning_rate: float = 0.01, steps: int = 1, output: Output | None = None
+    task: Task, *, learning_rate: float = 0.01, steps: int = 1
 ) -> Estimator:
     """Make the estimator of Ko et al., "The mirrored influence hypothesis", 2024, arXiv 2402.08922.
 
@@ -25,5 +24,5 @@ def make_mirrored_influence(
         ValueError: for a setting out of range.
     """
     return make_query_update(
-        task, steps=steps, learning_rate=learning_rate, optimizer="sgd", output=output, sign=1
+        task, steps=steps, learning_rate=learning_rate, optimizer="sgd", sign=1
     )

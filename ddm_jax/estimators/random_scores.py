@@ -2,46 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ddm_jax.cluster import check_groups
-from ddm_jax.pieces import map_pieces
-from ddm_jax.types import Array, Batch, Estimator, TrainRun
+from ddm_jax.compute.compiled import compiled
+from ddm_jax.compute.pieces import map_pieces
+from ddm_jax.estimators.contract import make_estimator
+from ddm_jax.types import Array, Batch, Estimator, Groups, Task, TrainRun
 
 
 class RandomState(NamedTuple):
     key: Array
     names: Array  # [N] uint32
-    groups: Array  # [N]
-    like: Array  # [K], for its size
+    groups: Groups
 
 
-def make_random() -> Estimator:
+def make_random(task: Task) -> Estimator:
     """Make the estimator whose score of a point and a query is a standard normal number.
 
     Drawn from the key and the contents of both, so that asking again, for others beside it, or
     with the points in another order, gives the same. Groups get the sum of their points.
     """
 
-    def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> RandomState:
-        groups = check_groups(groups, len(data.x))
-        like = jnp.zeros(int(groups.max()) + 1)
-        return RandomState(key, _names(data), jnp.asarray(groups), like)
+    def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> RandomState:
+        return RandomState(key, _names(data), groups)
 
-    @jax.jit
+    @compiled
     def score(state: RandomState, query: Batch) -> Array:
+        def draw(key: Array, name: Array) -> Array:
+            return jax.random.normal(jax.random.fold_in(key, name), dtype=jnp.float32)
+
         def one(name: Array) -> Array:
             key = jax.random.fold_in(state.key, name)
-            each = jax.vmap(lambda n: jax.random.normal(jax.random.fold_in(key, n)))(state.names)
-            return jax.ops.segment_sum(each, state.groups, len(state.like))
+            each = jax.vmap(lambda n: draw(key, n))(state.names)
+            return jax.ops.segment_sum(each, jnp.asarray(state.groups.ids), state.groups.count)
 
         return map_pieces(jax.vmap(one), _names(query), 16).T
 
-    return Estimator(fit, score)
+    return make_estimator(task, fit, score)
 
 
 def _names(batch: Batch) -> Array:
@@ -49,7 +50,8 @@ def _names(batch: Batch) -> Array:
 
     A sum of the pixels would not do: hundreds of digits share one.
     """
-    flat = [jnp.asarray(leaf, jnp.float32).reshape(len(leaf), -1) for leaf in batch]
+    leaves = jax.tree.leaves(batch)
+    flat = [jnp.asarray(leaf, jnp.float32).reshape(len(leaf), -1) for leaf in leaves]
     bits = lax.bitcast_convert_type(jnp.concatenate(flat, 1), jnp.uint32)
     # The low bits of a pixel are mostly zero, and a product carries upwards only.
     bits = bits ^ (bits >> 16)

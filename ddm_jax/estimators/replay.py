@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
+import optax
 
-from ddm_jax.cluster import check_groups
-from ddm_jax.types import Array, Batch, Params, Task, TrainRun, take
+from ddm_jax.matching import at_least_float32
+from ddm_jax.train import TrainState, make_step, sgd, start_state
+from ddm_jax.types import Array, Batch, Groups, Task, TrainRun
 
 
 class ReplayState(NamedTuple):
@@ -17,65 +17,25 @@ class ReplayState(NamedTuple):
 
     run: TrainRun
     data: Batch
-    groups: Array  # [N]
-    like: Array  # [K], for its size
+    groups: Groups
 
 
-def fit_replay(key: Array, run: TrainRun, data: Batch, groups: Any) -> ReplayState:
+def fit_replay(key: Array, run: TrainRun, data: Batch, groups: Groups) -> ReplayState:
     """The `fit` of an estimator that replays the run when it is asked."""
-    groups = check_groups(groups, len(data.x))
-    return ReplayState(run, data, jnp.asarray(groups), jnp.zeros(int(groups.max()) + 1))
+    return ReplayState(run, data, groups)
 
 
-class Moment(NamedTuple):
-    """Parameters and momentum between two steps."""
-
-    params: Params
-    trace: Params
-
-
-def check_momentum(momentum: float) -> None:
-    """Raise a ValueError for a momentum outside [0, 1)."""
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum={momentum}; it must be in [0, 1)")
+def replay_start(task: Task, run: TrainRun) -> TrainState:
+    """Where the run began, in at least float32: a derivative through many steps must not round."""
+    wide = task._replace(init=lambda key: at_least_float32(task.init(key)))
+    return start_state(wide, _optimizer(run), run.key)
 
 
-def first_moment(task: Task, run: TrainRun) -> Moment:
-    """Where `train.Trainer` starts."""
-    params = task.init(jax.random.fold_in(run.key, 0))
-    return Moment(params, jax.tree.map(jnp.zeros_like, params))
+def replay_step(task: Task, run: TrainRun) -> Callable[..., TrainState]:
+    """Make `step(state, rows [B], data, weights [N]) -> state`: the run's own training step."""
+    step = make_step(task, _optimizer(run))
+    return lambda state, rows, data, weights: step(state, rows, data, weights)[0]
 
 
-def make_replay_step(
-    task: Task, *, momentum: float, weight_decay: float
-) -> Callable[[Moment, Array, Array, Array, TrainRun, Batch], Moment]:
-    """Make `step(moment, t, rows [B], weights [N], run, data)`: step t as `train` takes it.
-
-    The weighted mean of the batch's losses and the weight decay, heavy-ball momentum, and the
-    keys of a random training loss.
-    """
-
-    def step(
-        moment: Moment, t: Array, rows: Array, weights: Array, run: TrainRun, data: Batch
-    ) -> Moment:
-        weight = jnp.where(rows >= 0, weights[rows], 0.0)
-        weight = weight / jnp.maximum(jnp.sum(weight), 1e-12)
-        batch = take(data, rows)
-
-        def objective(params: Params) -> Array:
-            if task.training_loss is None:
-                return weight @ task.loss(params, batch)
-            key = jax.random.fold_in(jax.random.fold_in(run.key, 2), t)
-            return weight @ task.training_loss(params, batch, key)
-
-        slope = jax.grad(objective)(moment.params)
-
-        def move(p: Any, g: Any, m: Any) -> Any:
-            return g + weight_decay * p + momentum * m
-
-        trace = jax.tree.map(move, moment.params, slope, moment.trace)
-        rate = run.learning_rates[t]
-        params = jax.tree.map(lambda p, m: p - rate * m, moment.params, trace)
-        return Moment(params, trace)
-
-    return step
+def _optimizer(run: TrainRun) -> optax.GradientTransformation:
+    return sgd(lambda count: run.learning_rates[count], run.momentum, run.weight_decay)

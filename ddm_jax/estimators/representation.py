@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from ddm_jax.cluster import check_groups
-from ddm_jax.estimators.data_values import check_classes
+from ddm_jax.checks import require_distributions
+from ddm_jax.compute.compiled import compiled
+from ddm_jax.compute.placement import in_batches
+from ddm_jax.estimators._shared import task_features, unit
+from ddm_jax.estimators.contract import make_estimator
 from ddm_jax.gradients import group_sums
-from ddm_jax.parallel import in_batches
-from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun
+from ddm_jax.matching import at_least_float32
+from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Task, TrainRun
 
 
 class RepresentationState(NamedTuple):
@@ -24,36 +26,25 @@ def make_representation(task: Task) -> Estimator:
 
     f are the penultimate features. Plain similarity takes no side, so points of other classes
     count as harm. Hanawa et al., "Evaluation of similarity-based explanations", 2021, arXiv
-    2006.04528. For an output that is larger where the query is told better.
+    2006.04528. It explains being right, with its sign turned where `task.lower_is_better`.
 
     Raises:
-        ValueError: for a task without features.
+        ValueError: for a task without features, or whose targets are no classes.
     """
-    features = task_features(task, "representation similarity")
+    require_distributions(task, "representation")
+    features = task_features(task, "representation")
     features_of = in_batches(features)
+    sign = -1 if task.lower_is_better else 1
 
-    def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> RepresentationState:
-        groups = check_groups(groups, len(data.x))
-        check_classes(data, "representation similarity")
-        found = _unit(features_of(run.params, data.x))
+    def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> RepresentationState:
+        params = at_least_float32(run.params)
+        found = unit(features_of(params, data.x))
         of_class = data.y[:, :, None] * found[:, None, :]
-        sums = group_sums(of_class, jnp.asarray(groups), int(groups.max()) + 1)
-        return RepresentationState(run.params, sums)
+        return RepresentationState(params, sign * group_sums(of_class, groups))
 
-    @jax.jit
+    @compiled
     def score(state: RepresentationState, query: Batch) -> Array:
-        found = _unit(features(state.params, query.x))
+        found = unit(features(state.params, query.x))
         return jnp.einsum("kcf,qf,qc->kq", state.features, found, 2 * query.y - 1)
 
-    return Estimator(fit, score)
-
-
-def task_features(task: Task, method: str):
-    """The task's features, or a ValueError that says what needs them."""
-    if task.features is None:
-        raise ValueError(f"{method} needs task.features; this task has none")
-    return task.features
-
-
-def _unit(rows: Array) -> Array:
-    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return make_estimator(task, fit, score)

@@ -8,20 +8,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ddm_jax.cluster import check_groups
-from ddm_jax.loo import Response, check_masks, leave_one_out_masks
+from ddm_jax.checks import check_integer
+from ddm_jax.compute.placement import device_vmap
+from ddm_jax.estimators.contract import joint_estimator
+from ddm_jax.masks import check_masks, point_weights
 from ddm_jax.objectives import Output
-from ddm_jax.parallel import device_vmap
-from ddm_jax.types import Array, Batch, Estimator, Task, TrainRun, take
-
-Train = Callable[[Array, Batch, Array], TrainRun]
+from ddm_jax.online import Response
+from ddm_jax.train import Train
+from ddm_jax.types import Array, Batch, Estimator, Groups, Task, TrainRun, take
 
 
 class RetrainingState(NamedTuple):
     keys: Array  # [seeds]
     data: Batch
-    groups: Array  # [N]
-    num_groups: int
+    groups: Groups
 
 
 class Retraining(NamedTuple):
@@ -32,14 +32,14 @@ class Retraining(NamedTuple):
 
 
 def retraining_response(train: Train, output: Output) -> Response:
-    """Make `response(keep [K], key, data, groups [N], query) -> [Q]` of exact retraining.
+    """Make `response(keep [K], key, data, groups, query) -> [Q]` of exact retraining.
 
     What is left out gets weight zero: the run takes the same number of steps, over the same
     order of the points, and each batch is the mean over what is kept of it.
     """
 
-    def response(keep: Array, key: Array, data: Batch, groups: Array, query: Batch) -> Array:
-        return output(train(key, data, keep[groups]).params, query)
+    def response(keep: Array, key: Array, data: Batch, groups: Groups, query: Batch) -> Array:
+        return output(train(key, data, point_weights(keep, groups)).params, query)
 
     return response
 
@@ -48,12 +48,15 @@ def subset_retraining_response(train: Train, output: Output, size: int) -> Respo
     """Make a retraining response that trains on the `size` kept points alone.
 
     The subset is a training set of its own, with its own batches and number of steps, as in
-    the protocols of TRAK and dattri. Every mask must keep exactly `size` points.
+    the protocols of TRAK and dattri. Where a mask keeps fewer points the rest have weight zero;
+    where it keeps more, the outputs are NaN.
     """
 
-    def response(keep: Array, key: Array, data: Batch, groups: Array, query: Batch) -> Array:
-        rows = jnp.flatnonzero(keep[groups] > 0, size=size)
-        return output(train(key, take(data, rows), jnp.ones(size)).params, query)
+    def response(keep: Array, key: Array, data: Batch, groups: Groups, query: Batch) -> Array:
+        kept = point_weights(keep, groups) > 0
+        rows = jnp.flatnonzero(kept, size=size, fill_value=-1)
+        params = train(key, take(data, rows), (rows >= 0).astype(jnp.float32)).params
+        return jnp.where(kept.sum() > size, jnp.nan, output(params, query))
 
     return response
 
@@ -66,13 +69,13 @@ def retrained_outputs(response: Response, **placement: Any) -> Callable[..., Arr
     difference of a full run and one without a group is a paired effect.
     """
 
-    def one(item: Retraining, data: Batch, groups: Array, query: Batch) -> Array:
+    def one(item: Retraining, data: Batch, groups: Groups, query: Batch) -> Array:
         return response(item.keep, item.key, data, groups, query)
 
     mapped = device_vmap(one, **placement)
 
-    def outputs(masks: Any, keys: Array, data: Batch, groups: Array, query: Batch) -> Array:
-        masks = check_masks(masks, masks.shape[-1])
+    def outputs(masks: Any, keys: Array, data: Batch, groups: Groups, query: Batch) -> Array:
+        masks = check_masks(masks, groups.count)
         return mapped(Retraining(masks, keys), data, groups, query)
 
     return outputs
@@ -83,7 +86,6 @@ def make_retraining(
     train: Train,
     *,
     seeds: int = 1,
-    output: Output | None = None,
     response: Response | None = None,
     **placement: Any,
 ) -> Estimator:
@@ -95,32 +97,23 @@ def make_retraining(
 
     Args:
         seeds: networks a mask, at least 1.
-        output: what is explained; default `task.output`.
-        response: default `retraining_response(train, output)`.
-        placement: for `parallel.device_vmap`: `devices`, `chunk`.
+        response: default `retraining_response(train, task.output)`.
+        placement: for `compute.placement.device_vmap`: `devices`, `chunk`.
 
     Raises:
         ValueError: for fewer than one seed.
     """
-    if seeds < 1:
-        raise ValueError(f"seeds={seeds}; it must be at least 1")
-    explained = task.output if output is None else output
-    retrain = retrained_outputs(response or retraining_response(train, explained), **placement)
+    check_integer("seeds", seeds)
+    retrain = retrained_outputs(response or retraining_response(train, task.output), **placement)
 
-    def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> RetrainingState:
-        groups = check_groups(groups, len(data.x))
-        count = int(groups.max()) + 1
-        return RetrainingState(jax.random.split(key, seeds), data, jnp.asarray(groups), count)
+    def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> RetrainingState:
+        return RetrainingState(jax.random.split(key, seeds), data, groups)
 
     def outputs(state: RetrainingState, masks: Any, query: Batch) -> Array:
-        masks = check_masks(masks, state.num_groups)
+        masks = check_masks(masks, state.groups.count)
         every_mask = jnp.tile(masks, (seeds, 1))
         every_key = jnp.repeat(state.keys, len(masks))
         each = retrain(every_mask, every_key, state.data, state.groups, query)
         return each.reshape(seeds, len(masks), -1).mean(0)
 
-    def score(state: RetrainingState, query: Batch) -> Array:
-        kept = outputs(state, leave_one_out_masks(state.num_groups), query)
-        return kept[0] - kept[1:]
-
-    return Estimator(fit, score, outputs)
+    return joint_estimator(task, fit, outputs, lambda state: state.groups.count)

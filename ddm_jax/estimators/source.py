@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ddm_jax.cluster import check_groups
-from ddm_jax.estimators.influence import drawn_order
-from ddm_jax.estimators.replay import check_momentum
+from ddm_jax.checks import check_integer, require_distributions
+from ddm_jax.compute.compiled import compiled
+from ddm_jax.estimators._influence import draw_labels, drawn_order
+from ddm_jax.estimators.contract import make_estimator
 from ddm_jax.gradients import (
+    GroupBatches,
     as_params,
     example_gradients,
     gradient_products,
+    group_batches,
     group_gradient_rows,
     group_sums,
     output_changes,
 )
-from ddm_jax.matching import GroupBatches, group_batches
-from ddm_jax.objectives import Output
-from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun, take
+from ddm_jax.matching import at_least_float32
+from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Task, TrainRun, length, take
+
+EACH = 3  # checkpoints of a stretch that are used
 
 
 class Stretch(NamedTuple):
@@ -31,54 +35,45 @@ class Stretch(NamedTuple):
     checkpoints: Params  # leaves [c, ...]
     directions: Array  # U [r, P], orthonormal
     curvature: Array  # s [r]
-    time: Array  # learning rate times steps
+    time: Array  # the sum of its steps' learning rates, over one minus the momentum
+    weight_decay: Array
 
 
 class SourceState(NamedTuple):
     params: Params
     stretches: Stretch  # leaves [L, ...]
     data: Batch
-    groups: Array  # [N]
+    groups: Groups
     solved: Array | None  # [K, P]; None where the groups are the points
 
 
-def make_source(
-    task: Task,
-    *,
-    segments: int = 3,
-    points: int = 200,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    output: Output | None = None,
-) -> Estimator:
+def make_source(task: Task, *, segments: int = 3, points: int = 200) -> Estimator:
     """Make the estimator of Bae, Lin, Lorraine & Grosse, 2024, arXiv 2405.12186, eq. 14.
 
-    The trajectory is cut into L stretches; in each, gradients and curvature are those of its
-    kept checkpoints on average, and a difference in the parameters shrinks by `S_l = exp(-t_l
-    H_l)` where `t_l` is the learning rate times the steps, over `1 - momentum`:
+    The trajectory is cut into L stretches (`cut`); in each, gradients and curvature are those of
+    its kept checkpoints on average, and a difference in the parameters shrinks by `S_l =
+    exp(-t_l H_l)` where `t_l` is the sum of the steps' learning rates over `1 - momentum`:
 
         score[k, q] = -<grad output_q, sum_l S_L ... S_{l+1} (I - S_l) H_l^-1 g_k^l>
 
     The paper's H_l is an EK-FAC approximation. Here it is the Fisher matrix of random points with
     labels drawn from the network, which has few directions and needs nothing of a network; all
-    others have the weight decay alone.
+    others have the run's weight decay alone.
 
     Args:
-        segments: L, at least 1.
+        segments: L, at least 1; as many as there are checkpoints, where that is less.
         points: for each stretch's curvature, at least 1.
-        momentum, weight_decay: of the training run.
 
     Raises:
-        ValueError: for a setting out of range.
+        ValueError: for a setting out of range, or a task whose targets are no classes.
     """
-    check_momentum(momentum)
-    for name, value in (("segments", segments), ("points", points)):
-        if value < 1:
-            raise ValueError(f"{name}={value}; it must be at least 1")
-    explained = task.output if output is None else output
+    check_integer("segments", segments)
+    check_integer("points", points)
+    require_distributions(task, "source")
 
     def curvature(key: Array, checkpoints: Params, data: Batch) -> tuple[Array, Array]:
         """The leading eigenpairs of the Fisher matrix, averaged over the checkpoints."""
+        number = length(checkpoints)
 
         def at(item: tuple[Params, Array]) -> Array:
             params, key = item
@@ -86,10 +81,10 @@ def make_source(
             each = max(points // number, 1)
             x = take(data.x, drawn_order(draw_key, data)[:each])
             logits = task.apply(params, x)
-            drawn = jax.nn.one_hot(jax.random.categorical(label_key, logits), logits.shape[1])
+            labels = draw_labels(label_key, logits)
+            drawn = jax.nn.one_hot(labels, logits.shape[1], dtype=data.y.dtype)
             return example_gradients(task.loss, params, Batch(x, drawn))
 
-        number = len(jax.tree.leaves(checkpoints)[0])
         rows = lax.map(at, (checkpoints, jax.random.split(key, number)))
         rows = rows.reshape(-1, rows.shape[-1])
         rows = rows / len(rows) ** 0.5
@@ -98,87 +93,93 @@ def make_source(
         scale = jnp.where(real, 1 / jnp.sqrt(jnp.where(real, values, 1.0)), 0.0)
         return (vectors * scale).T @ rows, jnp.where(real, values, 0.0)
 
-    def through(stretch: Stretch, vectors: Array) -> Array:
-        """`S_l v` for vectors `[V, P]`."""
-        return _spectral(lambda s: jnp.exp(-stretch.time * s), stretch, vectors)
+    @compiled
+    def prepare(
+        key: Array, kept: Params, times: Array, weight_decay: Array, data: Batch
+    ) -> Stretch:
+        def one(item: tuple[Array, Params, Array]) -> Stretch:
+            key, checkpoints, time = item
+            return Stretch(checkpoints, *curvature(key, checkpoints, data), time, weight_decay)
 
-    def within(stretch: Stretch, vectors: Array) -> Array:
-        """`(I - S_l) H_l^-1 v`, which is `t_l v` where there is no curvature."""
+        return lax.map(one, (jax.random.split(key, len(times)), kept, times))
 
-        def factor(s: Array) -> Array:
-            return -jnp.expm1(-stretch.time * s) / jnp.maximum(s, 1e-12)
-
-        flat = lambda s: jnp.where(s > 1e-12, factor(s), stretch.time)  # noqa: E731
-        return _spectral(flat, stretch, vectors)
-
-    def _spectral(function, stretch: Stretch, vectors: Array) -> Array:
-        rest = function(jnp.asarray(weight_decay))
-        inside = function(stretch.curvature + weight_decay) - rest
-        along = vectors @ stretch.directions.T
-        return rest * vectors + (along * inside) @ stretch.directions
-
-    @jax.jit
-    def prepare(key: Array, kept: Params, rates: Array, steps: Array, data: Batch) -> Stretch:
-        def one(item) -> Stretch:
-            key, checkpoints, rate = item
-            directions, values = curvature(key, checkpoints, data)
-            time = rate * steps / (1 - momentum)
-            return Stretch(checkpoints, directions, values, time)
-
-        return lax.map(one, (jax.random.split(key, len(rates)), kept, rates))
-
-    @jax.jit
-    def solve_groups(stretches: Stretch, data: Batch, batches: GroupBatches, like: Array) -> Array:
-        def one(total: Array | None, stretch: Stretch):
-            def at(params: Params) -> Array:
-                return group_gradient_rows(task, params, data, batches, len(like))
-
-            gradients = lax.map(at, stretch.checkpoints).mean(0)
-            new = within(stretch, gradients)
-            return new if total is None else through(stretch, total) + new
-
+    @compiled
+    def solve_groups(stretches: Stretch, data: Batch, batches: GroupBatches) -> Array:
         total = None
-        for index in range(len(stretches.time)):
-            total = one(total, take(stretches, index))
+        for index in range(length(stretches)):
+            stretch = take(stretches, index)
+            each = lax.map(
+                lambda params: group_gradient_rows(task, params, data, batches),
+                stretch.checkpoints,
+            )
+            new = _within(stretch, each.mean(0))
+            total = new if total is None else _through(stretch, total) + new
         return total  # type: ignore[return-value]
 
-    def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> SourceState:
-        groups = check_groups(groups, len(data.x))
-        count, there = int(groups.max()) + 1, len(jax.tree.leaves(run.checkpoints)[0])
-        number = min(segments, there)
-        each = there // number
-        few = min(each, 3)
-        # The last checkpoints that cut evenly, a few from each stretch.
-        index = there - number * each + np.arange(number * each).reshape(number, each)
-        index = index[:, np.linspace(0, each - 1, few).round().astype(int)]
-        steps = len(run.learning_rates)
-        rates = run.learning_rates[: steps // number * number].reshape(number, -1).mean(1)
-        kept = take(run.checkpoints, index)
-        length = jnp.asarray(steps / number, jnp.float32)
-        stretches = prepare(key, kept, rates, length, data)
+    def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> SourceState:
+        index, times = cut(run, segments)
+        params, kept = at_least_float32((run.params, take(run.checkpoints, index)))
+        stretches = prepare(key, kept, times / (1 - run.momentum), run.weight_decay, data)
         solved = None
-        if count < len(groups):
-            batches, like = group_batches(groups, count), jnp.zeros(count)
-            solved = solve_groups(stretches, data, batches, like)
-        return SourceState(run.params, stretches, data, jnp.asarray(groups), solved)
+        if groups.count < length(data):
+            solved = solve_groups(stretches, data, group_batches(groups))
+        return SourceState(params, stretches, data, groups, solved)
 
-    @jax.jit
+    @compiled
     def score(state: SourceState, query: Batch) -> Array:
         if state.solved is not None:
             return -output_changes(
-                explained, state.params, query, as_params(state.solved, state.params)
+                task.output, state.params, query, as_params(state.solved, state.params)
             )
-        vectors = example_gradients(explained, state.params, query)
-        total = jnp.zeros((len(state.groups), len(query.x)))
-        for index in reversed(range(len(state.stretches.time))):
+        vectors = example_gradients(task.output, state.params, query)
+        total = jnp.zeros(())
+        for index in reversed(range(length(state.stretches))):
             stretch = take(state.stretches, index)
-            asked = within(stretch, vectors)
+            asked = _within(stretch, vectors)
 
             def at(params: Params, asked: Array = asked) -> Array:
                 return gradient_products(task.loss, params, state.data, asked)
 
             total = total + lax.map(at, stretch.checkpoints).mean(0)
-            vectors = through(stretch, vectors)
-        return -group_sums(total, state.groups, len(state.groups))
+            vectors = _through(stretch, vectors)
+        return -group_sums(total, state.groups)
 
-    return Estimator(fit, score)
+    return make_estimator(task, fit, score)
+
+
+def cut(run: TrainRun, segments: int) -> tuple[np.ndarray, Array]:
+    """Cut a training into L stretches: the checkpoints `[L, c]` that stand for each, and its time.
+
+    Each has as many kept checkpoints, up to one, and ends at the step of its last one; the first
+    begins with the training. Its time is the sum of the learning rates of its own steps. Up to
+    `EACH` of its checkpoints are taken, spread evenly.
+    """
+    there = length(run.checkpoints)
+    parts = np.array_split(np.arange(there), min(segments, there))
+    few = min(min(map(len, parts)), EACH)
+    index = [part[np.linspace(0, len(part) - 1, few).round().astype(int)] for part in parts]
+    ends = np.asarray(run.steps)[[part[-1] for part in parts]]
+    past = jnp.pad(jnp.cumsum(run.learning_rates), (1, 0))[ends]
+    return np.stack(index), jnp.diff(past, prepend=0)
+
+
+def _through(stretch: Stretch, vectors: Array) -> Array:
+    """`S_l v` for vectors `[V, P]`."""
+    return _spectral(lambda s: jnp.exp(-stretch.time * s), stretch, vectors)
+
+
+def _within(stretch: Stretch, vectors: Array) -> Array:
+    """`(I - S_l) H_l^-1 v`, which is `t_l v` where there is no curvature."""
+
+    def factor(s: Array) -> Array:
+        curved = -jnp.expm1(-stretch.time * s) / jnp.maximum(s, 1e-12)
+        return jnp.where(s > 1e-12, curved, stretch.time)
+
+    return _spectral(factor, stretch, vectors)
+
+
+def _spectral(function, stretch: Stretch, vectors: Array) -> Array:
+    rest = function(stretch.weight_decay)
+    inside = function(stretch.curvature + stretch.weight_decay) - rest
+    along = vectors @ stretch.directions.T
+    return rest * vectors + (along * inside) @ stretch.directions

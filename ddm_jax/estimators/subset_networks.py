@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax.cluster import check_groups
-from ddm_jax.estimators.retraining import Train
-from ddm_jax.loo import random_masks
+from ddm_jax.checks import check_integer
+from ddm_jax.compute.compiled import compiled
+from ddm_jax.compute.placement import chunked_vmap, device_vmap
+from ddm_jax.estimators.contract import Fit, make_estimator
+from ddm_jax.masks import point_weights, random_masks
 from ddm_jax.objectives import Output
-from ddm_jax.parallel import chunked_vmap, device_vmap
-from ddm_jax.types import Array, Batch, Estimator, Params, TrainRun
+from ddm_jax.train import Train
+from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Task, TrainRun
 
 
 class SubsetNetworks(NamedTuple):
@@ -27,37 +28,30 @@ class _Item(NamedTuple):
     key: Array
 
 
-def make_subset_networks(
-    train: Train, masks_of: Callable[[Array, int], Array]
-) -> Callable[..., SubsetNetworks]:
+def make_subset_networks(train: Train, masks_of: Callable[[Array, int], Array]) -> Fit:
     """Make the `fit` of an estimator that trains a network on each mask of `masks_of(key, K)`.
 
-    All of them side by side (`parallel.device_vmap`), each with a key of its own.
+    All of them side by side (`compute.placement.device_vmap`), each with a key of its own.
     """
 
-    def one(item: _Item, data: Batch, groups: Array) -> Params:
-        return train(item.key, data, item.mask[groups]).params
+    def one(item: _Item, data: Batch, groups: Groups) -> Params:
+        return train(item.key, data, point_weights(item.mask, groups)).params
 
     every = device_vmap(one)
 
-    def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> SubsetNetworks:
-        groups = check_groups(groups, len(data.x))
+    def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> SubsetNetworks:
         mask_key, train_key = jax.random.split(key)
         # Groups are drawn in the order in which they first appear, whatever their numbers are.
-        order = np.argsort(np.unique(groups, return_index=True)[1])
+        order = np.argsort(np.unique(groups.ids, return_index=True)[1])
         masks = masks_of(mask_key, len(order))[:, np.argsort(order)]
         items = _Item(masks, jax.random.split(train_key, len(masks)))
-        return SubsetNetworks(masks, every(items, data, jnp.asarray(groups)))
+        return SubsetNetworks(masks, every(items, data, groups))
 
     return fit
 
 
 def make_subset_estimator(
-    train: Train,
-    regress: Callable[[Array, Array], Array],
-    *,
-    subsets: int,
-    explained: Output,
+    task: Task, train: Train, regress: Callable[[Array, Array], Array], *, subsets: int
 ) -> Estimator:
     """Make an estimator from `regress(masks [R, K], outputs [R, Q]) -> scores [K, Q]`.
 
@@ -66,15 +60,14 @@ def make_subset_estimator(
     Raises:
         ValueError: for fewer than two subsets.
     """
-    if subsets < 2:
-        raise ValueError(f"subsets={subsets}; it must be at least 2")
+    check_integer("subsets", subsets, 2)
     fit = make_subset_networks(train, lambda key, count: random_masks(key, subsets, count))
 
-    @jax.jit
+    @compiled
     def score(state: SubsetNetworks, query: Batch) -> Array:
-        return regress(state.masks, network_outputs(explained, state.params, query))
+        return regress(state.masks, network_outputs(task.output, state.params, query))
 
-    return Estimator(fit, score)
+    return make_estimator(task, fit, score)
 
 
 def network_outputs(explained: Output, params: Params, query: Batch) -> Array:

@@ -2,48 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ddm_jax.cluster import check_groups, make_groups
+from ddm_jax.checks import check_integer
+from ddm_jax.cluster import make_groups
+from ddm_jax.compute.compiled import compiled
+from ddm_jax.compute.placement import device_vmap
+from ddm_jax.distill import DistillSettings
+from ddm_jax.estimators.contract import make_estimator
 from ddm_jax.estimators.ddm import make_ddm
-from ddm_jax.estimators.influence import check_at_least_one, check_labels
-from ddm_jax.estimators.retraining import Train
-from ddm_jax.gradients import group_sums
-from ddm_jax.objectives import Output
-from ddm_jax.parallel import device_vmap
-from ddm_jax.points import make_trajectory_influence, spread_points
-from ddm_jax.types import Array, Batch, Estimator, Params, Synset, Task, TrainRun, take
+from ddm_jax.estimators.points import make_trajectory_influence, spread_points
+from ddm_jax.gradients import curvature_diagonal, group_sums
+from ddm_jax.matching import at_least_float32
+from ddm_jax.train import Train
+from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Synset, Task, TrainRun, take
 
 
 class SynsetInfluenceState(NamedTuple):
     points: Params  # leaves [E, T, ...]
-    synset: Synset  # leaves [E, K', ...]
+    synset: Synset  # leaves [E, ...], of K' groups
+    weight_decay: Array
     data: Batch
-    groups: Array  # [N]
-    like: Array  # [K]
+    groups: Groups
 
 
 def make_synset_influence(
     task: Task,
     train: Train | None = None,
+    distill: DistillSettings | None = None,
     *,
     networks: int = 1,
     clusters: int = 50,
-    items: int = 5,
-    distill_steps: int = 1000,
-    distill_rate: float = 0.005,
     checkpoints: int = 8,
     window: tuple[float, float] = (0.25, 1.0),
     damping: float = 0.01,
     curvature: str = "gauss_newton",
     blocks: str = "whole",
-    weight_decay: float = 0.0,
-    output: Output | None = None,
 ) -> Estimator:
     """Make the influence function whose curvature is that of a distilled synset.
 
@@ -54,55 +53,46 @@ def make_synset_influence(
 
     Args:
         train: `train(key, data, weights) -> TrainRun`, for more networks than one.
+        distill: of the synset; by default 5 items a group and 1000 steps.
         networks: how many, each with a synset of its own; the first is the trained network.
         clusters: groups of the synset, at least one a class.
-        items: M, synthetic items a group.
-        distill_steps, distill_rate: see `make_ddm`.
         checkpoints: networks along each trajectory.
         window: the part of the training that they are spread over, see `points.spread_points`.
             What a network has learnt by heart has no gradient late: where it is trained to the
             end of its loss, early is better.
-        damping, curvature, blocks, weight_decay: see `points.make_point_influence`.
-        output: what is explained; default `task.output`.
+        damping, curvature, blocks: see `points.make_point_influence`; the weight decay is the
+            run's.
 
     Raises:
-        ValueError: for a setting out of range, or (in `fit`) labels that are no distributions.
+        ValueError: for a setting out of range or a task whose targets are no classes, or (in
+            `fit`) neither damping nor weight decay.
     """
-    check_at_least_one(networks=networks, clusters=clusters, checkpoints=checkpoints)
+    check_integer("networks", networks)
+    check_integer("clusters", clusters, 2)
     if networks > 1 and train is None:
         raise ValueError(f"networks={networks}; more than one needs `train`")
-    distilled = make_ddm(task, items=items, distill_steps=distill_steps, distill_rate=distill_rate)
+    distilled = make_ddm(task, distill or DistillSettings(items=5, steps=1000))
     influence = make_trajectory_influence(
-        task,
-        damping=damping,
-        curvature=curvature,
-        blocks=blocks,
-        weight_decay=weight_decay,
-        output=output,
-        step_items=None,
+        task, damping=damping, curvature=curvature, blocks=blocks, step_items=None
     )
     spread_points(jnp.zeros(1), checkpoints, window)  # a wrong setting fails here
 
-    def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> SynsetInfluenceState:
-        check_labels(data)
-        groups = check_groups(groups, len(data.x))
-        count = int(groups.max()) + 1
+    def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> SynsetInfluenceState:
+        curvature_diagonal(damping, run.weight_decay)  # refuses zero, before anything is distilled
         cuts = groups
-        if count > clusters:
+        if groups.count > clusters:
             labels = np.asarray(data.y).argmax(1)
             cuts = make_groups(
                 "class_kmeans",
                 features=np.asarray(data.x),
                 labels=labels,
                 num_groups=max(clusters, len(np.unique(labels))),
-                seed=0,
             )
         runs = [run]
         distill_key, train_key = jax.random.split(key)
         if train is not None and networks > 1:
-            train_each: Any = device_vmap(train)
             keys = jax.random.split(train_key, networks - 1)
-            others = train_each(keys, data, jnp.ones(len(data.x)))
+            others = device_vmap(train)(keys, data, jnp.ones(len(data.x)))
             runs += [take(others, index) for index in range(networks - 1)]
         keys = jax.random.split(distill_key, networks)
         synsets = [
@@ -111,16 +101,15 @@ def make_synset_influence(
         points = [spread_points(each.checkpoints, checkpoints, window) for each in runs]
         stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)  # noqa: E731
         return SynsetInfluenceState(
-            stack(points), stack(synsets), data, jnp.asarray(groups), jnp.zeros(count)
+            at_least_float32(stack(points)), stack(synsets), run.weight_decay, data, groups
         )
 
-    @jax.jit
+    @compiled
     def score(state: SynsetInfluenceState, query: Batch) -> Array:
         def one(network: tuple[Params, Synset]) -> Array:
-            points, synset = network
-            each = influence(points, synset, state.data, query)
-            return group_sums(each * len(state.groups), state.groups, len(state.like))
+            each = influence(*network, state.data, query, state.weight_decay)
+            return group_sums(each * len(each), state.groups)
 
         return jnp.mean(lax.map(one, (state.points, state.synset)), 0)
 
-    return Estimator(fit, score)
+    return make_estimator(task, fit, score)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 from jax import lax
 
-from ddm_jax.cluster import check_groups
-from ddm_jax.estimators.merging import member_rows
-from ddm_jax.objectives import Output
-from ddm_jax.parallel import device_vmap
-from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun, take
+from ddm_jax.checks import check_integer
+from ddm_jax.compute.compiled import compiled
+from ddm_jax.compute.placement import device_vmap
+from ddm_jax.estimators._ascent import make_ascent
+from ddm_jax.estimators._shared import member_rows
+from ddm_jax.estimators.contract import make_estimator
+from ddm_jax.matching import at_least_float32
+from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Task, TrainRun, take
 
 
 class UnTracState(NamedTuple):
@@ -23,11 +25,8 @@ class UnTracState(NamedTuple):
 
 class _Group(NamedTuple):
     batches: Array  # [steps, B]
-    weights: Array  # [steps, B]
+    weights: Array  # [B], zero where a batch is filled up
     share: Array  # |D_k| / N
-
-
-OPTIMIZERS = ("adam", "sgd")
 
 
 def make_untrac(
@@ -37,7 +36,6 @@ def make_untrac(
     learning_rate: float = 1e-4,
     optimizer: str = "adam",
     batch_size: int = 20,
-    output: Output | None = None,
 ) -> Estimator:
     """Make the estimator of Isonuma & Titov, "Unlearning traces the influential training data of
     language models", 2024, arXiv 2401.15241, eq. 6.
@@ -57,63 +55,34 @@ def make_untrac(
         ValueError: for a setting out of range.
     """
     ascend = make_ascent(steps, learning_rate, optimizer)
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}; it must be at least 1")
-    explained = task.output if output is None else output
+    check_integer("batch_size", batch_size)
 
     def unlearn(group: _Group, params: Params, data: Batch) -> Params:
         def loss(params: Params, t: Array) -> Array:
-            weights = group.weights[t]
-            mean = weights @ task.loss(params, take(data, group.batches[t])) / weights.sum()
-            return group.share * mean
+            losses = task.loss(params, take(data, group.batches[t]))
+            return group.share * (group.weights @ losses / group.weights.sum())
 
         return ascend(loss, params)
 
     unlearn_each = device_vmap(unlearn)
 
-    def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> UnTracState:
-        groups = check_groups(groups, len(data.x))
-        rows, inside = member_rows(groups)
-        counts = inside.sum(1).astype(jnp.int32)
-        place = (jnp.arange(steps * batch_size) % counts[:, None]).reshape(
-            len(counts), steps, batch_size
-        )
-        batches = jnp.take_along_axis(rows, place.reshape(len(rows), -1), 1).reshape(place.shape)
+    def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> UnTracState:
+        sizes = groups.sizes()[:, None]
+        place = np.arange(steps * batch_size) % sizes
+        batches = np.take_along_axis(member_rows(groups), place, 1)
         # A group of fewer points than a batch is in it once.
-        once = jnp.arange(batch_size) < counts[:, None, None]
-        weights = jnp.broadcast_to(once, place.shape).astype(jnp.float32)
-        each = _Group(batches, weights, counts / len(groups))
-        return UnTracState(run.params, unlearn_each(each, run.params, data))
+        weights = (np.arange(batch_size) < sizes).astype(np.float32)
+        each = _Group(
+            jnp.asarray(batches.reshape(groups.count, steps, batch_size)),
+            jnp.asarray(weights),
+            jnp.asarray(sizes[:, 0] / sizes.sum(), jnp.float32),
+        )
+        params = at_least_float32(run.params)
+        return UnTracState(params, unlearn_each(each, params, data))
 
-    @jax.jit
+    @compiled
     def score(state: UnTracState, query: Batch) -> Array:
-        before = explained(state.params, query)
-        return before - lax.map(lambda params: explained(params, query), state.unlearned)
+        before = task.output(state.params, query)
+        return before - lax.map(lambda params: task.output(params, query), state.unlearned)
 
-    return Estimator(fit, score)
-
-
-def make_ascent(steps: int, learning_rate: float, optimizer: str):
-    """Make `ascend(objective(params, t), params) -> params`.
-
-    Raises:
-        ValueError: for no steps, a rate that is not positive, or an unknown optimiser.
-    """
-    for name, value in (("steps", steps), ("learning_rate", learning_rate)):
-        if not value > 0:
-            raise ValueError(f"{name}={value}; it must be positive")
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
-    make = optax.adam if optimizer == "adam" else optax.sgd
-    rule = make(learning_rate)
-
-    def ascend(objective, params: Params) -> Params:
-        def step(carry, t: Array):
-            params, state = carry
-            slope = jax.tree.map(jnp.negative, jax.grad(objective)(params, t))
-            updates, state = rule.update(slope, state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        return lax.scan(step, (params, rule.init(params)), jnp.arange(steps))[0][0]
-
-    return ascend
+    return make_estimator(task, fit, score)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ddm_jax.cluster import check_groups
-from ddm_jax.estimators.data_values import check_classes
-from ddm_jax.estimators.representation import task_features
-from ddm_jax.estimators.retraining import Train
+from ddm_jax.checks import check_integer, check_number, require_distributions
+from ddm_jax.compute.compiled import compiled
+from ddm_jax.compute.placement import in_batches
+from ddm_jax.estimators._shared import task_features, unit
+from ddm_jax.estimators.contract import make_estimator
 from ddm_jax.estimators.subset_networks import make_subset_networks, network_outputs
 from ddm_jax.gradients import group_sums
-from ddm_jax.loo import random_masks
-from ddm_jax.objectives import Output
-from ddm_jax.parallel import in_batches
-from ddm_jax.types import Array, Batch, Estimator, Params, Task, TrainRun
+from ddm_jax.masks import random_masks
+from ddm_jax.matching import at_least_float32
+from ddm_jax.train import Train
+from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Task, TrainRun
 
 BATCH = 200  # points a step
 
@@ -55,7 +56,6 @@ def make_value_network(
     steps: int = 1000,
     learning_rate: float = 3e-3,
     weight_decay: float = 1e-3,
-    output: Output | None = None,
 ) -> Estimator:
     """Make the estimator `(1/N) sum_{i in D_k} <a(z_i), b(z_q)>` with learnt a and b.
 
@@ -74,17 +74,16 @@ def make_value_network(
         steps, learning_rate, weight_decay: of AdamW, the rate with a cosine to zero.
 
     Raises:
-        ValueError: for a setting out of range, or a task without features.
+        ValueError: for a setting out of range, a task without features, or one whose targets are no
+            classes.
     """
-    for name, value, least in (("subsets", subsets, 2), ("width", width, 1), ("steps", steps, 1)):
-        if value < least:
-            raise ValueError(f"{name}={value}; it must be at least {least}")
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate={learning_rate}; it must be positive")
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay={weight_decay}; it must be at least 0")
-    features = task_features(task, "a value network")
-    explained = task.output if output is None else output
+    check_integer("subsets", subsets, 2)
+    check_integer("width", width)
+    check_integer("steps", steps)
+    check_number("learning_rate", learning_rate, above=0)
+    check_number("weight_decay", weight_decay, least=0)
+    require_distributions(task, "value_network")
+    features = task_features(task, "value_network")
     train_subsets = make_subset_networks(
         train, lambda key, count: random_masks(key, subsets, count)
     )
@@ -94,26 +93,24 @@ def make_value_network(
     )
 
     def describe(params: Params, batch: Batch) -> Array:
-        found = features(params, batch.x)
-        length = jnp.linalg.norm(found, axis=1, keepdims=True)
-        return jnp.concatenate([found / jnp.maximum(length, 1e-12), batch.y], 1)
+        return jnp.concatenate([unit(features(params, batch.x)), batch.y], 1)
 
     describe_all = in_batches(describe)
 
     def ask(params: Params, rows: Array) -> tuple[Array, Array, Array]:
         return towers.apply(params, rows)  # type: ignore[return-value]
 
-    @jax.jit
-    def learn(key: Array, rows: Array, groups: Array, masks: Array, outputs: Array):
+    @compiled
+    def learn(key: Array, rows: Array, groups: Groups, masks: Array, outputs: Array):
         """The towers and what each group brings, from outputs `[R, N]` of the R halves."""
         spread = jnp.maximum(jnp.std(outputs - outputs.mean(0)), 1e-12)
         masks, outputs = masks - masks.mean(0), (outputs - outputs.mean(0)) / spread
-        count = masks.shape[1]
+        ids = jnp.asarray(groups.ids)
 
         def loss(params: Params, chosen: Array) -> Array:
             brings, takes, own = ask(params, rows)
-            effects = group_sums(brings, groups, count) @ takes[chosen].T  # [K, B]
-            told = masks @ effects + masks[:, groups[chosen]] * own[chosen]
+            effects = group_sums(brings, groups) @ takes[chosen].T  # [K, B]
+            told = masks @ effects + masks[:, ids[chosen]] * own[chosen]
             return jnp.mean((told - outputs[:, chosen]) ** 2)
 
         def step(carry, draw: Array):
@@ -127,21 +124,20 @@ def make_value_network(
         params = towers.init(start_key, rows[:1])
         draws = jax.random.split(draw_key, steps)
         (params, _), _ = lax.scan(step, (params, optimizer.init(params)), draws)
-        return params, spread * group_sums(ask(params, rows)[0], groups, count)
+        return params, spread * group_sums(ask(params, rows)[0], groups)
 
-    def fit(key: Array, run: TrainRun, data: Batch, groups: Any) -> ValueNetworkState:
-        groups = check_groups(groups, len(data.x))
-        check_classes(data, "a value network")
+    def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> ValueNetworkState:
         train_key, learn_key = jax.random.split(key)
         halves = train_subsets(train_key, run, data, groups)
-        outputs = network_outputs(explained, halves.params, data)
-        rows = describe_all(run.params, data)
-        params, sums = learn(learn_key, rows, jnp.asarray(groups), halves.masks, outputs)
-        return ValueNetworkState(run.params, params, sums)
+        outputs = at_least_float32(network_outputs(task.output, halves.params, data))
+        trained = at_least_float32(run.params)
+        rows = describe_all(trained, data)
+        params, sums = learn(learn_key, rows, groups, halves.masks, outputs)
+        return ValueNetworkState(trained, params, sums)
 
-    @jax.jit
+    @compiled
     def score(state: ValueNetworkState, query: Batch) -> Array:
         _, takes, _ = ask(state.towers, describe(state.params, query))
         return state.sums @ takes.T
 
-    return Estimator(fit, score)
+    return make_estimator(task, fit, score)

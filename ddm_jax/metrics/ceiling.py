@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddm_jax.checks import check_choice, check_number
 from ddm_jax.metrics.correlation import (
     KINDS,
     correlate,
@@ -55,8 +56,7 @@ def noise_ceiling(
             f"truth has shape {truth.shape}; it must be [S, R, Q] with S >= 2 runs, R >= 2 rows "
             "and Q >= 1 queries"
         )
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}; choose one of {', '.join(KINDS)}")
+    check_choice("kind", kind, KINDS)
     if pooled and rows is not None:
         raise ValueError("rows and pooled exclude each other")
     runs, count, width = truth.shape
@@ -126,8 +126,7 @@ def runs_needed(reliability: float, ceiling: float) -> int | None:
     Raises:
         ValueError: for a ceiling out of range.
     """
-    if not 0 <= ceiling < 1:
-        raise ValueError(f"ceiling={ceiling}; it must be in [0, 1)")
+    check_number("ceiling", ceiling, least=0, below=1)
     if not reliability > 0:
         return None
     if reliability >= 1:

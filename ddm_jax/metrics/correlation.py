@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from ddm_jax.checks import check_choice
+
 KINDS = ("spearman", "pearson", "kendall")
 MOST_BLOCKS = 50  # of rows, that the jackknife deletes in turn
 MOST_PAIRS = 20_000_000  # of rows, over the queries of one slice: Kendall compares them all
@@ -131,9 +133,9 @@ def mean_interval(values: Any, seed: int = 0) -> tuple[float, float]:
     values = values[~np.isnan(values)]
     if len(values) < 2:
         return float("nan"), float("nan")
-    draws = np.random.default_rng(seed).integers(0, len(values), (2000, len(values)))
-    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
-    return float(low), float(high)
+    draw = np.random.default_rng(seed)
+    found = stats.bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=draw)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def rows_left(rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -179,8 +181,7 @@ def _checked(predicted: Any, truth: Any, kind: str, rows: Any):
             f"predictions {predicted.shape} and truths {truth.shape} must have one shape [R, Q] "
             "with R >= 2 and Q >= 1"
         )
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}; choose one of {', '.join(KINDS)}")
+    check_choice("kind", kind, KINDS)
     for name, values in (("predictions", predicted), ("truths", truth)):
         if not np.isfinite(values).all():
             raise ValueError(f"{(~np.isfinite(values)).sum()} of the {name} are not finite")

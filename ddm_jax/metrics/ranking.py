@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from ddm_jax.checks import check_integer, check_number
 from ddm_jax.metrics.correlation import nan_mean
 
 
@@ -50,8 +51,7 @@ def detection(suspicion: Any, bad: Any, inspect: Sequence[float] = (0.05, 0.1, 0
     if bad.all() or not bad.any():
         raise ValueError(f"{bad.sum()} of {len(bad)} points are bad; some must be, and not all")
     for fraction in inspect:
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"inspect={fraction}; it must be in [0, 1]")
+        check_number("inspect", fraction, least=0, most=1)
     return Detection(
         auc=float(roc_auc_score(bad, suspicion)),
         average_precision=float(average_precision_score(bad, suspicion)),
@@ -74,8 +74,7 @@ def retrieval(scores: Any, relevant: Any, k: int) -> Retrieval:
         raise ValueError(f"scores {scores.shape} and relevant {relevant.shape} must both be [K, Q]")
     if not np.isfinite(scores).all():
         raise ValueError(f"{(~np.isfinite(scores)).sum()} scores are not finite")
-    if not 1 <= k <= len(scores):
-        raise ValueError(f"k={k}; it must be in 1..{len(scores)}")
+    check_integer("k", k, 1, len(scores))
     width = scores.shape[1]
     precision, average = np.full(width, np.nan), np.full(width, np.nan)
     told = (np.ptp(scores, axis=0) > 0) & relevant.any(0) & ~relevant.all(0)

@@ -1,11 +1,10 @@
-"""Which groups to remove or to keep to put an attribution to the test, and what came of it.
+"""What came of removing groups: predictions that flip, curves, and whether effects add up.
 
-The masks made here go to retraining; what it says comes back as outputs.
+The masks that say what to remove are made by `masks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,25 +18,15 @@ class Flips(NamedTuple):
     left_out: int  # queries that were wrong before
 
 
-def top_masks(scores: Any, k: int) -> np.ndarray:
-    """Keep masks `[Q, K]` without the k groups that help each query most.
+class Additivity(NamedTuple):
+    """How well joint effects are the sums of single ones, over all subsets and queries.
 
-    `scores [K, Q]` are effects on an output that is larger when the query is more right, for
-    example the margin. Ilyas et al., "Datamodels", 2022, arXiv 2202.00622, section 4.1
-    (brittleness). Ties go to the lower group.
-
-    Raises:
-        ValueError: for a k outside 1..K-1.
+    NaN where either is the same everywhere.
     """
-    scores = np.asarray(scores, np.float64)
-    if scores.ndim != 2:
-        raise ValueError(f"scores have shape {scores.shape}; they must be [K, Q]")
-    if not 1 <= k < len(scores):
-        raise ValueError(f"k={k}; it must be in 1..{len(scores) - 1}, so that a group is left")
-    order = np.argsort(-scores, axis=0, kind="stable")[:k]
-    masks = np.ones(scores.shape[::-1], np.float32)
-    np.put_along_axis(masks, order.T, 0.0, axis=1)
-    return masks
+
+    correlation: float  # Pearson, joint against summed effects
+    slope: float  # of the joint effects on the summed: below one where effects overlap
+    error: float  # |joint - summed|^2 / |joint|^2: 0 where they add up, 1 as bad as no effect
 
 
 def flips(before: Any, after: Any) -> Flips:
@@ -57,39 +46,6 @@ def flips(before: Any, after: Any) -> Flips:
     return Flips(rate, count, len(before) - count)
 
 
-def curve_masks(value: Any, sizes: Any, fractions: Sequence[float], first: str) -> np.ndarray:
-    """Keep masks `[J, K]` that remove a growing part of the training points, group by group.
-
-    Groups go in the order of `value [K]`: first the "lowest" (does removing what harms help?) or
-    the "highest" (does removing what helps hurt?). Groups go while the points removed do not
-    exceed the fraction; at least one group stays. The complement `1 - masks` keeps what was
-    removed: a keep curve.
-
-    Args:
-        value: [K], for example the mean score over queries.
-        sizes: [K] training points in each group.
-        fractions: of the points to remove, each in [0, 1).
-        first: "lowest" or "highest".
-
-    Raises:
-        ValueError: for a setting out of range.
-    """
-    value, sizes = np.asarray(value, np.float64), np.asarray(sizes)
-    if first not in ("lowest", "highest"):
-        raise ValueError(f"first={first!r}; choose 'lowest' or 'highest'")
-    if value.ndim != 1 or value.shape != sizes.shape:
-        raise ValueError(f"value {value.shape} and sizes {sizes.shape} must both be [K]")
-    order = np.argsort(value if first == "lowest" else -value, kind="stable")
-    removed = np.cumsum(sizes[order]) / sizes.sum()
-    masks = np.ones((len(fractions), len(value)), np.float32)
-    for row, fraction in enumerate(fractions):
-        if not 0 <= fraction < 1:
-            raise ValueError(f"fractions has {fraction}; each must be in [0, 1)")
-        gone = order[removed <= fraction + 1e-9][: len(value) - 1]
-        masks[row, gone] = 0.0
-    return masks
-
-
 def curve_area(fractions: Any, values: Any) -> float:
     """The mean height of a curve over its fractions (trapezoid rule)."""
     fractions, values = np.asarray(fractions, np.float64), np.asarray(values, np.float64)
@@ -100,3 +56,36 @@ def curve_area(fractions: Any, values: Any) -> float:
     if not (np.diff(fractions) > 0).all():
         raise ValueError("fractions must increase")
     return float(np.trapezoid(values, fractions) / (fractions[-1] - fractions[0]))
+
+
+def additivity(masks: Any, outputs: Any, single: Any) -> Additivity:
+    """Compare the joint effect of what each mask leaves out with the sum of single effects.
+
+    The joint effect of mask r on query q is `outputs[0, q] - outputs[r, q]`, where mask 0 keeps
+    everything; the sum is `(1 - masks_r) @ single`.
+
+    Args:
+        masks: [R, K], the first one all ones.
+        outputs: [R, Q].
+        single: [K, Q], the effect of having each group.
+
+    Raises:
+        ValueError: for shapes that do not fit, or a first mask that leaves something out.
+    """
+    masks, outputs, single = (np.asarray(each, np.float64) for each in (masks, outputs, single))
+    if masks.ndim != 2 or len(masks) < 2 or not (masks[0] == 1).all():
+        raise ValueError("masks must be [R, K] with R >= 2, the first one all ones")
+    if outputs.shape != (len(masks), single.shape[1]) or len(single) != masks.shape[1]:
+        raise ValueError(
+            f"masks {masks.shape}, outputs {outputs.shape} and single {single.shape} do not fit; "
+            "they must be [R, K], [R, Q] and [K, Q]"
+        )
+    joint = (outputs[:1] - outputs[1:]).ravel()
+    summed = ((1 - masks[1:]) @ single).ravel()
+    if not np.ptp(joint) or not np.ptp(summed):
+        return Additivity(float("nan"), float("nan"), float("nan"))
+    return Additivity(
+        correlation=float(np.corrcoef(joint, summed)[0, 1]),
+        slope=float(joint @ summed / (summed @ summed)),
+        error=float(((joint - summed) ** 2).sum() / (joint @ joint)),
+    )

@@ -1,0 +1,37 @@
+from . import data as data
+from . import estimators as estimators
+from . import metrics as metrics
+from . import models as models
+from . import objectives as objectives
+from . import values as values
+from .attribution import Attribution as Attribution
+from .attribution import make_attribution as make_attribution
+from .cluster import as_groups as as_groups
+from .cluster import make_groups as make_groups
+from .compute.placement import device_vmap as device_vmap
+from .distill import DistillSettings as DistillSettings
+from .estimators.ddm import make_ddm as make_ddm
+from .estimators.retraining import make_retraining as make_retraining
+from .masks import leave_one_out as leave_one_out
+from .masks import random_masks as random_masks
+from .matching import make_matching_loss as make_matching_loss
+from .online import UpdateSettings as UpdateSettings
+from .online import ddm_response as ddm_response
+from .online import make_counterfactual as make_counterfactual
+from .online import make_finetune as make_finetune
+from .online import make_selective as make_selective
+from .online import subset_outputs as subset_outputs
+from .online import trajectory_point as trajectory_point
+from .tasks import classification as classification
+from .tasks import regression as regression
+from .train import TrainSettings as TrainSettings
+from .train import make_train as make_train
+from .types import Batch as Batch
+from .types import Estimator as Estimator
+from .types import Groups as Groups
+from .types import Synset as Synset
+from .types import Task as Task
+from .types import TrainRun as TrainRun
+from .unlearn import make_forget as make_forget
+
+__version__: str

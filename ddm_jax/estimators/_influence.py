@@ -1,0 +1,197 @@
+"""What influence functions share: from a way to solve with the curvature to an estimator.
+
+    score[k, q] = -g_k^T (H + damping I)^-1 grad output_q(theta)
+
+at the trained network, with `g_k = (1/N) sum_{i in D_k} grad loss_i` and H the Hessian of the
+training objective, weight decay included, or what stands in for it. To first order, removing
+group k moves the parameters by `(H + damping I)^-1 g_k`. Koh & Liang, "Understanding black-box
+predictions via influence functions", 2017, arXiv 1703.04730.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ddm_jax.checks import is_concrete
+from ddm_jax.compute.compiled import compiled
+from ddm_jax.estimators.contract import make_estimator
+from ddm_jax.estimators.grad_dot import GradDotState, make_grad_dot
+from ddm_jax.gradients import (
+    as_params,
+    check_damping,
+    curvature_diagonal,
+    gradient_products,
+    group_batches,
+    group_gradient_rows,
+    output_gradients,
+)
+from ddm_jax.matching import at_least_float32
+from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Task, TrainRun, length, take
+
+Factor = Callable[[Array, Params, Batch, Array], Any]  # key, params, data, weight decay
+Solve = Callable[[Params, Batch, Any, Array], Array]  # ..., curvature, [V, P] -> [V, P]
+
+
+class InfluenceState(NamedTuple):
+    """Where every point is a group. Otherwise `(H + damping I)^-1 g_k` is a `GradDotState`."""
+
+    params: Params
+    curvature: Any  # what `solve` takes
+    data: Batch
+    rows: Array  # [K], where in `data` the point of group k is
+
+
+def make_influence(
+    task: Task,
+    factor: Factor,
+    solve: Solve,
+    *,
+    damping: float,
+    image: Solve | None = None,
+    method: str = "",
+) -> Estimator:
+    """Make an influence function of `solve(params, data, curvature, vectors [V, P]) -> [V, P]`.
+
+    With fewer groups than points it is the groups' gradients that are solved for, offline: K
+    solves, and then a score is the derivative of all outputs along K directions. Where every
+    point is a group, it is the gradients of the Q queries, online; the points' own gradients are
+    multiplied with the results in pieces, and nothing of size N x P is held.
+
+    Args:
+        factor: `(key, params, data, weight_decay) -> curvature`, any arrays that `solve` needs;
+            once, offline. It finds the data in an order drawn from the key that no order of the
+            points changes, so that "the first m" is a random choice.
+        solve: `(H + damping I)^-1 v` for each of the vectors; it finds the same order.
+        damping: at least 0; where it and the run's weight decay are both zero `fit` refuses.
+        image: `(H + damping I) x`, called as `solve` is: a solve that leaves more than it was
+            asked for is warned of by the name of the `method`.
+
+    Raises:
+        ValueError: for a damping out of range.
+    """
+    check_damping(damping)
+    along_moves = make_grad_dot(task)
+    prepare = compiled(factor)
+
+    def solve_and_look(params: Params, data: Batch, curvature: Any, vectors: Array):
+        solved = solve(params, data, curvature, vectors)
+        if image is None:
+            return solved, jnp.zeros(len(vectors))
+        return solved, what_is_left(image(params, data, curvature, solved), vectors)
+
+    @compiled
+    def group_moves(params: Params, data: Batch, curvature: Any, batches: Any):
+        rows = group_gradient_rows(task, params, data, batches)
+        moves, left = solve_and_look(params, data, curvature, rows)
+        return as_params(moves, params), left
+
+    def fit(
+        key: Array, run: TrainRun, data: Batch, groups: Groups
+    ) -> InfluenceState | GradDotState:
+        curvature_diagonal(damping, run.weight_decay)  # refuses zero, before anything compiles
+        order = np.asarray(drawn_order(key, data))
+        data, ids = take(data, order), np.asarray(groups.ids)[order]
+        params = at_least_float32(run.params)
+        curvature = prepare(key, params, data, run.weight_decay)
+        if groups.count == len(ids):
+            return InfluenceState(params, curvature, data, jnp.asarray(np.argsort(ids)))
+        batches = group_batches(Groups(ids, groups.count))
+        moves, left = group_moves(params, data, curvature, batches)
+        warn_of_divergence(method, left)
+        return GradDotState(params, moves)
+
+    @compiled
+    def score_points(state: InfluenceState, query: Batch):
+        wanted = output_gradients(task.output, state.params, query)
+        solved, left = solve_and_look(state.params, state.data, state.curvature, wanted)
+        products = gradient_products(task.loss, state.params, state.data, solved)
+        return -products[state.rows] / len(products), left
+
+    def score(state: InfluenceState | GradDotState, query: Batch) -> Array:
+        if isinstance(state, GradDotState):
+            return along_moves.score(state, query)
+        scores, left = score_points(state, query)
+        warn_of_divergence(method, left)
+        return scores
+
+    return make_estimator(task, fit, score)
+
+
+def what_is_left(image: Array, vectors: Array) -> Array:
+    """`|v - (H + damping I) x| / |v|` of V solves, [V]: 0 where solved, 1 as bad as x = 0."""
+    missing = jnp.linalg.norm(vectors - image, axis=-1)
+    return missing / jnp.maximum(jnp.linalg.norm(vectors, axis=-1), 1e-30)
+
+
+def warn_of_divergence(method: str, left: Array) -> None:
+    """Warn of solves that leave more than they were asked for; nothing while traced."""
+    if not is_concrete(left):
+        return
+    each = np.nan_to_num(np.asarray(left), nan=np.inf)
+    bad = each > 1
+    if bad.any():
+        warnings.warn(
+            f"{method}: {bad.sum()} of {each.size} solves diverged, the worst leaves "
+            f"{each.max():.1e} times what was asked, so its scores mean nothing; raise the damping",
+            stacklevel=4,
+        )
+
+
+@compiled
+def drawn_order(key: Array, data: Batch) -> Array:
+    """A random order [N] of the points that is theirs, in whatever order they come.
+
+    They are sorted along a random direction first, and then permuted.
+    """
+    sort_key, order_key = jax.random.split(key)
+    leaves = jax.tree.leaves(data)
+    flat = jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], 1)
+    direction = jax.random.normal(sort_key, flat.shape[1:], jnp.float32)
+    place = jnp.sum(flat * direction, 1)
+    return jnp.argsort(place)[jax.random.permutation(order_key, len(place))]
+
+
+def draw_labels(key: Array, logits: Array) -> Array:
+    """Labels [B] drawn from the network's own softmax: the same ones in floats of any size."""
+    return jax.random.categorical(key, logits.astype(jnp.float32))
+
+
+def conjugate_gradient(
+    product: Callable[[Array], Array], diagonal: float | Array, vector: Array, iterations: int
+) -> Array:
+    """`x ~ (H + diagonal I)^-1 v` for `product(p) = H p`, from zero, in so many iterations. `[P]`.
+
+    H may be indefinite, as the Hessian of a network is: it stops before a direction along which
+    `H + diagonal I` curves down, but for the first one, along which it takes H for zero.
+    """
+    start = vector @ vector
+
+    def step(carry, count: Array):
+        x, residual, direction, size = carry
+        image = product(direction)
+        own = diagonal * (direction @ direction)
+        bend = direction @ image + own
+        goes = (size > 1e-14 * start) & ((bend > 0) | (count == 0))
+        length = jnp.where(goes, size / jnp.where(bend > 0, bend, jnp.maximum(own, 1e-30)), 0.0)
+        left = residual - length * (image + diagonal * direction)
+        rest = left @ left
+        turn = left + rest / jnp.where(goes, size, 1.0) * direction
+        ahead = jnp.where(goes & (bend > 0), turn, direction)
+        return (x + length * direction, left, ahead, jnp.where(goes, rest, size)), None
+
+    begin = (jnp.zeros_like(vector), vector, vector, start)
+    (x, *_), _ = lax.scan(step, begin, jnp.arange(iterations))
+    return x
+
+
+def mean_weights(data: Batch) -> Array:
+    """The weight [N] of each point in the training objective, `1/N`."""
+    count = length(data)
+    return jnp.full((count,), 1 / count)

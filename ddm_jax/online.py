@@ -1,0 +1,352 @@
+"""Online: counterfactual networks from the trained one and the synset, for any subset of groups.
+
+A *response* maps which groups are kept to outputs on queries:
+
+    retraining: response(keep, key, data, groups, query)  = output(train(key, data, keep[groups]))
+    ddm:        response(keep, params, synset, query)     = output(finetune(params, synset, keep))
+
+and `masks.leave_one_out` makes `response(1) - response(1 - e_k)` of it, for every k at once. Both
+runs of a difference share everything but the mask, so the drift of the fine-tune cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from pydantic import Field
+
+from ddm_jax.checks import (
+    check_choice,
+    check_integer,
+    check_number,
+    require_distributions,
+    settings,
+)
+from ddm_jax.compute.compiled import compiled
+from ddm_jax.compute.pieces import value_and_gradient
+from ddm_jax.compute.placement import chunked_vmap, device_vmap
+from ddm_jax.gradients import flatten, hessian_products
+from ddm_jax.masks import check_masks
+from ddm_jax.objectives import Output
+from ddm_jax.types import Array, Batch, Params, Synset, Task, as_batch, length, take
+
+Finetune = Callable[[Params, Synset, Array], Params]
+Response = Callable[..., Array]
+UPDATES = ("retain", "forget")
+
+
+@settings("online")
+class UpdateSettings:
+    """Online: the updates without what is left out; see `make_finetune`.
+
+    - `step_items`: items of each group that a step takes, in turn; None takes all.
+    - `learning_rate`: of the SGD with Nesterov `momentum`; None is half of what is stable on the
+      synset, `stable_rate`.
+    - `rewind`: start this part of the training before its end, `trajectory_point`.
+    """
+
+    update: Literal["retain", "forget"] = "retain"
+    steps: Annotated[int, Field(ge=1)] = 50
+    step_items: Annotated[int, Field(ge=1)] | None = 5
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    rewind: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+def make_finetune(
+    task: Task,
+    *,
+    update: str = "retain",
+    steps: int,
+    optimizer: optax.GradientTransformation,
+    weight_decay: Array | float = 0.0,
+    step_items: int | None = None,
+) -> Finetune:
+    """Make `finetune(params, synset, keep [K]) -> params`, which traces whole.
+
+    Each step follows a gradient made of the synset's groups:
+
+    - "retain": descend on what is kept, `sum_k keep_k h_k / sum_k keep_k share_k +
+      weight_decay * theta`, the synset's form of the training objective without the left-out
+      groups. It repairs what forgetting alone would break.
+    - "forget": descend on the reversed synsets of what is left out, `-sum_k (1 - keep_k) h_k`;
+      the paper's literal update. Needs only the synsets of the left-out groups, and only a few
+      small steps: it has no minimum.
+
+    A step may take some of each group's items, all of them in turn (`deal_items`). Every mask
+    meets the same items at the same step, so what they differ by is small and shared, and cancels
+    in a difference of responses: a larger synset then costs no more online.
+
+    Args:
+        update: "retain" or "forget".
+        steps: at least 0.
+        optimizer: any optax optimiser, for example `optax.sgd(0.3, 0.9, nesterov=True)`.
+        weight_decay: the training objective's; unused by "forget".
+        step_items: how many items of each group a step takes, at least 1; None takes all.
+
+    Raises:
+        ValueError: for an unknown update, negative steps, or no items.
+    """
+    check_choice("update", update, UPDATES)
+    check_integer("steps", steps, 0)
+    if step_items is not None:
+        check_integer("step_items", step_items)
+    require_distributions(task, "an update with the synset")
+    decay = weight_decay if update == "retain" else 0.0
+    of_losses = value_and_gradient(lambda params, batch, mass: mass @ task.loss(params, batch))
+
+    def finetune(params: Params, synset: Synset, keep: Array) -> Params:
+        if keep.shape != synset.share.shape:
+            raise ValueError(
+                f"keep has shape {keep.shape}; a synset of {len(synset.share)} groups needs "
+                f"{synset.share.shape}"
+            )
+        factor = keep / (keep @ synset.share) if update == "retain" else keep - 1.0
+        batches, mass = deal_items(synset, factor, step_items)
+
+        def step(carry, turn: Array):
+            params, state = carry
+            batch, weights = take((batches, mass), turn)
+            _, gradient = of_losses(params, batch, weights)
+            slope = jax.tree.map(lambda g, p: g + (decay * p).astype(g.dtype), gradient, params)
+            updates, state = optimizer.update(slope, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        turns = jnp.arange(steps) % len(mass)
+        # Whoever differentiates through it keeps a network a step, and not what each step computed.
+        return lax.scan(jax.checkpoint(step), (params, optimizer.init(params)), turns)[0][0]
+
+    return finetune
+
+
+def deal_items(synset: Synset, factor: Array, step_items: int | None) -> tuple[Batch, Array]:
+    """Deal the items into B batches, as examples `[B, b, ...]` with the weight of each.
+
+    `B = ceil(M / step_items)` for M items a group on average. The heaviest items of a group go
+    round the batches first, there and back, and each group begins one batch further on, so that
+    batches weigh alike. A weight is `factor_k share_k mass_m`, for one factor a group, B times as
+    large: a batch stands for the whole, and the mean of all batches is the synset.
+    """
+    items, count = length(synset.items), len(synset.share)
+    each = -(-items // count)
+    turns = -(-each // min(step_items or each, each))
+    weight = (factor * synset.share)[synset.group] * synset.mass
+    if turns == 1:
+        return jax.tree.map(lambda leaf: leaf[None], (as_batch(synset.items), weight))
+    size = -(-items // turns)
+    order = jnp.lexsort((-jnp.abs(synset.mass), synset.group))
+    group = synset.group[order]
+    rank = jnp.arange(items) - jnp.searchsorted(group, group)  # within the group
+    slot, place = rank // turns, rank % turns
+    turn = (jnp.where(slot % 2, turns - 1 - place, place) + group) % turns
+    rows = order[jnp.argsort(turn, stable=True)]
+    fill = turns * size - items
+    weights = jnp.pad(turns * weight[rows], (0, fill)).reshape(turns, size)
+    dealt = take(as_batch(synset.items), jnp.pad(rows, (0, fill)).reshape(turns, size))
+    return dealt, weights
+
+
+def stable_rate(
+    task: Task,
+    params: Params,
+    synset: Synset,
+    *,
+    momentum: float = 0.9,
+    weight_decay: Array | float = 0.0,
+    step_items: int | None = None,
+    iterations: int = 20,
+) -> Array:
+    """Half of the highest stable learning rate of Nesterov SGD on the whole synset.
+
+    Where the sharpest curvature is `lambda`, the method is stable up to `(2 + 2 m) /
+    ((1 + 2 m) lambda)` for the momentum m (Cohen et al., "Gradient descent on neural networks
+    typically occurs at the edge of stability", 2021, arXiv 2103.00065, eq. 1). `lambda` is the
+    largest eigenvalue of the Hessian of the synset's objective at `params`, by power iteration,
+    at the cost of about one counterfactual; where a step takes `step_items` of each group, that
+    of the sharpest of their batches. Half leaves room for masks whose objective is sharper; a
+    rate a few times lower leaves the answer unfinished after the same steps.
+    """
+    factor = jnp.ones_like(synset.share) / jnp.sum(synset.share)
+    flat = flatten(params)
+    start = jax.random.normal(jax.random.key(0), flat.shape).astype(flat.dtype)
+
+    def sharpness(batch_and_mass: tuple[Batch, Array]) -> Array:
+        def step(carry, _):
+            vector, _ = carry
+            (curved,) = hessian_products(task, params, *batch_and_mass, vector[None])
+            size = jnp.linalg.norm(curved)
+            return (curved / jnp.maximum(size, 1e-12), size), None
+
+        carry = (start / jnp.linalg.norm(start), jnp.zeros((), start.dtype))
+        return lax.scan(step, carry, length=iterations)[0][1]
+
+    sharpest = jnp.max(lax.map(sharpness, deal_items(synset, factor, step_items)))
+    limit = (2 + 2 * momentum) / (1 + 2 * momentum)
+    return 0.5 * limit / jnp.maximum(sharpest + weight_decay, 1e-3)
+
+
+def ddm_response(finetune: Finetune, output: Output) -> Response:
+    """Make `response(keep [K], params, synset, query) -> [Q]` of the distilled datamodel."""
+
+    def response(keep: Array, params: Params, synset: Synset, query: Batch) -> Array:
+        return output(finetune(params, synset, keep), query)
+
+    return response
+
+
+def subset_outputs(response: Response, **placement: Any) -> Callable[..., Array]:
+    """Make `outputs(masks [R, K], *args) -> [R, Q]`: the response to each subset, in one step.
+
+    `placement` goes to `compute.placement.device_vmap`.
+
+    Raises:
+        ValueError: (when called) for masks that `check_masks` refuses, before anything compiles.
+    """
+    mapped = device_vmap(response, **placement)
+
+    def outputs(masks: Any, *args: Any) -> Array:
+        return mapped(check_masks(masks, jnp.shape(masks)[-1]), *args)
+
+    return outputs
+
+
+def make_counterfactual(task: Task, update: UpdateSettings | None = None) -> Callable[..., Any]:
+    """Make `counterfactual(params, synset, masks, query=None, weight_decay=0.0)`.
+
+    Networks without what each mask leaves out, or what they say of the queries: all masks in ONE
+    compiled step (`make_finetune`), spread over the devices. `masks [R, K]` or `[K]` are weights:
+    1 kept, 0 gone. Returns outputs `[R, Q]` of `task.output`, or without a query parameters with
+    leaves `[R, ...]`. The updates start at `params`, which for `update.rewind` the caller takes
+    from the trajectory (`trajectory_point`); the weight decay is the training objective's.
+
+    Raises:
+        ValueError: (when called) for masks that do not fit the synset.
+    """
+    update = update or UpdateSettings()
+
+    @compiled
+    def rate_of(params: Params, synset: Synset, weight_decay: Array) -> Array:
+        return stable_rate(
+            task,
+            params,
+            synset,
+            momentum=update.momentum,
+            weight_decay=weight_decay,
+            step_items=update.step_items,
+        )
+
+    def response(
+        keep: Array, rate: Array, decay: Array, params: Params, synset: Synset, query: Batch | None
+    ) -> Any:
+        finetune = make_finetune(
+            task,
+            update=update.update,
+            steps=update.steps,
+            optimizer=optax.sgd(rate, update.momentum or None, nesterov=True),
+            weight_decay=decay,
+            step_items=update.step_items,
+        )
+        moved = finetune(params, synset, keep)
+        return moved if query is None else task.output(moved, query)
+
+    mapped = device_vmap(response)
+    require_distributions(task, "an update with the synset")
+
+    def counterfactual(
+        params: Params,
+        synset: Synset,
+        masks: Any,
+        query: Batch | None = None,
+        weight_decay: Any = 0.0,
+    ) -> Any:
+        masks = check_masks(jnp.atleast_2d(masks), len(synset.share))
+        decay = jnp.asarray(weight_decay, jnp.float32)
+        if update.learning_rate is None:
+            rate = rate_of(params, synset, decay)
+        else:
+            rate = jnp.asarray(update.learning_rate, jnp.float32)
+        return mapped(masks, rate, decay, params, synset, query)
+
+    return counterfactual
+
+
+def response_slopes(response: Response, num_groups: int) -> Callable[..., Array]:
+    """Make `slopes(*args) -> [K, Q]`, `d response / d keep_k` where every group is kept.
+
+    To first order what `leave_one_out` measures, by one reverse sweep through the updates for each
+    query: two to four updates' time, whatever K is. Large effects come out of another size, the
+    order is much the same. At a rate above the stable one (`stable_rate`) the derivative explodes.
+
+    Raises:
+        ValueError: for fewer than two groups.
+    """
+    check_integer("num_groups", num_groups, 2)
+
+    @compiled
+    def slopes(*args: Any) -> Array:
+        outputs, pull = jax.vjp(lambda keep: response(keep, *args), jnp.ones(num_groups))
+        return chunked_vmap(lambda one: pull(one)[0])(jnp.eye(len(outputs), dtype=outputs.dtype)).T
+
+    return slopes
+
+
+def make_selective(response: Response, num_groups: int, measured: int) -> Callable[..., Array]:
+    """Make `effects(*args, query) -> [K, Q]`: leave-one-out in about `measured + 4` updates.
+
+    For each query the slopes of all groups (`response_slopes`, two to four updates' time, in
+    order like the effects), and in place of the largest `measured` ones what leaving these groups
+    out does. A sweep and updates of its own for each query: of K + 1 queries or more the whole
+    matrix costs less.
+
+    Args:
+        response: `(keep, *args, query) -> [Q]`, such as `ddm_response`; the query comes last.
+        measured: how many groups are left out for each query, 1..K.
+
+    Raises:
+        ValueError: for fewer than two groups, a number that does not fit, or (when called) a
+            response that has not one output for each query.
+    """
+    slopes = response_slopes(response, num_groups)
+    check_integer("measured", measured, 1, num_groups)
+
+    @compiled
+    def effects(*args: Any) -> Array:
+        *others, queries = args
+        along = slopes(*args).T  # [Q, K]
+        count = length(queries)
+        if len(along) != count:
+            raise ValueError(
+                f"the response gives {len(along)} outputs for {count} queries; one of each is "
+                "needed to say which groups matter to it"
+            )
+
+        def of_query(item: tuple[Array, Batch]) -> Array:
+            slope, query = item[0], jax.tree.map(lambda leaf: leaf[None], item[1])
+            chosen = jnp.argsort(-jnp.abs(slope))[:measured]
+            without = 1.0 - jax.nn.one_hot(chosen, num_groups)
+            masks = jnp.concatenate([jnp.ones((1, num_groups)), without])
+            each = chunked_vmap(lambda keep: response(keep, *others, query)[0])(masks)
+            each = each.astype(slope.dtype)
+            return slope.at[chosen].set(each[0] - each[1:])
+
+        return chunked_vmap(of_query)((along, queries)).T
+
+    return effects
+
+
+def trajectory_point(checkpoints: Params, rewind: float) -> Params:
+    """The checkpoint a part `rewind` of the training before its end: 0 is the trained network.
+
+    Starting the online stage a little before the end gives the fine-tune room to go where a
+    retraining would have gone; the reference run starts there too. `checkpoints` are a
+    `TrainRun`'s, leaves `[T, ...]`; `rewind` is in [0, 1).
+    """
+    check_number("rewind", rewind, least=0, below=1)
+    count = length(checkpoints)
+    index = max(count - 1 - round(rewind * count), 0)
+    return take(checkpoints, index)

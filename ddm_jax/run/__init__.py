@@ -1,0 +1,1 @@
+"""A run: its settings, stages, work directory, answers and report."""

@@ -1,0 +1,342 @@
+"""Questions put to a finished run: points, data quality, subsets, forgetting, another network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ddm_jax import metrics, unlearn
+from ddm_jax.checks import check_integer
+from ddm_jax.compute.compiled import compiled
+from ddm_jax.compute.placement import in_batches
+from ddm_jax.estimators.points import make_trajectory_influence, spread_points
+from ddm_jax.metrics.profiles import compare_profiles, profile
+from ddm_jax.objectives import explain
+from ddm_jax.online import stable_rate, trajectory_point
+from ddm_jax.run import stages
+from ddm_jax.run.figures import (
+    bars_figure,
+    effects_figure,
+    points_figure,
+    profiles_figure,
+    ranked_figure,
+)
+from ddm_jax.run.finished import Answer, Finished
+from ddm_jax.run.jobs import predict
+from ddm_jax.types import Params, Task, take
+from ddm_jax.values import label_quality, novelty, typicality, usefulness
+
+DAMPING = 0.01  # of single points; chosen on digits, see benchmarks/points.py
+CHECKPOINTS = 8
+MOST_QUERIES = 200
+
+
+def points(run: Finished, queries: Sequence[int] = (), top: int = 5) -> Answer:
+    """Which single training points did it, for some queries: by default the worst mistakes.
+
+    Raises:
+        ValueError: for queries that there are not, or a top out of range.
+    """
+    plan, split = run.plan, run.plan.split
+    count = len(split.test.x)
+    chosen = np.asarray(queries, int) if len(queries) else _worst(run)[:8]
+    if len(chosen) > MOST_QUERIES or (chosen < 0).any() or (chosen >= count).any():
+        raise ValueError(
+            f"queries {_listed(chosen)}: name at most {MOST_QUERIES} of 0..{count - 1}"
+        )
+    check_integer("top", top, 1, len(split.train.x))
+    if run.attribution.scores.shape[1] != count:
+        raise ValueError(f"the objective {plan.config.online.objective} is not one of each query")
+    scores = _influence(run, plan.task, chosen)
+    better = -1.0 if plan.task.lower_is_better else 1.0
+    order = np.argsort(-better * scores, 0, kind="stable")
+    wanted = split.test.y.argmax(1)
+    guesses = _logits(run, run.target.params, split.test.x[chosen]).argmax(1)
+    rows = [["query", "label", "said", "helped most (training points)", "hurt most"]]
+    for place, q in enumerate(chosen):
+        rows.append(
+            [
+                str(q),
+                split.classes[wanted[q]],
+                split.classes[guesses[place]],
+                _listed(order[:top, place]),
+                _listed(order[::-1][:top, place]),
+            ]
+        )
+    figure = points_figure(split, chosen, guesses, order, scores, min(top, 6))
+    sentences = [
+        f"Influence of each of {len(scores):,} training points on the "
+        f"{plan.config.online.objective} of {len(chosen)} queries, with the curvature of the "
+        "synset; positive raises it. The order is more certain than the size.",
+    ]
+    arrays = {"scores": scores, "queries": chosen, "groups": run.groups.ids}
+    return Answer("Single points", sentences, rows, figure, arrays)
+
+
+def rank_quality(run: Finished, top: int = 20) -> Answer:
+    """The points that look mislabelled, odd, duplicated and harmful."""
+    plan, split = run.plan, run.plan.split
+    check_integer("top", top, 1, len(split.train.x))
+    given = jax.random.key(plan.config.seed), run.target, jax.device_put(split.train)
+    half = np.arange(0, len(split.test.x), 2)[:MOST_QUERIES]
+    each = _influence(run, explain(plan.task, "margin"), half)
+    found = {  # higher is better: the suspects are read from below
+        "mislabelled": label_quality(plan.task, plan.trainer.train)(*given),
+        "low quality": typicality(plan.task)(*given),
+        "redundant": novelty(plan.task)(*given),
+        "harmful": usefulness(each),
+    }
+    rows = [["", f"the {top} worst training points, worst first"]]
+    for name, values in found.items():
+        rows.append([name, _listed(np.argsort(values, kind="stable")[:top])])
+    sentences = [
+        "Each list is a ranking to look at, not a verdict. Mislabelled: like labels that were "
+        "flipped on purpose in a training of its own. Low quality: far from all others of its "
+        "class, blurred or noisy. Redundant: another point of its class is (nearly) the same. "
+        "Harmful: lowers the mean margin of "
+        f"{len(half)} of the test points. In the file of arrays higher is better.",
+    ]
+    if split.flipped.any():
+        worst = np.argsort(found["mislabelled"], kind="stable")[: int(split.flipped.sum())]
+        sentences.append(
+            f"{split.flipped[worst].mean():.0%} of the {int(split.flipped.sum())} labels that were "
+            f"flipped on purpose are among as many most suspect ones."
+        )
+    figure = ranked_figure(split, found, min(top, 12))
+    arrays = {name.replace(" ", "_"): values for name, values in found.items()}
+    return Answer("Data quality", sentences, rows, figure, arrays)
+
+
+def counterfactual(run: Finished, without: Sequence[int]) -> Answer:
+    """What if these groups were gone, together, beside the sum of their single effects."""
+    plan = run.plan
+    gone = _groups(run, without)
+    mask = np.ones((2, run.groups.count), np.float32)
+    mask[1, gone] = 0
+    outputs = predict(plan, run.synset, mask)
+    joint = outputs[0] - outputs[1]
+    summed = run.attribution.scores[gone].sum(0)
+    added = metrics.additivity(mask, outputs, run.attribution.scores)
+    flipped = int(((outputs[0] > 0) != (outputs[1] > 0)).sum())
+    objective = plan.config.online.objective
+    sentences = [
+        f"Without the groups {_listed(gone)} ({int(run.groups.sizes()[gone].sum()):,} of "
+        f"{len(plan.split.train.x):,} training points) the mean {objective} of {len(joint)} "
+        "queries "
+        f"changes by {-joint.mean():+.4f}; adding up single effects gives {-summed.mean():+.4f}.",
+        f"Joint and summed effects correlate at {added.correlation:.3f}, slope {added.slope:.2f}.",
+    ]
+    if objective == "margin":
+        sentences.append(f"{flipped} queries change from right to wrong or back.")
+    order = np.argsort(-np.abs(joint), kind="stable")[:10]
+    rows = [["query", f"{objective} with", "without", "sum of single effects"]]
+    for q in order:
+        rows.append(
+            [
+                str(run.attribution.query_ids[q]),
+                f"{outputs[0, q]:.3f}",
+                f"{outputs[1, q]:.3f}",
+                f"{outputs[0, q] - summed[q]:.3f}",
+            ]
+        )
+    arrays = {"outputs": outputs, "without": gone, "summed": summed}
+    return Answer("What if", sentences, rows, effects_figure(joint, summed), arrays)
+
+
+def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[Answer, Params]:
+    """Forget groups with the synset alone; with `check` beside exact retraining."""
+    plan, split = run.plan, run.plan.split
+    gone = _groups(run, groups)
+    online, train = plan.config.online, plan.config.train
+    mask = np.ones(run.groups.count, np.float32)
+    mask[gone] = 0
+    synset = run.synset.synset
+    careful, rewind = unlearn.where_to_start(synset, mask, 1.0, online.rewind)
+    start = trajectory_point(run.target.checkpoints, rewind)
+    amount = _amount(run)
+    rate = careful * (online.learning_rate or _stable_rate(run, start))
+    unlearned = compiled(
+        unlearn.make_forget(
+            plan.task,
+            steps=online.steps,
+            optimizer=optax.sgd(rate, online.momentum or None, nesterov=True),
+            weight_decay=train.weight_decay,
+            step_items=online.step_items,
+            amount=amount,
+        )
+    )
+    params = unlearned(run.target.params, start, synset, jnp.asarray(mask))
+    forgotten = np.isin(run.groups.ids, gone)
+    networks = {"before": [run.target.params], "after forgetting": [params]}
+    if check:
+        keys = jax.random.split(jax.random.key(plan.config.seed + 1), plan.config.check.seeds)
+        exact = compiled(plan.trainer.train)
+        data, weights = jax.device_put(split.train), jnp.asarray(1.0 - forgotten)
+        networks["retrained"] = [exact(key, data, weights).params for key in keys]
+    rows = [["", *(f"{name}" for name in ("forgotten", "kept", "test", "membership AUC"))]]
+    means = {}
+    for name, each in networks.items():
+        judged = np.array([_judge(run, one, forgotten) for one in each])
+        means[name] = judged.mean(0)
+        spread = judged.std(0, ddof=1) if len(judged) > 1 else None
+        rows.append(
+            [name]
+            + [
+                f"{value:.3f}" + (f" ± {spread[place]:.3f}" if spread is not None else "")
+                for place, value in enumerate(means[name])
+            ]
+        )
+    sentences = [
+        f"{int(forgotten.sum()):,} of {len(forgotten):,} training points in the groups "
+        f"{_listed(gone)} were forgotten without looking at any training data: accuracies on "
+        "what was forgotten, kept and on the test set, and how well a loss threshold tells "
+        "forgotten points from test points (.5: not at all).",
+        "This is no proof of deletion: it says how the network behaves, and the synset and the "
+        "kept checkpoints still hold the forgotten groups. Delete or distil those again.",
+    ]
+    if careful == 1.0 and amount != 1.0:
+        sentences.append(
+            f"The network moved by {amount:.2f} times what the updates do: by so much retraining "
+            "went farther than they, without the groups that the run checked itself on."
+        )
+    if not check:
+        sentences.append("With --check it stands beside exact retraining.")
+    figure = bars_figure(means, rows[0][1:])
+    arrays = {"groups": gone, **{k.replace(" ", "_"): v for k, v in means.items()}}
+    return Answer("Forgetting", sentences, rows, figure, arrays), params
+
+
+def _stable_rate(run: Finished, start: Params) -> float:
+    online, decay = run.plan.config.online, run.plan.config.train.weight_decay
+
+    def rate(params: Params, synset: Any) -> jax.Array:
+        return stable_rate(
+            run.plan.task,
+            params,
+            synset,
+            momentum=online.momentum,
+            weight_decay=decay,
+            step_items=online.step_items,
+        )
+
+    return float(compiled(rate)(start, run.synset.synset))
+
+
+def _amount(run: Finished) -> float:
+    """How far to forget, by the run's own check; one where it has none that fits."""
+    try:
+        check = stages.bring(run.plan, run.workdir, ("check",), compute=False).check
+    except stages.NotDoneError:
+        return 1.0
+    left_out = check.truth.groups
+    return metrics.calibrated_amount(check.scores[left_out], check.truth.effects())
+
+
+def _influence(run: Finished, task: Task, queries: np.ndarray) -> np.ndarray:
+    """Of each training point on some queries, along the trajectory, [N, Q]."""
+    some = spread_points(run.target.checkpoints, CHECKPOINTS)
+    train, query = jax.device_put(run.plan.split.train), take(run.plan.split.test, queries)
+    influence = compiled(make_trajectory_influence(task, damping=DAMPING))
+    return np.asarray(influence(some, run.synset.synset, train, query, run.target.weight_decay))
+
+
+def compare_networks(first: Finished, second: Finished, top: int = 5) -> Answer:
+    """What two networks rely on: attribution profiles over the same groups and queries.
+
+    Raises:
+        ValueError: where their groups, queries or objectives differ.
+    """
+    if not np.array_equal(first.groups.ids, second.groups.ids):
+        raise ValueError(
+            f"{first.workdir} and {second.workdir} have other groups; make them with the same "
+            "data, seed and cluster settings, or with cluster.method=file"
+        )
+    own, other = first.plan.config.online.objective, second.plan.config.online.objective
+    same = own == other and np.array_equal(
+        first.attribution.query_ids, second.attribution.query_ids
+    )
+    if not same:
+        raise ValueError(
+            f"{first.workdir} ({own}) and {second.workdir} ({other}) explain other queries or "
+            "another objective; attribute one of them again"
+        )
+    one, two = first.attribution.scores, second.attribution.scores
+    alike = compare_profiles(one, two, min(top, len(one)))
+    relies = profile(one), profile(two)
+    names = str(first.workdir), str(second.workdir)
+    sentences = [
+        f"Mean Spearman correlation of the effects of groups, query by query: "
+        f"{alike.per_query:.3f}; of how much each group matters overall: {alike.profile:.3f}.",
+        f"Of the {min(top, len(one))} most helpful groups of a query they share {alike.top:.0%}; "
+        f"unrelated networks would share {alike.chance:.0%}. Two networks that differ by their "
+        "seed alone are not at 1 either: compare those to know what is chance.",
+    ]
+    rows = [["group", f"share of {names[0]}", f"share of {names[1]}"]]
+    for group in np.argsort(-np.abs(relies[0] - relies[1]), kind="stable")[:10]:
+        rows.append([str(group), f"{relies[0][group]:.1%}", f"{relies[1][group]:.1%}"])
+    figure = profiles_figure(*relies, *names)
+    arrays = {"first": relies[0], "second": relies[1]}
+    return Answer("Two networks", sentences, rows, figure, arrays)
+
+
+def _groups(run: Finished, groups: Sequence[int]) -> np.ndarray:
+    count = run.groups.count
+    gone = np.unique(np.asarray(groups, int))
+    if not len(gone) or (gone < 0).any() or (gone >= count).any() or len(gone) == count:
+        raise ValueError(
+            f"groups {_listed(gone)}: name some of 0..{count - 1}, and not all of them"
+        )
+    return gone
+
+
+def groups_of_class(run: Finished, name: str) -> list[int]:
+    """The groups most of whose points are of a class.
+
+    Raises:
+        ValueError: for a class that there is not, or that no group is of.
+    """
+    classes = run.plan.split.classes
+    if name not in classes:
+        raise ValueError(f"class {name!r}; choose one of {', '.join(classes)}")
+    labels, ids = run.plan.split.train.y.argmax(1), np.asarray(run.groups.ids)
+    own = [np.bincount(labels[ids == group]).argmax() for group in range(run.groups.count)]
+    found = np.flatnonzero(np.asarray(own) == classes.index(name)).tolist()
+    if not found:
+        raise ValueError(f"no group is mostly of class {name!r}; name groups instead")
+    return found
+
+
+def _judge(run: Finished, params: Params, forgotten: np.ndarray) -> metrics.Unlearned:
+    split, task = run.plan.split, run.plan.task
+    losses = in_batches(task.loss)
+    right = [
+        _logits(run, params, data.x).argmax(1) == data.y.argmax(1)
+        for data in (split.train, split.test)
+    ]
+    return metrics.unlearned(
+        np.asarray(losses(params, split.train)),
+        right[0],
+        forgotten,
+        np.asarray(losses(params, split.test)),
+        right[1],
+    )
+
+
+def _logits(run: Finished, params: Params, x: Any) -> np.ndarray:
+    return np.asarray(in_batches(run.plan.task.apply)(params, x))
+
+
+def _worst(run: Finished) -> np.ndarray:
+    """The test points by margin, the most confident mistakes first."""
+    margin = explain(run.plan.task, "margin").output
+    margins = in_batches(margin)(run.target.params, run.plan.split.test)
+    return np.argsort(np.asarray(margins), kind="stable")
+
+
+def _listed(numbers: Any) -> str:
+    return ", ".join(str(int(number)) for number in numbers) or "none"

@@ -1,0 +1,143 @@
+"""The check of a run against exact retraining: a small truth, kept and judged as any other."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddm_jax import metrics
+from ddm_jax.judge import compare, filling, truth
+from ddm_jax.judge.problem import Problem
+from ddm_jax.judge.store import Store
+from ddm_jax.judge.truth import Truth
+from ddm_jax.online import deal_items
+from ddm_jax.run.plan import Plan
+from ddm_jax.run.workdir import Progress
+from ddm_jax.types import Groups, Synset
+
+
+class Check(NamedTuple):
+    """What exact retraining says of a few groups and halves, and what was predicted."""
+
+    truth: Truth  # `truth.groups [G]` are the groups left out
+    predicted: np.ndarray  # [1 + R, Q] by DDM: with everything, and of `truth.masks`
+    scores: np.ndarray  # [K, Q] by DDM
+    grad_dot: np.ndarray  # [K, Q]
+
+
+def open_truth(plan: Plan, problem: Problem, folder: Path, groups: Groups) -> Store:
+    """Make or open a truth store of a run.
+
+    Raises:
+        ValueError: when `folder` holds the truth of something else, naming what differs.
+    """
+    described = {
+        f"{name}.{entry}": value
+        for name in ("data", "model")
+        for entry, value in dataclasses.asdict(getattr(plan.config, name)).items()
+    }
+    del described["data.data_dir"]  # where the data lie does not matter, what they are does
+    described["data"] = plan.inputs["data"]
+    train, test = plan.split.train, plan.split.test
+    return truth.open_truth(problem, train, test, groups, folder, described)
+
+
+def filled(
+    plan: Plan,
+    problem: Problem,
+    opened: Store,
+    groups: Groups,
+    progress: Progress,
+    chunk: int | None = None,
+) -> Truth:
+    """Retrain every network that a store lacks, and read what all of them say."""
+    before = filling.status(opened)
+    if before.done < before.declared:
+        what = f"retraining {before.declared - before.done} of {before.declared} networks"
+        progress.say(what)
+        show = progress.track(what, before.declared)
+        begin = time.perf_counter()
+
+        def tell(done: int, note: str) -> None:
+            rate = (time.perf_counter() - begin) / max(done - before.done, 1)
+            show(done, f"{note}, {rate * (before.declared - done):.0f} s left")
+
+        truth.fill(problem, opened, plan.split.train, plan.split.test, groups, chunk, tell)
+        progress.say(f"  {time.perf_counter() - begin:.1f} s")
+    else:
+        progress.say(f"{before.declared} retrained networks: done before")
+    return truth.read_truth(problem, opened)
+
+
+def retrained(plan: Plan, folder: Path, groups: Groups, progress: Progress) -> Truth:
+    """The small truth of a run's check; one of something else there is made anew."""
+    try:
+        opened = open_truth(plan, plan.check, folder, groups)
+    except ValueError:
+        progress.say("  the networks that are there were retrained for something else")
+        shutil.rmtree(folder)
+        opened = open_truth(plan, plan.check, folder, groups)
+    return filled(plan, plan.check, opened, groups, progress)
+
+
+def masks_of(found: Truth, num_groups: int) -> np.ndarray:
+    """Everything, and each of the truth's subsets, [1 + R, K]."""
+    return np.concatenate([np.ones((1, num_groups), np.float32), found.masks])
+
+
+def agreement(check: Check) -> list[dict[str, Any]]:
+    """How well DDM and grad-dot agree with retraining, a row a score, JSON values."""
+    truth, halves = check.truth, len(check.truth.masks)
+    if halves == 1:  # has no order
+        truth, halves = truth._replace(keep=truth.keep[:0]), 0
+    ours = compare.judge_outputs(truth, check.scores, check.predicted[1 : 1 + halves])
+    others = compare.judge_outputs(truth, check.grad_dot)
+    what = [
+        f"one group left out ({len(truth.groups)} groups), per query, Spearman",
+        f"half of the groups left out ({halves} halves), LDS",
+    ]
+    return [_pooled(check)] + [
+        {
+            "what": said,
+            "ddm": ddm["value"],
+            "ddm_interval": ddm["over_rows"],
+            "grad_dot": grad_dot["value"],
+            "one_retraining": ddm["one_retraining"],
+            "perfect": ddm["ceiling"],
+        }
+        for said, ddm, grad_dot in zip(what, ours.values(), others.values(), strict=False)
+    ]
+
+
+def _pooled(check: Check) -> dict[str, Any]:
+    effects, left_out = check.truth.effects(), check.truth.groups
+    ceiling = metrics.noise_ceiling(effects, "pearson", pooled=True)
+    ddm, grad_dot = (
+        metrics.pooled_correlation(scores[left_out], effects.mean(0))
+        for scores in (check.scores, check.grad_dot)
+    )
+    return {
+        "what": f"one group left out ({len(left_out)} groups), all pairs, Pearson",
+        "ddm": ddm,
+        "ddm_interval": [float("nan"), float("nan")],
+        "grad_dot": grad_dot,
+        "one_retraining": ceiling.one_run,
+        "perfect": ceiling.perfect,
+    }
+
+
+def step_examples(plan: Plan, synset: Synset) -> int:
+    """How many items one step of the online updates takes."""
+
+    def weights(synset: Synset) -> jax.Array:
+        keep = jnp.ones(len(synset.share))
+        return deal_items(synset, keep, plan.config.online.step_items)[1]
+
+    return jax.eval_shape(weights, synset).shape[1]

@@ -1,0 +1,122 @@
+"""Everything that the settings determine, built and checked before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ddm_jax import cluster, data, objectives
+from ddm_jax.blocks import blocks_needed
+from ddm_jax.compute.memory import bytes_of
+from ddm_jax.estimators.ddm import make_ddm
+from ddm_jax.judge import store
+from ddm_jax.judge.problem import Problem, TruthSettings, make_problem
+from ddm_jax.matching import trajectory_indices
+from ddm_jax.models import make_module
+from ddm_jax.run.settings import Config
+from ddm_jax.tasks import classification
+from ddm_jax.train import Trainer, recipe
+from ddm_jax.types import Estimator, Groups, Task
+
+
+class Plan(NamedTuple):
+    """Everything that the settings determine, built and checked before any work."""
+
+    config: Config
+    split: data.Split
+    task: Task  # its output is online.objective
+    trainer: Trainer
+    ddm: Estimator
+    check: Problem  # what the run itself is checked by
+    truth: Problem  # of `ddm truth` and `ddm compare`
+    inputs: dict[str, str]  # digests of the data, and of the groups where a file has them
+
+
+def make_plan(config: Config) -> Plan:
+    """Load the data and build every stage, so that a wrong setting fails before any work.
+
+    Raises:
+        ValueError: for a setting that does not fit the data.
+    """
+    split = data.load(**dataclasses.asdict(config.data), seed=config.seed)
+    shape, size = split.train.x.shape[1:], len(split.train.x)
+    model, cut, check = config.model, config.cluster, config.check
+    options: dict[str, dict[str, Any]] = {
+        "logistic": {"initial": model.initial},
+        "mlp": {"hidden": model.hidden, "dropout": model.dropout, "initial": model.initial},
+        "convnet": {"width": model.width, "depth": model.depth, "norm": model.norm},
+        "resnet": {"width": model.width, "blocks": model.blocks, "norm": model.norm},
+    }
+    module = make_module(model.kind, len(split.classes), **options[model.kind])
+    task = objectives.explain(classification(module, shape), config.online.objective)
+    inputs = {"data": store.digest(*split.train, *split.test)}
+    if cut.method == "file":
+        inputs["cluster.file"] = store.digest(read_groups(cut.file, size).ids)
+    else:
+        cluster.check_num_groups(cut.method, split.train.y.argmax(1), cut.num_groups)
+    few = TruthSettings(
+        objective=config.online.objective,
+        groups=check.groups,
+        seeds=check.seeds,
+        subsets=check.subsets,
+        subset_seeds=check.seeds,
+    )
+    checked, judged = (
+        make_problem(
+            task,
+            config.train,
+            config.distill,
+            config.online,
+            truth,
+            num_points=size,
+            seed=config.seed,
+        )
+        for truth in (few, config.truth)
+    )
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    for explained in (checked.task, judged.task):
+        jax.eval_shape(explained.output, params, split.test)
+    return Plan(
+        config=config,
+        split=split,
+        task=task,
+        trainer=recipe(task, config.train, size),
+        ddm=make_ddm(task, config.distill, config.online),
+        check=checked,
+        truth=judged,
+        inputs=inputs,
+    )
+
+
+def check_distillation_fits(plan: Plan) -> None:
+    """Check that the gradients to match can be in memory, a block of groups at a time.
+
+    Raises:
+        ValueError: as `blocks.blocks_needed`.
+    """
+    config, train = plan.config, plan.split.train
+    if config.cluster.method == "file":
+        count = read_groups(config.cluster.file, len(train.x)).count
+    elif config.cluster.method == "point":
+        count = len(train.x)
+    else:
+        count = config.cluster.num_groups
+    matched, _ = trajectory_indices(len(plan.trainer.checkpoint_steps), config.distill.part)
+    params = jax.eval_shape(plan.task.init, jax.random.key(0))
+    distill, held = config.distill, bytes_of(train)
+    blocks_needed(count, len(matched), params, held, distill.distance, distill.precision)
+
+
+def read_groups(file: str | None, num_points: int) -> Groups:
+    """Read a user's groups, a .npy of integers.
+
+    Raises:
+        ValueError: when the file cannot be read, or its groups do not fit the points.
+    """
+    try:
+        return cluster.as_groups(np.load(str(file), allow_pickle=False), num_points)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"cluster.file={file} cannot be read as groups: {error}") from error

@@ -1,0 +1,181 @@
+"""What a run found: metrics, figures and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jinja2
+import numpy as np
+
+from ddm_jax import files
+from ddm_jax.attribution import AXES, SIGN
+from ddm_jax.compute.placement import in_batches
+from ddm_jax.run import check as checking
+from ddm_jax.run import figures
+from ddm_jax.run.plan import Plan
+from ddm_jax.run.settings import as_json
+from ddm_jax.run.workdir import KeptAnswer, kept_answers, versions
+
+if TYPE_CHECKING:
+    from ddm_jax.run.stages import Results
+
+AGREEMENT = {
+    "ddm": "DDM",
+    "grad_dot": "grad-dot",
+    "one_retraining": "one retraining",
+    "perfect": "perfect predictor",
+}
+
+
+def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[str, Any]:
+    """The numbers of a run, JSON values only."""
+    split, config, target = plan.split, plan.config, results.target
+    synset, info, truth = results.synset.synset, results.synset.info, results.check.truth
+    apply = in_batches(plan.task.apply)
+
+    def accuracy(batch) -> float:
+        hits = np.asarray(apply(target.params, batch.x)).argmax(1) == batch.y.argmax(1)
+        return float(hits.mean())
+
+    num_groups, step_items = len(synset.share), checking.step_examples(plan, synset)
+    right = {"train": accuracy(split.train), "test": accuracy(split.test)}
+    error = float(np.median(info.error))
+    before = float(np.median(info.error_start))
+    return {
+        "dataset": config.data.name,
+        "sizes": {
+            "training points": len(split.train.x),
+            "queries": len(split.test.x),
+            "groups": num_groups,
+            "synset items": len(synset.mass),
+            "of them in an online step": step_items,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(target.params)),
+            "flipped training labels": int(split.flipped.sum()),
+        },
+        "accuracy": right,
+        "objective": config.online.objective,
+        "lower_is_better": plan.task.lower_is_better,
+        "sign": SIGN,
+        "axes": AXES,
+        "matching_error": {
+            "held_out_median": error,
+            "held_out_median_before_distillation": before,
+            "held_out_worst": float(np.max(info.error)),
+            "groups_made_worse": int(np.sum(info.error > info.error_start)),
+        },
+        "agreement": checking.agreement(results.check),
+        "seconds": seconds,
+        "online_example_gradients": {
+            "ddm": config.online.steps * step_items,
+            "retraining": int((np.asarray(target.rows) >= 0).sum()),
+        },
+        "seconds_a_retrained_network": truth.seconds,
+        "sentences": [
+            f"The network is right on {right['test']:.1%} of {len(split.test.x)} queries "
+            f"({right['train']:.1%} of {len(split.train.x)} training points).",
+            f"Offline (clustering aside): {seconds['target']:.1f} s training, "
+            f"{seconds['synset']:.1f} s distilling. Online: {seconds['attribution']:.1f} s for "
+            f"{num_groups} held-out groups, compilation included. Retraining all of them takes "
+            f"about {truth.seconds * (num_groups + 1):.0f} s a seed ({truth.seconds:.2f} s a "
+            "network).",
+            f"Median matching error at held-out checkpoints: {error:.3f} "
+            f"(before distillation {before:.3f}; an empty synset has 1).",
+        ],
+    }
+
+
+def write(
+    plan: Plan,
+    workdir: Path,
+    results: Results,
+    seconds: dict[str, float],
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Write metrics.json, figures/*.png and report.html; returns the metrics as written."""
+    result = files.plain(summarise(plan, results, seconds) | {"versions": versions()})
+    files.write_json(workdir / "metrics.json", result)
+    split, target, groups = plan.split, results.target, results.groups
+    synset, info = results.synset.synset, results.synset.info
+    error, before = np.asarray(info.error), np.asarray(info.error_start)
+    labels = split.test.y.argmax(1)
+    drawn = {
+        "agreement": figures.agreement_figure(results.check),
+        "matrix": figures.matrix_figure(results.attribution, labels, split.classes),
+        "mistakes": figures.mistakes_figure(plan, target, results.attribution),
+        "synset": figures.synset_figure(plan, groups, synset, error),
+        "matching": figures.matching_figure(error, before),
+        "groups": figures.groups_figure(plan, groups),
+        "training": figures.training_figure(np.asarray(target.losses), np.asarray(target.steps)),
+    }
+    folder = workdir / "figures"
+    folder.mkdir(exist_ok=True)
+    for name, figure in drawn.items():
+        files.write_whole(folder / f"{name}.png", figures.png(figure))
+    rewrite(plan, workdir, say)
+    return result
+
+
+def rewrite(plan: Plan, workdir: Path, say: Callable[[str], None] = lambda text: None) -> None:
+    """Write report.html again from metrics.json, the figures and the answers that are there.
+
+    Raises:
+        ValueError: where metrics.json is damaged.
+    """
+    mend = f"`ddm report --workdir {workdir}` writes it again"
+    result = files.read_json(workdir / "metrics.json", mend=mend)
+    pictures = {path.stem: path.read_bytes() for path in (workdir / "figures").glob("*.png")}
+    # A file name may hold bytes that are no text.
+    text = page(plan, result, pictures, kept_answers(workdir, say)).encode(errors="replace")
+    files.write_whole(workdir / "report.html", text)
+
+
+def page(
+    plan: Plan,
+    result: dict[str, Any],
+    pictures: dict[str, bytes],
+    answers: Sequence[tuple[KeptAnswer, bytes]] = (),
+) -> str:
+    """One HTML page with everything in it; `pictures` are PNG files by name."""
+
+    def embedded(content: bytes) -> str:
+        return base64.b64encode(content).decode()
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+    times = [[name, f"{value:.1f} s"] for name, value in result["seconds"].items()]
+    told = result | {
+        "config": plan.config,
+        "settings": json.dumps(as_json(plan.config), indent=2),
+        "agreement": agreement_table(result),
+        "times": [["stage", "compilation included"], *times],
+        "pictures": {name: embedded(content) for name, content in pictures.items()},
+        "answers": [asdict(told) | {"picture": embedded(image)} for told, image in answers],
+    }
+    return environment.from_string(template).render(told)
+
+
+def agreement_table(result: dict[str, Any]) -> list[list[str]]:
+    """How well DDM agrees with retraining, beside what bounds it; the head first."""
+    lines = [["what was removed", *AGREEMENT.values()]]
+    for row in result["agreement"]:
+        low, high = row["ddm_interval"]
+        interval = f" ({low:.2f} to {high:.2f})" if is_defined(low) and is_defined(high) else ""
+        ddm, *others = (number(row[name]) for name in AGREEMENT)
+        lines.append([row["what"], ddm + interval, *others])
+    return lines
+
+
+def is_defined(value: float | None) -> bool:
+    """Whether a number is there: neither NaN nor the null that stands for it in JSON."""
+    return value is not None and bool(np.isfinite(value))
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or that there is no number."""
+    return f"{value:.3f}" if value is not None and is_defined(value) else "undefined"

@@ -1,0 +1,565 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from counting import compilations
+
+import ddm_jax as ddm
+from ddm_jax.estimators.retraining import retraining_response
+from ddm_jax.matching import make_synset_gradient
+from ddm_jax.online import deal_items, stable_rate
+from ddm_jax.synset import by_group, join
+
+DECAY = 0.05
+
+
+def ridge_task():
+    """Squared error against a label distribution: linear in the labels, with a closed form."""
+
+    def loss(params, batch):
+        return 0.5 * jnp.sum((batch.x @ params - batch.y) ** 2, -1)
+
+    return ddm.Task(
+        init=lambda key: jnp.zeros((3, 2)),
+        apply=lambda params, x: x @ params,
+        loss=loss,
+        output=lambda params, batch: (batch.x @ params)[:, 0],
+    )
+
+
+@pytest.fixture(scope="module")
+def ridge():
+    """Points whose synset is themselves: K = N groups of one item."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (9, 3))
+    y = jax.nn.softmax(jax.random.normal(keys[1], (9, 2)))
+    synset = ddm.Synset(ddm.Batch(x, jnp.log(y)), jnp.arange(9), jnp.ones(9), jnp.full(9, 1 / 9))
+    query = ddm.Batch(jax.random.normal(keys[2], (4, 3)), jnp.ones((4, 2)) / 2)
+    return ddm.Batch(x, y), synset, query
+
+
+def solve(data, weights):
+    w = weights / weights.sum()
+    hessian = (data.x * w[:, None]).T @ data.x + DECAY * jnp.eye(3)
+    return jnp.linalg.solve(hessian, (data.x * w[:, None]).T @ data.y)
+
+
+def scores_of(response, num_groups, **placement):
+    return ddm.leave_one_out(ddm.subset_outputs(response, **placement), num_groups)
+
+
+def converged():
+    return ddm.make_finetune(
+        ridge_task(), steps=600, optimizer=optax.sgd(0.2, 0.9, True), weight_decay=DECAY
+    )
+
+
+def test_retaining_until_convergence_is_exact_leave_one_out(ridge):
+    data, synset, query = ridge
+    response = ddm.ddm_response(converged(), ridge_task().output)
+    got = scores_of(response, 9)(solve(data, jnp.ones(9)), synset, query)
+    full = query.x @ solve(data, jnp.ones(9))
+    without = [query.x @ solve(data, jnp.ones(9).at[k].set(0)) for k in range(9)]
+    want = jnp.stack([(full - other)[:, 0] for other in without])
+    assert got.shape == want.shape == (9, 4)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_retraining_is_exact_leave_one_out_too(ridge):
+    data, synset, query = ridge
+    train = ddm.make_train(
+        ridge_task(), steps=600, batch_size=9, learning_rate=0.2, momentum=0.9, weight_decay=DECAY
+    )
+    exact = retraining_response(train, ridge_task().output)
+    groups = ddm.as_groups(jnp.arange(9))
+    got = scores_of(exact, 9)(jax.random.key(0), data, groups, query)
+    distilled = scores_of(ddm.ddm_response(converged(), ridge_task().output), 9)(
+        solve(data, jnp.ones(9)), synset, query
+    )
+    assert got.shape == distilled.shape == (9, 4)
+    np.testing.assert_allclose(got, distilled, atol=1e-5)
+
+
+def without_by_hat_matrix(x, y, query, out):
+    """Ridge predictions without the points `out`, from the fit on all of them.
+
+    The objective is a mean over what is kept, so the penalty of the sum shrinks with it. With
+    `A = x'x + (N - |out|) decay I`, hat matrix `H = x A^-1 x'` and the residuals r of that fit:
+    `theta_without = theta_A - A^-1 x_out' (I - H_out)^-1 r_out`.
+    """
+    inverse = np.linalg.inv(x.T @ x + (len(x) - len(out)) * DECAY * np.eye(x.shape[1]))
+    theta = inverse @ x.T @ y
+    hat = x[out] @ inverse @ x[out].T
+    correction = np.linalg.solve(np.eye(len(out)) - hat, y[out] - x[out] @ theta)
+    return (query @ (theta - inverse @ x[out].T @ correction))[:, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 3])
+def test_retrained_scores_are_the_hat_matrix_formula(size):
+    """Groups of one and of three points; random starts, as converged runs forget theirs."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(5)
+        x, y, query = (rng.normal(size=shape) for shape in ((9, 3), (9, 2), (4, 3)))
+        groups = np.arange(9) % (9 // size)
+        task = ridge_task()._replace(init=lambda key: jax.random.normal(key, (3, 2)), targets="any")
+        train = ddm.make_train(
+            task, steps=1500, batch_size=9, learning_rate=0.1, momentum=0.9, weight_decay=DECAY
+        )
+        data = ddm.Batch(jnp.asarray(x), jnp.asarray(y))
+        run = jax.jit(train)(jax.random.key(0), data, jnp.ones(9))
+        assert run.params.dtype == jnp.float64
+        estimator = ddm.make_retraining(task, train, seeds=2)
+        state = estimator.fit(jax.random.key(1), run, data, groups)
+        explained = ddm.Batch(jnp.asarray(query), jnp.zeros((4, 2)))
+        scores = np.asarray(estimator.score(state, explained))
+    full = (query @ np.linalg.solve(x.T @ x + 9 * DECAY * np.eye(3), x.T @ y))[:, 0]
+    want = np.stack(
+        [
+            full - without_by_hat_matrix(x, y, query, np.flatnonzero(groups == k))
+            for k in range(9 // size)
+        ]
+    )
+    assert scores.shape == want.shape == (9 // size, 4)
+    assert np.abs(want).max() > 0.1
+    np.testing.assert_allclose(scores, want, atol=1e-9)
+
+
+def test_any_subset_at_once_is_exact(ridge):
+    data, synset, query = ridge
+    masks = ddm.random_masks(jax.random.key(1), 6, 9)
+    outputs = ddm.subset_outputs(ddm.ddm_response(converged(), ridge_task().output))
+    got = outputs(masks, jnp.zeros((3, 2)), synset, query)
+    want = jnp.stack([(query.x @ solve(data, mask))[:, 0] for mask in masks])
+    assert got.shape == want.shape == (6, 4)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_forgetting_one_step_by_hand(ridge):
+    data, synset, _query = ridge
+    finetune = ddm.make_finetune(
+        ridge_task(), update="forget", steps=1, optimizer=optax.sgd(0.3), weight_decay=DECAY
+    )
+    params = jnp.ones((3, 2))
+    keep = jnp.ones(9).at[2].set(0).at[5].set(0)
+    gradient = sum(data.x[i][:, None] * (data.x[i] @ params - data.y[i])[None] / 9 for i in (2, 5))
+    got = finetune(params, synset, keep)
+    assert got.shape == gradient.shape
+    np.testing.assert_allclose(got, params + 0.3 * gradient, atol=1e-6)
+    np.testing.assert_array_equal(finetune(params, synset, jnp.ones(9)), params)
+
+
+def test_forgetting_needs_only_the_left_out_groups(ridge):
+    _data, synset, _query = ridge
+    finetune = ddm.make_finetune(ridge_task(), update="forget", steps=3, optimizer=optax.sgd(0.3))
+    keep = jnp.ones(9).at[2].set(0)
+    x = synset.items.x.at[3:].set(77.0)
+    broken = synset._replace(items=synset.items._replace(x=x))
+    a, b = (finetune(jnp.ones((3, 2)), s, keep) for s in (synset, broken))
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_small_forget_steps_are_grad_dot(ready, synset):
+    finetune = ddm.make_finetune(ready.task, update="forget", steps=1, optimizer=optax.sgd(1e-2))
+    got = scores_of(ddm.ddm_response(finetune, ready.task.output), 10)(
+        ready.run.params, synset, ready.query
+    )
+    h = jax.vmap(make_synset_gradient(ready.task), (None, 0))(ready.run.params, by_group(synset))
+    down = jax.tree.map(jnp.negative, h)
+    want = jax.vmap(
+        lambda d: jax.jvp(lambda p: ready.task.output(p, ready.query), (ready.run.params,), (d,))[1]
+    )(down)
+    assert got.shape == want.shape == (10, 50)
+    assert np.corrcoef(np.ravel(got), np.ravel(want))[0, 1] > 0.999
+
+
+def small(ready, update):
+    finetune = ddm.make_finetune(
+        ready.task, update=update, steps=3, optimizer=optax.sgd(0.1), weight_decay=1e-3
+    )
+    return ddm.ddm_response(finetune, ready.task.output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("update", ["retain", "forget"])
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_leave_one_out_equals_a_python_loop_on_any_number_of_devices(ready, synset, update, count):
+    response = small(ready, update)
+    args = (ready.run.params, synset, ready.query)
+    got = scores_of(response, 10, devices=jax.local_devices()[:count])(*args)
+    one = jax.jit(response)
+    full = one(jnp.ones(10), *args)
+    want = jnp.stack([full - one(jnp.ones(10).at[k].set(0), *args) for k in range(10)])
+    assert got.shape == want.shape == (10, 50)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_plain_vmap_pmap_and_jit_of_the_finetune_agree(ready, synset):
+    finetune = ddm.make_finetune(ready.task, steps=2, optimizer=optax.sgd(0.1))
+    masks = 1 - jnp.eye(10)[:4]
+    args = (ready.run.params, synset)
+    by_vmap = jax.jit(jax.vmap(finetune, (None, None, 0)))(*args, masks)
+    by_pmap = jax.pmap(finetune, in_axes=(None, None, 0))(*args, masks)
+    for k in range(4):
+        alone = finetune(*args, masks[k])
+        for a, b, c in zip(*map(jax.tree.leaves, (alone, by_vmap, by_pmap)), strict=True):
+            assert a.shape == b[k].shape == c[k].shape
+            np.testing.assert_allclose(a, b[k], atol=1e-5)
+            np.testing.assert_allclose(a, c[k], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_network_that_is_not_flax_goes_the_whole_way(rng):
+    """Own functions over a nested params pytree: two layers by hand."""
+
+    def init(key):
+        a, b = jax.random.split(key)
+        return [
+            {"w": 0.1 * jax.random.normal(a, (64, 9)), "b": jnp.zeros(9)},
+            (0.1 * jax.random.normal(b, (9, 10)),),
+        ]
+
+    def apply(params, x):
+        hidden = jnp.tanh(x.reshape(len(x), -1) @ params[0]["w"] + params[0]["b"])
+        return hidden @ params[1][0]
+
+    def loss(params, batch):
+        return optax.softmax_cross_entropy(apply(params, batch.x), batch.y)
+
+    task = ddm.Task(init, apply, loss, ddm.objectives.margin(apply))
+    split = ddm.data.load("digits", train_size=100, test_size=30)
+    labels = split.train.y.argmax(1)
+    groups = ddm.make_groups("class", features=split.train.x, labels=labels, num_groups=10)
+    train = ddm.make_train(
+        task, steps=60, batch_size=50, learning_rate=0.5, momentum=0.5, checkpoint_every=10
+    )
+    run = jax.jit(train)(jax.random.key(0), jax.device_put(split.train), jnp.ones(100))
+    estimator = ddm.make_ddm(
+        task, ddm.DistillSettings(items=1, steps=60), ddm.UpdateSettings(steps=15)
+    )
+    state = estimator.fit(jax.random.key(1), run, split.train, groups)
+    scores = np.asarray(estimator.score(state, split.test))
+    assert scores.shape == (10, 30)
+    # Without the only group of its class no query would be right.
+    own = scores[split.test.y.argmax(1), np.arange(30)]
+    assert (own > 0).mean() > 0.9
+
+
+def test_trajectory_point_counts_back_from_the_end(ready):
+    for rewind, index in ((0.0, 9), (0.2, 7), (0.75, 1), (0.99, 0)):
+        point = ddm.trajectory_point(ready.run.checkpoints, rewind)
+        for leaf, kept in zip(
+            jax.tree.leaves(point), jax.tree.leaves(ready.run.checkpoints), strict=True
+        ):
+            np.testing.assert_array_equal(leaf, kept[index])
+
+
+def test_wrong_arguments_are_named(ready, synset):
+    good = {"steps": 1, "optimizer": optax.sgd(0.1)}
+    with pytest.raises(ValueError, match="update='erase'; choose one of retain, forget"):
+        ddm.make_finetune(ready.task, **good, update="erase")
+    with pytest.raises(ValueError, match="steps=-1"):
+        ddm.make_finetune(ready.task, **(good | {"steps": -1}))
+    outputs = ddm.subset_outputs(small(ready, "retain"))
+    with pytest.raises(ValueError, match="mask 0 keeps no group"):
+        outputs(np.zeros((1, 10)), ready.run.params, synset, ready.query)
+    with pytest.raises(ValueError, match="synset of 10 groups"):
+        outputs(np.ones((1, 9)), ready.run.params, synset, ready.query)
+    for rewind in (1, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=f"rewind={rewind}; .* at least 0 and below 1"):
+            ddm.trajectory_point(ready.run.checkpoints, rewind)
+
+
+# The learning rate of the online stage
+
+
+def parabola():
+    """Half squared errors of a linear model, as a task of its own: the Hessian is a literal."""
+
+    def apply(params, x):
+        return x @ params
+
+    return ddm.Task(
+        init=lambda key: jnp.zeros(3),
+        apply=apply,
+        loss=lambda params, batch: 0.5 * apply(params, batch.x) ** 2,
+        output=lambda params, batch: apply(params, batch.x),
+    )
+
+
+@pytest.mark.parametrize(("momentum", "limit"), [(0.0, 2.0), (0.9, 3.8 / 2.8)])
+def test_the_stable_rate_is_half_of_what_diverges(momentum, limit):
+    # Two groups of one item; the whole objective has the curvatures 4, 1 and 0.
+    x = jnp.array([[4.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+    half = jnp.array([0.5, 0.5])
+    synset = ddm.Synset(ddm.Batch(x, jnp.zeros((2, 2))), jnp.arange(2), half, half / 2)
+    task, start = parabola(), jnp.ones(3)
+    rate = stable_rate(task, start, synset, momentum=momentum)
+    assert rate.shape == ()
+    np.testing.assert_allclose(rate, 0.5 * limit / 4.0, rtol=1e-3)
+    decayed = stable_rate(task, start, synset, momentum=momentum, weight_decay=1.0)
+    np.testing.assert_allclose(decayed, 0.5 * limit / 5.0, rtol=1e-3)
+    for factor, stable in ((1.9, True), (2.1, False)):
+        optimizer = optax.sgd(factor * float(rate), momentum=momentum or None, nesterov=True)
+        finetune = ddm.make_finetune(task, steps=200, optimizer=optimizer)
+        moved = finetune(start, synset, jnp.ones(2))
+        assert moved.shape == (3,)
+        assert (jnp.abs(moved[0]) < 0.1) == stable
+
+
+# A step takes some of each group's items
+
+
+SHARE = np.array([0.5, 0.3, 0.2])
+
+
+def many_items(*counts):
+    """A synset of as many random items a group, with heavy-tailed masses of both signs."""
+    draw = np.random.default_rng(counts[0])
+    size = sum(counts)
+    mass = draw.normal(size=size) ** 3
+    x, y = draw.normal(size=(size, 3)), draw.normal(size=(size, 2))
+    return ddm.Synset(
+        items=ddm.Batch(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)),
+        group=jnp.repeat(jnp.arange(len(counts)), np.array(counts)),
+        mass=jnp.asarray(mass, jnp.float32),
+        share=jnp.asarray(SHARE[: len(counts)], jnp.float32),
+    )
+
+
+def dealt_rows(synset, step_items):
+    """Which item stands where, [B, b], and with what weight; -1 where a batch is filled up."""
+    numbered = synset._replace(items=synset.items._replace(x=jnp.arange(len(synset.mass))))
+    dealt, weights = deal_items(numbered, jnp.ones(len(synset.share)), step_items)
+    return np.where(np.asarray(weights) == 0, -1, dealt.x), np.asarray(weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("counts", "step_items", "batches", "size"),
+    [
+        ((6, 6, 6), 2, 3, 6),
+        ((7, 7, 7), 3, 3, 7),
+        ((5, 5, 5), 4, 2, 8),
+        ((1, 1, 1), 5, 1, 3),
+        ((4, 4, 4), 4, 1, 12),
+        ((4, 4, 4), None, 1, 12),
+        ((1, 8, 3), 2, 2, 6),
+        ((7, 1, 2), 1, 4, 3),
+        ((1, 1, 5), 2, 2, 4),
+        ((2, 9, 1), None, 1, 12),
+    ],
+)
+def test_batches_deal_out_every_item_once(counts, step_items, batches, size):
+    synset = many_items(*counts)
+    factor = jnp.array([1.0, 0.0, 2.5])
+    dealt, weights = deal_items(synset, factor, step_items)
+    assert dealt.x.shape == (batches, size, 3)
+    assert dealt.y.shape == (batches, size, 2)
+    assert weights.shape == (batches, size)
+    rows, _ = dealt_rows(synset, step_items)
+    np.testing.assert_array_equal(np.sort(rows[rows >= 0]), np.arange(sum(counts)))
+    owner = np.repeat(np.arange(3), counts)
+    want = batches * (np.asarray(factor) * SHARE)[owner] * np.asarray(synset.mass)
+    np.testing.assert_allclose(weights, np.where(rows < 0, 0, want[rows]), rtol=1e-5)
+    np.testing.assert_array_equal(dealt.x[rows >= 0], synset.items.x[rows[rows >= 0]])
+    labels = jax.nn.softmax(synset.items.y)[rows[rows >= 0]]
+    np.testing.assert_allclose(dealt.y[rows >= 0], labels, rtol=1e-6)
+    # The mean of all batches is the synset.
+    sums = [
+        weights.sum(),
+        sum(SHARE[k] * factor[k] * synset.mass[owner == k].sum() for k in (0, 2)),
+    ]
+    np.testing.assert_allclose(sums[0] / batches, sums[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("counts", [(6, 6, 6), (4, 8, 12)])
+def test_every_batch_has_as_many_items_of_each_group(counts):
+    """Where the batches divide them; a group of few would else miss most batches."""
+    rows, _ = dealt_rows(many_items(*counts), sum(counts) // 6)
+    owner = np.repeat(np.arange(3), counts)
+    assert rows.shape == (2, sum(counts) // 2)
+    for batch in rows:
+        np.testing.assert_array_equal(np.bincount(owner[batch]), np.array(counts) // 2)
+
+
+def test_batches_weigh_alike():
+    synset = many_items(40, 40, 40)
+    synset = synset._replace(mass=jnp.cbrt(synset.mass))
+    rows, _ = dealt_rows(synset, 10)
+    mass = np.abs(np.asarray(synset.mass))
+    heavy = np.stack([[mass[b[b // 40 == k]].sum() for k in range(3)] for b in rows])
+    in_order = mass.reshape(3, 4, 10).sum(2).T
+    assert heavy.shape == in_order.shape == (4, 3)
+    assert (heavy.std(0) < 0.3 * in_order.std(0)).all()
+    # The heaviest item of each group is in another batch.
+    heaviest = [k * 40 + mass[k * 40 : k * 40 + 40].argmax() for k in range(3)]
+    assert len({int(np.flatnonzero((rows == item).any(1))[0]) for item in heaviest}) == 3
+
+
+@pytest.mark.parametrize("counts", [(4, 4, 4), (2, 6, 4)])
+def test_steps_take_the_batches_in_turn(counts):
+    synset, task = many_items(*counts), ridge_task()
+    keep = jnp.array([1.0, 0.0, 1.0])
+    finetune = ddm.make_finetune(
+        task, steps=5, optimizer=optax.sgd(0.1), weight_decay=DECAY, step_items=2
+    )
+    got = finetune(jnp.ones((3, 2)), synset, keep)
+    rows, _ = dealt_rows(synset, 2)
+    owner = np.repeat(np.arange(3), counts)
+    x, y, mass = (np.asarray(leaf, float) for leaf in (*synset.items, synset.mass))
+    y = np.exp(y) / np.exp(y).sum(-1, keepdims=True)
+    params = np.ones((3, 2))
+    for t in range(5):
+        slope = DECAY * params
+        for item in rows[t % 2]:
+            if owner[item] != 1:
+                weight = 2 * SHARE[owner[item]] / (0.5 + 0.2) * mass[item]
+                slope = slope + weight * np.outer(x[item], x[item] @ params - y[item])
+        params = params - 0.1 * slope
+    assert got.shape == params.shape
+    np.testing.assert_allclose(got, params, atol=1e-4)
+
+
+@pytest.mark.parametrize("update", ["retain", "forget"])
+def test_a_step_of_all_items_is_what_it_was(update):
+    synset, keep = many_items(4, 4, 4), jnp.array([1.0, 0.0, 1.0])
+    settings = {"update": update, "steps": 3, "optimizer": optax.sgd(0.1)}
+    moved = [
+        ddm.make_finetune(ridge_task(), **settings, step_items=items)(
+            jnp.ones((3, 2)), synset, keep
+        )
+        for items in (None, 4, 9)
+    ]
+    for other in moved[1:]:
+        np.testing.assert_array_equal(moved[0], other)
+
+
+def test_the_stable_rate_is_that_of_the_sharpest_batch():
+    # A batch an item, each twice as heavy: curvatures 8 and 2, and 5 of both together.
+    items = ddm.Batch(jnp.array([[4.0, 0.0, 0.0], [2.0, 0.0, 0.0]]), jnp.zeros((2, 2)))
+    quarter = jnp.full(2, 0.25)
+    synset = ddm.Synset(items, jnp.zeros(2, jnp.int32), quarter, jnp.array([1.0]))
+    args = (parabola(), jnp.ones(3), synset)
+    whole = stable_rate(*args, momentum=0.0)
+    some = stable_rate(*args, momentum=0.0, step_items=1)
+    np.testing.assert_allclose([whole, some], [1 / 5.0, 1 / 8.0], rtol=1e-3)
+
+
+def test_a_step_takes_at_least_one_item():
+    with pytest.raises(ValueError, match="step_items=0; it must be a whole number, at least 1"):
+        ddm.make_finetune(ridge_task(), steps=1, optimizer=optax.sgd(0.1), step_items=0)
+
+
+# Any subset in one call
+
+
+def asked(ready, **update):
+    return ddm.make_counterfactual(ready.task, ddm.UpdateSettings(**update))
+
+
+def test_it_is_the_response_to_each_mask(ready, synset):
+    masks = np.ones((2, 10), np.float32)
+    masks[1, [2, 5]] = 0
+    args = (ready.run.params, synset, masks)
+    counterfactual = asked(ready, steps=7, learning_rate=0.2)
+    found = counterfactual(*args, ready.query, 1e-3)
+    finetune = ddm.make_finetune(
+        ready.task,
+        steps=7,
+        optimizer=optax.sgd(0.2, 0.9, nesterov=True),
+        weight_decay=1e-3,
+        step_items=5,
+    )
+    outputs = ddm.subset_outputs(ddm.ddm_response(finetune, ready.task.output))
+    expected = outputs(masks, ready.run.params, synset, ready.query)
+    assert found.shape == expected.shape == (2, 50)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    networks = counterfactual(*args, weight_decay=1e-3)
+    second = ddm.types.take(networks, 1)
+    np.testing.assert_allclose(
+        ready.task.output(second, ready.query), expected[1], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_one_mask_will_do_and_the_rate_is_the_stable_one(ready, synset):
+    keep = np.r_[np.zeros(1), np.ones(9)]
+    rate = float(stable_rate(ready.task, ready.run.params, synset, step_items=5))
+    args = (ready.run.params, synset, keep, ready.query)
+    found = asked(ready, steps=5)(*args)
+    same = asked(ready, steps=5, learning_rate=rate)(*args)
+    assert found.shape == (1, 50)
+    np.testing.assert_allclose(found, same, rtol=1e-3, atol=1e-3)
+
+
+def test_a_second_call_compiles_nothing(ready, synset):
+    masks = np.ones((3, 10), np.float32)
+    counterfactual = asked(ready, steps=3)
+
+    def call():
+        args = (ready.run.params, synset, masks, ready.query)
+        jax.block_until_ready(counterfactual(*args))
+
+    assert compilations(call) > 0
+    assert compilations(call) == 0
+
+
+def test_what_a_counterfactual_refuses(ready, synset):
+    ask = lambda masks: asked(ready)(ready.run.params, synset, masks, ready.query)  # noqa: E731
+    with pytest.raises(ValueError, match=r"they must be \[R, 10\]"):
+        ask(np.ones((2, 9)))
+    with pytest.raises(ValueError, match="keeps no group"):
+        ask(np.zeros(10))
+    with pytest.raises(ValueError, match="R >= 1"):
+        ask(np.ones((0, 10)))
+    with pytest.raises(ValueError, match="weights of at least 0"):
+        ask(np.full(10, -0.5))
+    with pytest.raises(ValueError, match=r"online\.steps=0; it must be at least 1"):
+        asked(ready, steps=0)
+    with pytest.raises(ValueError, match=r"online\.learning_rate=-0\.1; it must be above 0"):
+        asked(ready, learning_rate=-0.1)
+    real = ready.task._replace(targets="any")
+    with pytest.raises(ValueError, match="targets='any': use a method that holds for any loss"):
+        ddm.make_counterfactual(real)
+
+
+def test_a_network_without_what_one_mask_leaves_out(ready, synset):
+    keep = np.ones(10, np.float32)
+    keep[3], keep[7] = 0, 0.5
+    settings = {"steps": 4, "step_items": None}
+    networks = asked(ready, learning_rate=0.1, momentum=0.0, **settings)(
+        ready.run.params, synset, keep
+    )
+    finetune = ddm.make_finetune(ready.task, optimizer=optax.sgd(0.1), **settings)
+    expected = jax.jit(finetune)(ready.run.params, synset, keep)
+
+    def check(found, wanted, before):
+        assert found.shape == (1, *wanted.shape)
+        assert np.abs(wanted - before).max() > 1e-3
+        np.testing.assert_allclose(found[0], wanted, rtol=1e-4, atol=1e-5)
+
+    jax.tree.map(check, networks, expected, ready.run.params)
+
+
+def test_a_weight_of_two_is_the_group_twice(ridge):
+    """In closed form, and as a synset with that group's items listed twice."""
+    data, synset, query = ridge
+    weights = jnp.ones(9).at[2].set(2).at[5].set(0)
+    ask = ddm.make_counterfactual(
+        ridge_task(), ddm.UpdateSettings(steps=600, learning_rate=0.2, step_items=None)
+    )
+    start = jnp.zeros((3, 2))
+    got = ask(start, synset, weights, query, DECAY)
+    np.testing.assert_allclose(got[0], (query.x @ solve(data, weights))[:, 0], atol=1e-5)
+    again = ddm.Synset(
+        items=ddm.types.take(synset.items, slice(2, 3)),
+        group=jnp.zeros(1, jnp.int32),
+        mass=synset.mass[2:3],
+        share=synset.share[2:3],
+    )
+    keep = jnp.ones(10).at[5].set(0)
+    np.testing.assert_allclose(got, ask(start, join(synset, again), keep, query, DECAY), atol=1e-5)
+    once = ask(start, synset, jnp.ones(9).at[5].set(0), query, DECAY)
+    assert np.abs(got - once).max() > 0.01
