@@ -65,9 +65,17 @@ class Attribution(NamedTuple):
             return Ranking(raises, lowers, None, None)
         return Ranking(raises, lowers, *((lowers, raises) if worse else (raises, lowers)))
 
-    def members(self, group: int) -> np.ndarray:
-        """The training points of a group."""
-        return np.flatnonzero(np.asarray(self.groups.ids) == group)
+    def members(self, group: int | str) -> np.ndarray:
+        """The training points of a group, by its number or its name.
+
+        Raises:
+            ValueError: for a group that there is not.
+        """
+        names, count = self.groups.names or (), self.groups.count
+        number = names.index(group) if group in names else group
+        if number not in range(count):
+            raise ValueError(f"group {group!r}; name one of 0..{count - 1}, or a group's name")
+        return np.flatnonzero(np.asarray(self.groups.ids) == number)
 
     def to_dataframe(self):
         """A pandas frame with a row for each pair: group (its name), size, query, score."""

@@ -186,6 +186,10 @@ def _check_distributions(task: Task, batch: Batch, what: str) -> None:
             f"the labels of {what} have shape {y.shape}; make them one-hot rows [B, C] with "
             "`data.make_batch`"
         )
+    if isinstance(y, jax.Array | np.ndarray) and not jnp.issubdtype(y.dtype, jnp.floating):
+        raise ValueError(
+            f"the labels of {what} are {y.dtype}; make them floating-point rows, one-hot or soft"
+        )
     params = jax.eval_shape(task.init, jax.random.key(0))
     some = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
     try:
@@ -239,7 +243,7 @@ def check_run(task: Task, run: TrainRun) -> None:
                 f"the run's parameters are of another network: {have.shape} for {want.shape}"
             )
     if is_concrete(run.params):
-        finite = jax.tree.map(lambda leaf: bool(jnp.isfinite(leaf).all()), run.params)
+        finite = jax.tree.map(lambda leaf: bool(np.isfinite(np.asarray(leaf)).all()), run.params)
         if not all(jax.tree.leaves(finite)):
             raise ValueError(
                 "the run's parameters are not finite: its training diverged; lower the learning "

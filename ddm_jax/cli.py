@@ -259,6 +259,8 @@ def show_settings(preset: Preset = None, workdir: Workdir = None) -> None:
     """List the presets, and all settings of one preset or of a run with what they may be."""
     from ddm_jax.run import settings
 
+    if workdir is not None and preset is not None:
+        raise ValueError("--preset and --workdir: settings of one or of the other; leave one out")
     if workdir is not None:
         config = settings.load(workdir / "config.json")
     else:

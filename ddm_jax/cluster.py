@@ -41,6 +41,8 @@ def make_groups(
     """
     features = np.asarray(features, np.float32).reshape(len(labels), -1)
     labels = np.asarray(labels)
+    if labels.ndim != 1:
+        raise ValueError(f"labels have shape {labels.shape}; give classes [N], as y.argmax(1) is")
     size = len(labels)
     check_choice("method", method, METHODS)
     if method == "point":
@@ -122,7 +124,7 @@ def as_groups(
     """Check groups of one's own, [N] integers 0..K-1; what are `Groups` already pass.
 
     Args:
-        ids: the group of each training point.
+        ids: the group of each training point, or its name: groups are then in the names' order.
         num_points: N, where it is known.
         count: K; default the largest id and one.
         names: of the K groups.
@@ -139,6 +141,9 @@ def as_groups(
     wanted = (num_points,) if num_points is not None else ("N",)
     if ids.ndim != 1 or num_points not in (None, len(ids)):
         raise ValueError(f"groups have shape {ids.shape}; they must be ({wanted[0]},)")
+    if ids.dtype.kind == "U" and names is None:
+        found, ids = np.unique(ids, return_inverse=True)
+        names = tuple(found.tolist())
     if not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(
             f"groups are {ids.dtype}; they must be integers 0..K-1, as "
@@ -161,6 +166,9 @@ def as_groups(
             f"group {empty[0]} is empty ({empty.size} of {count} groups are); number the groups "
             "0..K-1 without gaps, or ask for fewer of them"
         )
-    if names is not None and len(names) != count:
-        raise ValueError(f"there are {len(names)} names for {count} groups; give one for each")
-    return Groups(ids.astype(np.int32), count, None if names is None else tuple(names))
+    if names is None:
+        return Groups(ids.astype(np.int32), count)
+    known = () if isinstance(names, str) else tuple(map(str, names))
+    if len(known) != count or len(set(known)) != count:
+        raise ValueError(f"names={names!r}; give {count} different ones, one for each group")
+    return Groups(ids.astype(np.int32), count, known)

@@ -61,7 +61,7 @@ class DistillSettings:
     - `precision`: of the gradients to match; "bfloat16" takes half the memory.
     """
 
-    items: Annotated[int, Field(ge=1)] = 10
+    items: Annotated[int, Field(ge=1, le=100_000)] = 10
     start: Literal["pursuit", "random", "noise"] = "pursuit"
     distance: Literal["squared", "whitened"] = "squared"
     balance: Annotated[float, Field(ge=0, le=1)] = 0.5

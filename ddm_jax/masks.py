@@ -16,6 +16,8 @@ import numpy as np
 from ddm_jax.checks import check_choice, check_integer, check_number, is_concrete
 from ddm_jax.types import Array, Groups
 
+LARGEST = 1e6  # weight, so that sums of them are exact enough
+
 
 def leave_one_out_masks(num_groups: int) -> Array:
     """The K + 1 masks of leave-one-out: everything kept, then each group left out in turn.
@@ -88,6 +90,11 @@ def check_masks(masks: Any, num_groups: int) -> Array:
     empty = np.flatnonzero(values.sum(1) == 0)
     if empty.size:
         raise ValueError(f"mask {empty[0]} keeps no group; keep at least one in every mask")
+    if values.max() > LARGEST or values.max(1).min() < 1 / LARGEST:
+        raise ValueError(
+            f"the weights of a mask must be of {1 / LARGEST:g} to {LARGEST:g}: the objective is a "
+            "mean, in which their ratios alone count"
+        )
     return jnp.asarray(values)
 
 

@@ -110,7 +110,11 @@ def explain(task: Task, name: str) -> Task:
         ValueError: for any other name.
     """
     kind, _, index = name.partition(":")
-    if name in OBJECTIVES:
+    if task.targets != "distribution" and name == "loss":
+        output: Output = task.loss
+    elif task.targets != "distribution" and name in OBJECTIVES:
+        raise ValueError(f"objective {name!r} needs classes; a task of other targets has: loss")
+    elif name in OBJECTIVES:
         output = OBJECTIVES[name](task.apply)
     elif kind == "logit" and index.isdigit():
         output = logit(task.apply, int(index))

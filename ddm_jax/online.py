@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from pydantic import Field
@@ -264,7 +265,9 @@ def make_counterfactual(task: Task, update: UpdateSettings | None = None) -> Cal
         query: Batch | None = None,
         weight_decay: Any = 0.0,
     ) -> Any:
-        masks = check_masks(jnp.atleast_2d(masks), len(synset.share))
+        if np.ndim(masks) == 1:
+            masks = jnp.asarray(masks)[None]
+        masks = check_masks(masks, len(synset.share))
         decay = jnp.asarray(weight_decay, jnp.float32)
         if update.learning_rate is None:
             rate = rate_of(params, synset, decay)

@@ -17,7 +17,7 @@ import optax
 from jax import lax
 from pydantic import Field
 
-from ddm_jax.checks import check_choice, check_integer, check_number, settings
+from ddm_jax.checks import check_choice, check_integer, check_number, is_concrete, settings
 from ddm_jax.compute.pieces import value_and_gradient
 from ddm_jax.types import Array, Batch, Params, Task, TrainRun, length, take
 
@@ -32,11 +32,11 @@ class TrainSettings:
 
     epochs: Annotated[int, Field(ge=1, le=10**6)] = 40
     batch_size: Annotated[int, Field(ge=1)] = 100
-    learning_rate: Annotated[float, Field(gt=0)] = 0.3
+    learning_rate: Annotated[float, Field(gt=0, le=1e6)] = 0.3
     final_learning_rate: Annotated[float, Field(ge=0)] = 0.3  # the peak rate: constant
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 1e-3
     last_batch: Literal["drop", "keep"] = "drop"  # keep it though it is smaller
     checkpoint_every: Annotated[int, Field(ge=1)] = 1  # epochs
 
@@ -95,6 +95,7 @@ def make_step(task: Task, optimizer: optax.GradientTransformation) -> Step:
     """
 
     def gradient_of_batch(params: Params, batch: Batch, weights: Array, key: Array):
+        weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
         total = jnp.maximum(jnp.sum(weights), 1e-12)
         if task.training_loss is None:
             mean = lambda p, b, w: w @ task.loss(p, b) / total  # noqa: E731
@@ -209,6 +210,7 @@ def make_trainer(
         )
 
     def train(key: Array, data: Batch, weights: Array) -> TrainRun:
+        data, weights = jax.tree.map(jnp.asarray, (data, weights))  # rows are traced
         count = length(data)
         if any(leaf.shape[0] != count for leaf in jax.tree.leaves(data)) or (
             weights.shape != (count,)
@@ -218,6 +220,9 @@ def make_trainer(
                 f"data of shapes {shapes} and weights {weights.shape} must have one entry for each "
                 "training point"
             )
+        given = np.asarray(weights) if is_concrete(weights) else np.ones(1)
+        if not (np.isfinite(given) & (given >= 0)).all():
+            raise ValueError("weights must be finite and at least 0; 0 leaves a point out")
         rows = batches(key, count)
         state, early = advance(start(key), rows[:first], data, weights)
 

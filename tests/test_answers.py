@@ -15,6 +15,8 @@ from ddm_jax.run import answers, stages
 from ddm_jax.run.finished import Answer, keep, open_finished
 from ddm_jax.run.workdir import kept_answers
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def workdir(finished, tmp_path) -> Path:  # noqa: F811
@@ -27,7 +29,6 @@ def run(finished):  # noqa: F811
     return open_finished(finished)
 
 
-@pytest.mark.slow
 def test_points_come_in_the_order_of_their_scores_and_the_worst_queries_first(run):
     answer = answers.points(run, top=3)
     scores, queries = answer.arrays["scores"], answer.arrays["queries"]
@@ -58,7 +59,6 @@ def test_what_helps_a_loss_is_what_lowers_it(run):
     assert other.table == answer.table
 
 
-@pytest.mark.slow
 def test_quality_ranks_every_point_four_times(run):
     answer = answers.rank_quality(run, top=4)
     assert set(answer.arrays) == {"mislabelled", "low_quality", "redundant", "harmful"}
@@ -89,7 +89,6 @@ def test_groups_that_are_none_or_all_are_refused(run, groups):
         answers.forget(run, groups)
 
 
-@pytest.mark.slow
 def test_a_class_is_forgotten_beside_exact_retraining(run):
     groups = answers.groups_of_class(run, "3")
     answer, params = answers.forget(run, groups, check=True)
@@ -103,7 +102,6 @@ def test_a_class_is_forgotten_beside_exact_retraining(run):
         answers.groups_of_class(run, "x")
 
 
-@pytest.mark.slow
 def test_groups_are_forgotten_by_what_the_check_says(run, monkeypatch, tmp_path):
     check = read_stages(run.workdir).results.check
     amount = answers._amount(run)
@@ -151,7 +149,6 @@ def test_a_run_that_is_not_finished_is_refused(workdir, tmp_path):
         open_finished(workdir)
 
 
-@pytest.mark.slow
 def test_every_command_leaves_its_files_and_a_page_of_the_report(workdir):
     asked = {
         "points": ["--query", "1,2"],

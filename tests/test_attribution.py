@@ -224,3 +224,13 @@ def test_files_with_other_arrays_are_refused(tmp_path):
     write_arrays(tmp_path / "c.npz", {"scores": SCORES})
     with pytest.raises(ValueError, match=r"c\.npz is not as declared \(groups is not there"):
         Attribution.load(tmp_path / "c.npz")
+
+
+def test_members_by_name_and_of_no_group():
+    scores = np.arange(4.0).reshape(2, 2)
+    attribution = make_attribution(scores, as_groups(["bob", "alice", "bob"]))
+    np.testing.assert_array_equal(attribution.members("bob"), [0, 2])
+    np.testing.assert_array_equal(attribution.members(0), [1])
+    for wrong in (2, -1, "zed"):
+        with pytest.raises(ValueError, match=r"name one of 0\.\.1, or a group's name"):
+            attribution.members(wrong)

@@ -206,6 +206,7 @@ def test_bfloat16_takes_half_the_memory(ready, monkeypatch):
         make_match_points(ready.task, precision="float16")
 
 
+@pytest.mark.slow
 def test_rows_are_read_from_a_file_a_block_at_a_time(ready, tmp_path, monkeypatch):
     """A `numpy.memmap` serves as data: nothing reads it as a whole."""
     np.save(tmp_path / "x.npy", np.asarray(ready.data.x))

@@ -398,3 +398,16 @@ def test_a_file_is_looked_at_in_pieces(ready, asked, monkeypatch):
     assert "NaN or infinity" in refusal(
         estimator.score, None, ddm.Batch(x, np.asarray(ready.query.y))
     )
+
+
+def test_labels_of_whole_numbers_are_refused_before_anything_compiles(ready):
+    labels = np.asarray(ready.data.y).astype(int)
+    estimator = ddm.make_ddm(ready.task)
+    with pytest.raises(ValueError, match=r"labels of data are int64; make them floating-point"):
+        estimator.fit(jax.random.key(0), ready.run, ready.data._replace(y=labels), ready.groups)
+
+
+@pytest.mark.parametrize("given", [(2,), (None, 3), (ddm.UpdateSettings(),)])
+def test_settings_of_another_kind_are_refused(ready, given):
+    with pytest.raises(ValueError, match=r"is no (Distill|Update)Settings"):
+        ddm.make_ddm(ready.task, *given)

@@ -84,7 +84,9 @@ def test_settings_lists_presets_and_all_settings_as_they_can_be_set():
 
 def test_settings_says_what_each_may_be():
     lines = ddm("settings").stdout.splitlines()
-    assert "distill.items=10                      a whole number, at least 1" in lines
+    assert (
+        "distill.items=10                      a whole number, at least 1, at most 100,000" in lines
+    )
     (start,) = (line for line in lines if line.startswith("distill.start="))
     assert start.endswith("  pursuit, random, noise")
     assert max(map(len, lines)) <= 120

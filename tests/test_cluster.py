@@ -152,7 +152,7 @@ def test_groups_are_counted_once_and_int32():
         ([0, 1], None, r"groups have shape \(2,\); they must be \(3,\)"),
         ([[0, 1, 2]], None, r"groups have shape \(1, 3\)"),
         ([0.0, 1.0, 2.0], None, r"groups are float64; they must be integers 0..K-1, as np.unique"),
-        (["a", "b", "a"], None, "groups are <U1; they must be integers"),
+        ([None, "b", "a"], None, "groups are object; they must be integers"),
         ([0, -2, 1], None, "group -2 is negative"),
         ([0, 3, 0], None, "4 groups of 3 points; number the groups without gaps"),
         ([0, 2, 0], None, r"group 1 is empty \(1 of 3 groups are\)"),
@@ -175,7 +175,7 @@ def test_no_points_are_refused():
 def test_groups_of_other_points_or_with_other_names_are_refused():
     with pytest.raises(ValueError, match="groups are of 3 points, and there are 4"):
         as_groups(as_groups([0, 1, 0]), 4)
-    with pytest.raises(ValueError, match="1 names for 2 groups"):
+    with pytest.raises(ValueError, match="give 2 different ones"):
         as_groups([0, 1, 0], names=("web",))
 
 
@@ -192,3 +192,23 @@ def test_one_point_is_one_group_and_refused(method):
     """0.8 fitted it, and failed at the score."""
     with pytest.raises(ValueError, match=r"one group|num_groups=1"):
         make_groups(method, features=np.zeros((1, 2)), labels=[0], num_groups=1)
+
+
+def test_groups_may_be_names():
+    groups = as_groups(["bob", "alice", "bob", "carol"])
+    np.testing.assert_array_equal(groups.ids, [1, 0, 1, 2])
+    assert groups.names == ("alice", "bob", "carol")
+    assert all(type(name) is str for name in as_groups([0, 1], names=np.array(["a", "b"])).names)
+
+
+def test_one_hot_labels_are_named():
+    with pytest.raises(ValueError, match=r"labels have shape \(4, 2\); .* y\.argmax\(1\)"):
+        make_groups(
+            "class", features=np.zeros((4, 1)), labels=np.eye(2)[[0, 1, 0, 1]], num_groups=2
+        )
+
+
+@pytest.mark.parametrize("names", [("a", "a"), "ab", ("a", "b", "c")])
+def test_names_are_one_for_each_group(names):
+    with pytest.raises(ValueError, match=r"names=.*; give 2 different ones, one for each group"):
+        as_groups([0, 1, 0], names=names)

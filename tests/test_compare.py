@@ -537,6 +537,7 @@ def test_outputs_are_judged_on_all_of_a_truth(rng):
     assert all(found[name].items() >= told[name].items() for name in told)
 
 
+@pytest.mark.slow
 def test_the_memory_of_an_estimator_is_not_that_of_those_before_it(judged, rng):
     """Version 0.8 gave each the most that the process ever held."""
     if not compare._reset_peak():

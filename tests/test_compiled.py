@@ -68,3 +68,31 @@ def test_networks_side_by_side_share_what_is_frozen(problem, count):
     frozen, starts = problem
     mapped = ddm.device_vmap(lambda x: jnp.tanh(x @ frozen), devices=jax.devices()[:count])
     np.testing.assert_allclose(mapped(starts), jnp.tanh(starts @ frozen), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("outside", [jax.jit, jax.grad, jax.vmap])
+def test_a_closure_over_what_is_traced_outside(problem, outside):
+    frozen, starts = problem
+
+    def fn(wrap):
+        def ask(x):
+            return wrap(lambda start: jnp.sum(jnp.sin(start @ frozen) * x))(starts[0])
+
+        return outside(ask)(starts[0])
+
+    np.testing.assert_allclose(fn(compiled), fn(lambda inner: inner), rtol=1e-5)
+
+
+def test_arrays_of_the_host_beside_what_is_traced(problem):
+    frozen, starts = problem
+    table = np.asarray(starts)
+    fn = compiled(lambda table, row: jnp.sum(table[row] @ frozen))
+    np.testing.assert_allclose(
+        jax.jit(lambda row: fn(table, row))(1), jnp.sum(starts[1] @ frozen), rtol=1e-5
+    )
+
+
+def test_arrays_among_the_keywords(problem):
+    frozen, starts = problem
+    fn = compiled(lambda x, *, scale: scale * (x @ frozen))
+    np.testing.assert_allclose(fn(starts, scale=jnp.ones(60)), starts @ frozen, rtol=1e-5)

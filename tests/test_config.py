@@ -133,7 +133,7 @@ def test_what_is_allowed_is_said_of_every_setting():
     said = config.allowed()
     assert said.keys() == config.settings(config.Config()).keys()
     assert said["model.kind"] == "logistic, mlp, convnet, resnet"
-    assert said["distill.items"] == "a whole number, at least 1"
+    assert said["distill.points_per_step"] == "a whole number, at least 1"
     assert said["train.momentum"] == "a number, at least 0, below 1"
     assert said["distill.learn"] == "several of: x, y, mass"
     assert said["data.train_size"] == "a whole number, at least 1 or none"

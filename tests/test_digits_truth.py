@@ -12,6 +12,8 @@ from ddm_jax.judge import store, truth
 from ddm_jax.run import evaluate, settings
 from ddm_jax.run.plan import make_plan
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 STORED = json.loads((ROOT / "benchmarks" / "results" / "digits_truth.json").read_text())
 
@@ -33,7 +35,6 @@ def regenerated(tmp_path_factory):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.slow
 def test_the_checksum_is_the_stored_one(regenerated):
     stored = STORED["truth"]
     if metadata.version("jax") != STORED["versions"]["jax"]:

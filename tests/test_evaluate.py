@@ -231,6 +231,7 @@ def test_a_wrong_chunk_is_refused_before_the_settings_are_kept(copy, no_training
     assert (copy / "config.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_summary_without_an_interval_is_json_too(tmp_path):
     """Two groups: too few for an interval over groups."""
     chosen = tiny_config(

@@ -107,6 +107,7 @@ def test_what_is_trained_and_distilled_has_the_parameters_type(wholes, dtype):
         assert np.isfinite(np.asarray(leaf, np.float64)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TYPES)
 def test_sums_and_scores_have_32_bits_or_more(wholes, dtype):
     whole = wholes(dtype)

@@ -224,6 +224,7 @@ def test_larger_nodes_have_more_leaves():
     assert tree.leaves.sizes().min() > 0
 
 
+@pytest.mark.slow
 def test_children_that_say_half_miss_a_quarter(ready, levels):
     top = levels[0]
     half = top._replace(mass=top.mass / 2)

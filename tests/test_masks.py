@@ -137,3 +137,9 @@ def test_bad_masks_are_named(masks, message):
 def test_numbers_out_of_range_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e37])
+def test_weights_that_no_sum_can_hold_are_refused(size):
+    with pytest.raises(ValueError, match="the weights of a mask must be of"):
+        check_masks(np.full((1, 3), size), 3)

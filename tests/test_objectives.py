@@ -137,7 +137,7 @@ def test_many_networks_on_many_queries_are_as_each_alone(name, rng):
 
 @pytest.mark.parametrize("name", [*objectives.OBJECTIVES, "logit:1"])
 def test_only_of_a_loss_is_less_better(name):
-    before = _task(_apply)._replace(targets="any")
+    before = _task(_apply)
     task = objectives.explain(before, name)
     assert task.lower_is_better == (name == "loss")
     back = objectives.explain(objectives.explain(before, "loss"), name)
@@ -177,3 +177,16 @@ def test_outputs_of_networks_of_few_bits_are_computed_in_32(name, dtype, rng):
     want = output(1.0, Batch(logits.astype(jnp.float32), labels.astype(jnp.float32)))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, want, rtol=1e-6)
+
+
+def test_a_task_without_classes_explains_its_loss():
+    def loss(params, batch):
+        return jnp.sum((params * batch.x - batch.y) ** 2, -1)
+
+    task = Task(lambda key: jnp.ones(()), _apply, loss, loss, targets="any")
+    explained = objectives.explain(task, "loss")
+    batch = Batch(jnp.ones((2, 1)), jnp.array([[3.0], [1.0]]))
+    np.testing.assert_allclose(explained.output(jnp.float32(1), batch), [4, 0])
+    assert explained.lower_is_better
+    with pytest.raises(ValueError, match="objective 'margin' needs classes"):
+        objectives.explain(task, "margin")

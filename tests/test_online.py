@@ -563,3 +563,12 @@ def test_a_weight_of_two_is_the_group_twice(ridge):
     np.testing.assert_allclose(got, ask(start, join(synset, again), keep, query, DECAY), atol=1e-5)
     once = ask(start, synset, jnp.ones(9).at[5].set(0), query, DECAY)
     assert np.abs(got - once).max() > 0.01
+
+
+def test_masks_may_be_lists(ready, synset):
+    ask = ddm.make_counterfactual(ready.task, ddm.UpdateSettings(steps=2))
+    args = (ready.run.params, synset)
+    keep = [1] * 9 + [0]
+    one = ask(*args, keep, ready.query)
+    np.testing.assert_array_equal(one, ask(*args, [keep], ready.query))
+    assert one.shape == (1, 50)

@@ -569,6 +569,7 @@ def test_accuracy_is_one_output_and_a_step_takes_some_items_up_to_the_report(tmp
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_check_without_random_halves_up_to_the_report(copy, without_pictures):
     stages.run_stage("check", copy, ["check.subsets=0"])
     metrics = stages.run(tiny_config("check.subsets=0"), copy)
@@ -594,6 +595,7 @@ def test_one_random_half_has_no_order(halves, rows, rng):
     assert all(np.isfinite([row["ddm"], row["grad_dot"]]).all() for row in told)
 
 
+@pytest.mark.slow
 def test_groups_from_a_file_and_a_change_of_that_file(tmp_path):
     file = tmp_path / "groups.npy"
     np.save(file, np.arange(120) % 10)

@@ -71,6 +71,7 @@ def test_the_influence_is_that_of_the_explicit_matrix(small, blocks):
     np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_the_empirical_fisher_takes_the_items_own_gradients(small):
     ready, synset, some, few = small
     params, task = ready.run.params, ready.task

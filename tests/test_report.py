@@ -414,7 +414,7 @@ def test_all_text_of_the_page_is_escaped(summary, stages):
         agreement=[{**summary["agreement"][0], "what": bad}],
     )
     assert "<script" not in text
-    assert text.count("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&amp;") == 16
+    assert text.count("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&amp;") == 15
     page = _Page()
     page.feed(text)
     assert page.open == []
@@ -426,3 +426,13 @@ def test_a_damaged_metrics_json_is_named_with_the_mend(stages, tmp_path):
         files.DamagedFileError, match=r"was edited.*; `ddm report --workdir .*again"
     ):
         report.rewrite(stages.plan, tmp_path)
+
+
+def test_a_report_says_that_its_settings_have_changed(finished):  # noqa: F811
+    stages = read_stages(finished)
+    metrics_ = files.read_json(finished / "metrics.json")
+    assert "Out of date" not in report.page(stages.plan, metrics_, {})
+    online = dataclasses.replace(stages.plan.config.online, objective="loss")
+    config = dataclasses.replace(stages.plan.config, online=online)
+    told = report.page(stages.plan._replace(config=config), metrics_, {})
+    assert "Out of date:</b> settings of online have been changed" in told

@@ -35,6 +35,7 @@ def test_slopes_are_differences_of_a_small_part_of_a_group(smooth):
     assert np.corrcoef(slopes.ravel(), whole.ravel())[0, 1] > 0.95
 
 
+@pytest.mark.slow
 def test_selective_effects_are_those_of_the_matrix_where_they_are_large(smooth):
     response, args = smooth
     whole = np.asarray(ddm.leave_one_out(ddm.subset_outputs(response), 10)(*args))

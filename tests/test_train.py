@@ -426,3 +426,28 @@ def test_a_batch_larger_than_the_data_is_refused(regression):
     train = ddm.make_train(linear_task(), steps=1, batch_size=21, learning_rate=0.1)
     with pytest.raises(ValueError, match="batch_size=21"):
         train(jax.random.key(0), regression, jnp.ones(20))
+
+
+def test_training_takes_arrays_of_the_host_without_jit(ready):
+    train = ddm.make_train(ready.task, steps=2, batch_size=50, learning_rate=0.1)
+    host = jax.tree.map(np.asarray, ready.data)
+    found = train(jax.random.key(0), host, np.ones(150, np.float32))
+    wanted = jax.jit(train)(jax.random.key(0), ready.data, jnp.ones(150))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found.params, wanted.params
+    )
+
+
+@pytest.mark.parametrize("wrong", [-1.0, float("nan")])
+def test_weights_that_are_none_are_refused(regression, wrong):
+    train = ddm.make_train(linear_task(), steps=1, batch_size=2, learning_rate=0.1)
+    with pytest.raises(ValueError, match="weights must be finite and at least 0"):
+        train(jax.random.key(0), regression, jnp.full(20, wrong))
+
+
+def test_weights_of_few_bits_are_added_up_in_more(regression):
+    train = ddm.make_train(linear_task(), steps=1, batch_size=20, learning_rate=0.1)
+    few = train(jax.random.key(0), regression, jnp.full(20, 5000, jnp.float16))
+    np.testing.assert_allclose(
+        few.params, train(jax.random.key(0), regression, jnp.ones(20)).params, rtol=1e-5
+    )

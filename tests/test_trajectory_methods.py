@@ -361,6 +361,7 @@ def test_merging_averages_the_parameters_of_steps_by_hand(trained):
     assert_close(got, output(np.array([1, 3]))[None], (1, 5), 1e-4)
 
 
+@pytest.mark.slow
 def test_source_without_curvature_is_the_time_times_grad_dot_at_the_checkpoints(trained):
     rates = jnp.linspace(3e-5, 1e-5, 40)
     run = with_numbers(trained.run._replace(learning_rates=rates), 0.5, 0.01)

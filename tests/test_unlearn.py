@@ -83,6 +83,7 @@ def test_a_class_has_parameters_of_its_own(ready, halves):
     assert (np.asarray(after)[:, 3] < np.asarray(before)[:, 3]).all()
 
 
+@pytest.mark.slow
 def test_outputs_that_share_everything_leave_a_class_no_parameters(ready, halves):
     """Then everything moves from the first."""
     shared = ready.task._replace(

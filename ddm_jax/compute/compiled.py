@@ -56,7 +56,9 @@ def compiled(
 
             made = jax.jit(run, donate_argnums=(1,) if donate_first else (), **options)
             results = jax.tree.structure(traced.out_info)
-            found = Program(inner, place(inner.consts), made, results)
+            with jax.ensure_compile_time_eval():
+                closed = place(inner.consts)
+            found = Program(inner, closed, made, results)
             programs[id(inner)] = found
         return found
 
@@ -64,9 +66,13 @@ def compiled(
         return program.closed, jax.tree.leaves(args[:1]), jax.tree.leaves(args[1:])
 
     def call(*args: Any, **static: Any) -> Any:
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
-            return fn(*args, **static)  # the program outside of it is compiled
+        leaves = jax.tree.leaves((args, static))
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            return whole(*args, **static)  # the program outside of it is compiled
         program = program_of(args, static)
+        if len(program.traced.in_avals) != len(jax.tree.leaves(args)):
+            # It closes over what is being traced outside, or has arrays among the keywords.
+            return whole(*args, **static)
         return jax.tree.unflatten(program.results, program.run(*arguments(program, args)))
 
     def lower(*args: Any, **static: Any) -> Any:

@@ -69,7 +69,11 @@ def make_ddm(
         ValueError: for a task whose targets are no distributions, or (in `fit`) settings that do
             not fit the run.
     """
-    distill, update = distill or DistillSettings(), update or UpdateSettings()
+    distill = DistillSettings() if distill is None else distill
+    update = UpdateSettings() if update is None else update
+    for given, kind in ((distill, DistillSettings), (update, UpdateSettings)):
+        if not isinstance(given, kind):
+            raise ValueError(f"{given!r} is no {kind.__name__}; write {kind.__name__}(steps=...)")
     require_distributions(task, "the distilled datamodel")
     counterfactual = make_counterfactual(task, update)
 

@@ -14,7 +14,6 @@ from ddm_jax.estimators import (
     ESTIMATORS,
     make_ddm,
     make_forward_matching,
-    make_grad_dot,
     make_retraining,
     make_synset_influence,
 )
@@ -39,11 +38,6 @@ class Candidates(NamedTuple):
 def make_ddm_candidate(problem: Problem, chosen: Settings) -> Estimator:
     """The distilled datamodel with the problem's settings, and the chosen ones for its own."""
     return make_ddm(problem.task, *_settings(problem, chosen))
-
-
-def make_grad_dot_candidate(problem: Problem, chosen: Settings) -> Estimator:
-    """Grad-dot, which has no settings."""
-    return make_grad_dot(problem.task, **chosen)
 
 
 def make_retraining_candidate(problem: Problem, chosen: Settings) -> Estimator:

@@ -141,7 +141,7 @@ def inspect_store(folder: Path) -> Store:
         if digest(masks) != identity["masks"] or len(seeds) != len(masks):
             raise ValueError("its masks are not those that it was made with")
         return Store(folder, masks, seeds, int(identity["outputs"]), identity)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"the truth store {folder} is damaged ({error}); delete the folder and fill it again"
         ) from error

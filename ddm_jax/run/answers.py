@@ -134,11 +134,11 @@ def counterfactual(run: Finished, without: Sequence[int]) -> Answer:
     if objective == "margin":
         sentences.append(f"{flipped} queries change from right to wrong or back.")
     order = np.argsort(-np.abs(joint), kind="stable")[:10]
-    rows = [["query", f"{objective} with", "without", "sum of single effects"]]
+    rows = [["query", f"{objective} with", "without", "without, by adding single effects"]]
     for q in order:
         rows.append(
             [
-                str(run.attribution.query_ids[q]),
+                str(q),  # its place among the queries, as `ddm points --query` takes it
                 f"{outputs[0, q]:.3f}",
                 f"{outputs[1, q]:.3f}",
                 f"{outputs[0, q] - summed[q]:.3f}",
@@ -287,10 +287,10 @@ def compare_networks(first: Finished, second: Finished, top: int = 5) -> Answer:
 def _groups(run: Finished, groups: Sequence[int]) -> np.ndarray:
     count = run.groups.count
     gone = np.unique(np.asarray(groups, int))
-    if not len(gone) or (gone < 0).any() or (gone >= count).any() or len(gone) == count:
-        raise ValueError(
-            f"groups {_listed(gone)}: name some of 0..{count - 1}, and not all of them"
-        )
+    wrong = gone[(gone < 0) | (gone >= count)]
+    if len(wrong) or not len(gone) or len(gone) == count:
+        told = f"there is no group {_listed(wrong)}" if len(wrong) else f"groups {_listed(gone)}"
+        raise ValueError(f"{told}: name some of 0..{count - 1}, and not all of them")
     return gone
 
 

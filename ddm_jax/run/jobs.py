@@ -211,14 +211,6 @@ def check_of(job: Job, kept: dict[str, Any]) -> Check:
     return Check(found, np.asarray(kept["ddm"]), scores, np.asarray(kept["grad_dot"]))
 
 
-def write_report(job: Job, loop: Loop) -> dict[str, Any]:
-    """Write metrics.json, the figures and report.html."""
-    from ddm_jax.run import report
-
-    job.progress.say("report")
-    return report.write(job.plan, job.workdir, job.results, job.seconds, job.progress.say)
-
-
 def width(job: Job) -> int:
     """Outputs of all queries: one each, or one of all."""
     params = jax.eval_shape(job.plan.task.init, jax.random.key(0))

@@ -23,7 +23,7 @@ from ddm_jax.run.settings import as_json
 from ddm_jax.run.workdir import KeptAnswer, kept_answers, versions
 
 if TYPE_CHECKING:
-    from ddm_jax.run.stages import Results
+    from ddm_jax.run.jobs import Results
 
 AGREEMENT = {
     "ddm": "DDM",
@@ -49,6 +49,7 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
     before = float(np.median(info.error_start))
     return {
         "dataset": config.data.name,
+        "settings": as_json(config),
         "sizes": {
             "training points": len(split.train.x),
             "queries": len(split.test.x),
@@ -149,9 +150,13 @@ def page(
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     times = [[name, f"{value:.1f} s"] for name, value in result["seconds"].items()]
+    now = as_json(plan.config)
+    then = result.get("settings", now)  # which older runs did not write
     told = result | {
         "config": plan.config,
-        "settings": json.dumps(as_json(plan.config), indent=2),
+        "settings": json.dumps(then, indent=2),
+        # The truth of `ddm truth` is no part of the report.
+        "changed": sorted(name for name in now if name != "truth" and now[name] != then.get(name)),
         "agreement": agreement_table(result),
         "times": [["stage", "compilation included"], *times],
         "pictures": {name: embedded(content) for name, content in pictures.items()},

@@ -41,7 +41,7 @@ class DataSettings:
     label_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
     noise_kind: Literal["uniform", "nearest"] = "uniform"
     normalise: str = "unit"  # unit, standard or <mean>/<deviation>
-    image_size: Count | None = None
+    image_size: Annotated[int, Field(ge=1, le=10_000)] | None = None
     data_dir: str | None = None
 
 
@@ -121,6 +121,11 @@ class Config:
             )
         if self.cluster.method == "file" and self.cluster.file is None:
             raise ValueError("cluster.method=file needs cluster.file, a .npy of N integers")
+        if self.cluster.method != "file" and self.cluster.file is not None:
+            raise ValueError(
+                f"cluster.file={self.cluster.file} is read with cluster.method=file alone; set "
+                "both, or neither"
+            )
         if self.truth.removal == "subset" and self.cluster.method != "point":
             raise ValueError(
                 "truth.removal=subset trains on subsets of one size: it needs cluster.method=point"
@@ -256,7 +261,14 @@ def load(path: Path) -> Config:
         if missing:
             raise ValueError(f"{', '.join(missing)} are missing; ddm_jax {version} wrote it")
         config, before = _checked(found), _checked(written)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ValueError(
             f"{path} cannot be read as settings ({error}); use another --workdir, or mend it"
         ) from error

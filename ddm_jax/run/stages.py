@@ -194,6 +194,14 @@ def _slope(plan: Plan, of: Callable) -> str:
     return program_digest(jax.grad(lambda params, batch: of(params, batch).sum()), params, few)
 
 
+def _write_report(job: Job, loop: Loop) -> dict[str, Any]:
+    """Write metrics.json, the figures and report.html."""
+    from ddm_jax.run import report
+
+    job.progress.say("report")
+    return report.write(job.plan, job.workdir, job.results, job.seconds, job.progress.say)
+
+
 # What a result depends on beside settings and inputs; of the code, no more than what it computes.
 PROGRAMS: dict[str, Callable[[Plan], str]] = {
     "training": _training,
@@ -270,6 +278,6 @@ STAGES = (
         needs=lambda config: ("target", "groups", "synset", "attribution", "check"),
         computes=(),
         like=None,
-        compute=jobs.write_report,
+        compute=_write_report,
     ),
 )

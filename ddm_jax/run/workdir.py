@@ -31,6 +31,15 @@ from ddm_jax.run.settings import Config
 
 CONFIG, LOCK, ANSWERS = "config.json", "lock", "answers"
 SAVE_SECONDS = 20.0  # how often a long stage keeps a partial result
+# The command that does the stage of a section again.
+COMMANDS = {
+    "model": "train",
+    "train": "train",
+    "cluster": "cluster",
+    "distill": "distill",
+    "online": "attribute",
+    "check": "check",
+}
 COMPUTES = ("jax", "flax", "optax")  # packages whose version is a part of what is computed
 
 
@@ -111,10 +120,19 @@ def open_workdir(workdir: Path, config: Config) -> None:
         # store knows itself what it was made with.
         changed = [c for c in changed if not c.startswith(("data.data_dir ", "truth."))]
         if changed:
+            name = changed[0].split(" ")[0]
+            command = COMMANDS.get(name.split(".")[0])
+            mend = (
+                ""
+                if command is None
+                else (
+                    ", or change them with the command of their stage: "
+                    f"`ddm {command} --workdir {workdir} --set {name}=...`"
+                )
+            )
             raise ValueError(
                 f"{workdir} was made with other settings ({'; '.join(changed)}); use another "
-                "--workdir, or change them with the command of their stage, for example "
-                f"`ddm distill --workdir {workdir} --set distill.items=2`"
+                f"--workdir{mend}"
             )
         return
     settings.save(config, path)
