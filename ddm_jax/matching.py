@@ -77,7 +77,7 @@ def leading_directions(gradients: Params) -> tuple[Params, Array]:
     flat = jax.vmap(flatten)(gradients)
     unravel = unflatten(take(gradients, 0))
     rank = min(DIRECTIONS, flat.shape[0])
-    basis = jax.random.normal(jax.random.key(0), (flat.shape[0], rank))
+    basis = jax.random.normal(jax.random.key(0), (flat.shape[0], rank), jnp.float32)
     for _ in range(8):  # subspace iteration, without the K x K matrix
         basis = jnp.linalg.qr(flat @ (flat.T @ basis))[0]
     spanned = basis.T @ flat

@@ -174,7 +174,7 @@ def stable_rate(
     """
     factor = jnp.ones_like(synset.share) / jnp.sum(synset.share)
     flat = flatten(params)
-    start = jax.random.normal(jax.random.key(0), flat.shape).astype(flat.dtype)
+    start = jax.random.normal(jax.random.key(0), flat.shape, jnp.float32).astype(flat.dtype)
 
     def sharpness(batch_and_mass: tuple[Batch, Array]) -> Array:
         def step(carry, _):

@@ -149,7 +149,7 @@ def _logits_like(data: Batch, labels: Any) -> Array:
 
 def random_members(key: Array, data: Batch, groups: Groups, items: int) -> Synset:
     """M random members of each group (repeated where the group is smaller), mass 1/M each."""
-    seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
+    seed = int(jax.random.randint(key, (), 0, 2**31 - 1, jnp.int32))
     draw = np.random.default_rng(seed)
     rows = np.stack([np.resize(draw.permutation(members), items) for members in _members(groups)])
     return _from_rows(data, groups, rows, np.full(rows.shape, 1 / items))
@@ -163,7 +163,7 @@ def noise(key: Array, data: Batch, groups: Groups, items: int) -> Synset:
     x = jnp.asarray(data.x)
     axes = tuple(range(x.ndim - 1))
     shape = (groups.count * items, *x.shape[1:])
-    noisy = jnp.mean(x, axes) + jnp.std(x, axes) * jax.random.normal(key, shape)
+    noisy = jnp.mean(x, axes) + jnp.std(x, axes) * jax.random.normal(key, shape, jnp.float32)
     labels = np.asarray(data.y)
     mixture = np.stack([labels[members].mean(0) for members in _members(groups)])
     return Synset(
@@ -193,7 +193,9 @@ def make_gradient_sketch(task: Task, size: int) -> Callable[..., Array]:
 
     def sketch(key: Array, params: Params, data: Batch) -> Array:
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
-        signs = jax.random.rademacher(key, (-(-count // size) * size,), jnp.float32)
+        # As `rademacher` draws them, and the same with 64 bits enabled.
+        draws = jax.random.uniform(key, (-(-count // size) * size,), jnp.float32)
+        signs = jnp.where(draws < 0.5, 1.0, -1.0).astype(jnp.float32)
         return lax.map(lambda example: one(params, signs, example), data, batch_size=16)
 
     return sketch

@@ -135,7 +135,7 @@ def own_parameters(task: Task, params: Params, synset: Synset, classes: Array) -
     such as one that ends in a normalisation over classes.
     """
     x = synset.items.x
-    weights = jax.random.normal(jax.random.key(0), synset.items.y.shape)
+    weights = jax.random.normal(jax.random.key(0), synset.items.y.shape, jnp.float32)
 
     def slope(outputs: Array) -> Params:
         return jax.grad(lambda p: jnp.sum(task.apply(p, x) * weights * outputs))(params)

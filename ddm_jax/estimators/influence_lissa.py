@@ -74,7 +74,7 @@ def make_influence_lissa(
 
     def largest(key: Array, params: Params, data: Batch, diagonal: Array, batches: Array) -> Array:
         flat = flatten(params)
-        start = jax.random.normal(key, flat.shape, flat.dtype)
+        start = jax.random.normal(key, flat.shape, jnp.float32).astype(flat.dtype)
 
         def of_batch(rows: Array) -> Array:
             def step(vector: Array, _):
@@ -88,8 +88,8 @@ def make_influence_lissa(
 
     def factor(key: Array, params: Params, data: Batch, weight_decay: Array) -> LissaCurvature:
         batch_key, probe_key, start_key = jax.random.split(jax.random.fold_in(key, 1), 3)
-        batches = jax.random.randint(batch_key, (depth, batch), 0, length(data))
-        probes = jax.random.randint(probe_key, (PROBES, batch), 0, length(data))
+        batches = jax.random.randint(batch_key, (depth, batch), 0, length(data), jnp.int32)
+        probes = jax.random.randint(probe_key, (PROBES, batch), 0, length(data), jnp.int32)
         diagonal = curvature_diagonal(damping, weight_decay)
         if scale is None:
             return LissaCurvature(

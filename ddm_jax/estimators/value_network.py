@@ -115,7 +115,7 @@ def make_value_network(
 
         def step(carry, draw: Array):
             params, state = carry
-            chosen = jax.random.randint(draw, (min(BATCH, len(rows)),), 0, len(rows))
+            chosen = jax.random.randint(draw, (min(BATCH, len(rows)),), 0, len(rows), jnp.int32)
             slope = jax.grad(loss)(params, chosen)
             updates, state = optimizer.update(slope, state, params)
             return (optax.apply_updates(params, updates), state), None

@@ -66,7 +66,7 @@ def agreement_figure(check: Check) -> Figure:
     """Predicted against retrained effects of single groups, and outputs of random halves."""
     figure = TextFigure(figsize=(9, 4), layout="constrained")
     truth = check.truth
-    alone = check.scores[truth.groups], truth.effects().mean(0), "One of {} groups left out"
+    alone = check.scores[truth.groups], truth.effects().mean(0), "Each of {} groups left out, alone"
     halves = check.predicted[1:], truth.subsets.mean(0), "Half of the groups left out, {} times"
     # Predictions of outputs hold up to a constant a query.
     halves = tuple(part - part.sum(0) / max(len(part), 1) for part in halves[:2]) + halves[2:]
@@ -81,7 +81,7 @@ def agreement_figure(check: Check) -> Figure:
         axes.axvline(0, color=GREY, linewidth=0.5)
         _diagonal(axes, predicted, true, "equal")
         axes.set_title(title.format(len(predicted)), fontsize=10)
-        axes.set(xlabel=f"{label}: DDM", ylabel=f"{label}: retraining (mean of seeds)")
+        axes.set(xlabel=f"{label}: DDM", ylabel=f"{label}:\nretraining (mean of seeds)")
     return figure
 
 

@@ -36,7 +36,7 @@ def data_oob(task: Task, train: Train, *, models: int = 20) -> Values:
     def one(key: Array, data: Batch) -> tuple[Array, Array]:
         draw_key, train_key = jax.random.split(key)
         size = len(data.x)
-        drawn = jax.random.randint(draw_key, (size,), 0, size)
+        drawn = jax.random.randint(draw_key, (size,), 0, size, jnp.int32)
         counts = jnp.zeros(size, jnp.float32).at[drawn].add(1.0)
         params = train(train_key, data, counts).params
         right = jnp.argmax(task.apply(params, data.x), -1) == jnp.argmax(data.y, -1)
