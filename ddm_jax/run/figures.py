@@ -174,7 +174,7 @@ def matching_figure(error: np.ndarray, before: np.ndarray) -> Figure:
     axes.axhline(1, color=RED, linewidth=0.8, label="an empty synset")
     _make_log(axes, "y")
     _count(axes.xaxis)
-    axes.legend(**SMALL)
+    axes.legend(**SMALL, loc="lower right")  # the line of an empty synset runs above
     return figure
 
 

@@ -47,6 +47,7 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
     right = {"train": accuracy(split.train), "test": accuracy(split.test)}
     error = float(np.median(info.error))
     before = float(np.median(info.error_start))
+    worse = int(np.sum(np.asarray(info.error) > np.asarray(info.error_start)))
     return {
         "dataset": config.data.name,
         "settings": as_json(config),
@@ -68,7 +69,7 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
             "held_out_median": error,
             "held_out_median_before_distillation": before,
             "held_out_worst": float(np.max(info.error)),
-            "groups_made_worse": int(np.sum(info.error > info.error_start)),
+            "groups_made_worse": worse,
         },
         "agreement": checking.agreement(results.check),
         "seconds": seconds,
@@ -85,8 +86,9 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
             f"{num_groups} held-out groups, compilation included. Retraining all of them takes "
             f"about {truth.seconds * (num_groups + 1):.0f} s a seed ({truth.seconds:.2f} s a "
             "network).",
-            f"Median matching error at held-out checkpoints: {error:.3f} "
-            f"(before distillation {before:.3f}; an empty synset has 1).",
+            f"Median matching error at held-out checkpoints: {error:.2g} (before distillation "
+            f"{before:.2g}; an empty synset has 1). It is worse than before for {worse} of "
+            f"{num_groups} groups.",
         ],
     }
 
