@@ -23,7 +23,7 @@ from ddm_jax import files, terminal
 from ddm_jax.attribution import Attribution
 from ddm_jax.judge import store
 from ddm_jax.judge.candidates import CANDIDATES, Candidates
-from ddm_jax.run import evaluate, figures, report, stages
+from ddm_jax.run import evaluate, report, stages
 from ddm_jax.run import settings as config
 from ddm_jax.types import Estimator
 
@@ -171,7 +171,7 @@ def test_run_with_a_workdir_alone_goes_on_with_what_it_holds(planned, finished):
 
 
 def test_run_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "png", lambda figure: b"")  # drawing takes most of the seconds
+    monkeypatch.setattr(report, "png", lambda figure: b"")  # drawing takes most of the seconds
     result = ddm("run", "digits", "--workdir", tmp_path / "run", *SET_TINY)
     assert result.exit_code == 0, result.output
     assert "report.html" in result.stdout

@@ -25,8 +25,8 @@ from ddm_jax.judge.compare import LEAVE_ONE_OUT
 from ddm_jax.run import evaluate, stages
 from ddm_jax.run import report as reporting
 from ddm_jax.run import settings as config
+from ddm_jax.run.answer_figures import comparison_figure
 from ddm_jax.run.evaluate import ComparisonError, compare_estimators, fill_truth
-from ddm_jax.run.figures import comparison_figure
 from ddm_jax.run.plan import make_plan
 from ddm_jax.run.workdir import SILENT, Progress
 from ddm_jax.types import Estimator

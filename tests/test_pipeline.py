@@ -19,7 +19,7 @@ from ddm_jax.attribution import Attribution
 from ddm_jax.compute import memory
 from ddm_jax.judge import filling, store
 from ddm_jax.judge.truth import Truth
-from ddm_jax.run import figures, report, stages, workdir
+from ddm_jax.run import report, stages, workdir
 from ddm_jax.run import settings as config
 from ddm_jax.run.check import Check, agreement
 from ddm_jax.run.jobs import Results
@@ -72,7 +72,7 @@ def without_report(monkeypatch):
 @pytest.fixture
 def without_pictures(monkeypatch):
     """Write the report, but draw nothing."""
-    monkeypatch.setattr(figures, "png", lambda figure: b"")
+    monkeypatch.setattr(report, "png", lambda figure: b"")
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from tiny_run import finished, read_stages  # noqa: F401
 from ddm_jax import files, metrics
 from ddm_jax.attribution import make_attribution
 from ddm_jax.cluster import as_groups
-from ddm_jax.run import figures, report
+from ddm_jax.run import answer_figures, figures, report
+from ddm_jax.run.drawing import SHOWN_QUERIES, png
 from ddm_jax.run.workdir import KeptAnswer
 
 SECONDS = {"target": 1.0, "groups": 0.1, "synset": 4.0, "attribution": 0.5, "check": 20.0}
@@ -50,7 +51,7 @@ def test_metrics_json_holds_the_same_numbers(finished, stages):  # noqa: F811
 def test_undefined_numbers_are_written_as_null(tmp_path, monkeypatch, finished, stages, summary):  # noqa: F811
     row = {**summary["agreement"][0], "ddm": float("nan")}
     monkeypatch.setattr(report, "summarise", lambda *_: {**summary, "agreement": [row]})
-    monkeypatch.setattr(figures, "png", lambda figure: b"")
+    monkeypatch.setattr(report, "png", lambda figure: b"")
     monkeypatch.setattr(report, "kept_answers", lambda *_: [])
     report.write(stages.plan, tmp_path, stages.results, SECONDS)
     text = (tmp_path / "metrics.json").read_text()
@@ -165,11 +166,11 @@ def test_mistakes_show_the_most_confident_ones(stages, attribution):
     logits = np.asarray(stages.plan.task.apply(stages.results.target.params, split.test.x))
     labels = split.test.y.argmax(1)
     wrong = np.flatnonzero(logits.argmax(1) != labels)
-    assert len(wrong) >= figures.SHOWN_QUERIES
+    assert len(wrong) >= SHOWN_QUERIES
     certainty = logits.max(1) - logits[np.arange(40), labels]
     worst = wrong[certainty[wrong].argmax()]
     text = _texts(figures.mistakes_figure(stages.plan, stages.results.target, attribution))
-    assert text.count("taken for") == figures.SHOWN_QUERIES
+    assert text.count("taken for") == SHOWN_QUERIES
     assert f"{labels[worst]},\ntaken for\n{logits[worst].argmax()}" in text
     hurt, helped = (attribution.scores[:, worst].argmin(), attribution.scores[:, worst].argmax())
     titles = [f"group {g}: {attribution.scores[g, worst]:+.2f}" for g in (hurt, helped)]
@@ -183,7 +184,7 @@ def test_no_mistakes_say_so(stages, attribution):
     plan = plan._replace(split=plan.split._replace(test=right))
     figure = figures.mistakes_figure(plan, stages.results.target, attribution)
     assert _texts(figure) == "No query is misclassified."
-    assert figures.png(figure).startswith(b"\x89PNG")
+    assert png(figure).startswith(b"\x89PNG")
 
 
 def test_an_objective_that_is_not_per_query_says_so(stages, attribution):
@@ -210,7 +211,7 @@ def test_the_matrix_is_sorted_by_class(attribution, stages):
 def test_a_matrix_of_zeros_can_be_drawn(stages):
     zeros = make_attribution(np.zeros((2, 3)), [0, 1])
     figure = figures.matrix_figure(zeros, np.array([0, 1, 1]), ("a", "b"))
-    assert figures.png(figure).startswith(b"\x89PNG")
+    assert png(figure).startswith(b"\x89PNG")
 
 
 def test_groups_of_one_point_can_be_drawn(stages):
@@ -308,19 +309,19 @@ def test_names_in_figures_are_text_and_no_formulas(stages, attribution):
         figures.mistakes_figure(plan, results.target, named),
         figures.synset_figure(plan, groups, results.synset.synset, np.arange(10.0)),
         figures.groups_figure(plan, groups),
-        figures.comparison_figure({"rows": [row]}),
-        figures.points_figure(split, two, two, np.eye(120, 2, dtype=int), np.eye(120), 2),
-        figures.ranked_figure(split, {"$\\frac$": np.arange(120.0)}, 3),
-        figures.bars_figure({"$\\frac$": [1.0]}, ["$\\frac$"]),
-        figures.profiles_figure(np.ones(2), np.ones(2), "$\\frac$", "runs/$\\frac$"),
+        answer_figures.comparison_figure({"rows": [row]}),
+        answer_figures.points_figure(split, two, two, np.eye(120, 2, dtype=int), np.eye(120), 2),
+        answer_figures.ranked_figure(split, {"$\\frac$": np.arange(120.0)}, 3),
+        answer_figures.bars_figure({"$\\frac$": [1.0]}, ["$\\frac$"]),
+        answer_figures.profiles_figure(np.ones(2), np.ones(2), "$\\frac$", "runs/$\\frac$"),
     ]
     for figure in drawn:
-        assert figures.png(figure).startswith(b"\x89PNG")
+        assert png(figure).startswith(b"\x89PNG")
 
 
 def test_ticks_of_logarithms_are_numbers():
     figure = figures.matching_figure(np.array([1e-5, 1e-3, 0.1]), np.ones(3))
-    figures.png(figure)
+    png(figure)
     ticks = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert "0.01" in ticks
     assert not any("$" in tick for tick in ticks)

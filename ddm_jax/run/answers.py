@@ -19,7 +19,7 @@ from ddm_jax.metrics.profiles import compare_profiles, profile
 from ddm_jax.objectives import explain
 from ddm_jax.online import stable_rate, trajectory_point
 from ddm_jax.run import stages
-from ddm_jax.run.figures import (
+from ddm_jax.run.answer_figures import (
     bars_figure,
     effects_figure,
     points_figure,

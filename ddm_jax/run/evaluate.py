@@ -19,8 +19,9 @@ from ddm_jax import files
 from ddm_jax.judge import compare, filling, truth
 from ddm_jax.judge.truth import Truth
 from ddm_jax.run import settings
+from ddm_jax.run.answer_figures import comparison_figure
 from ddm_jax.run.check import filled, open_truth
-from ddm_jax.run.figures import comparison_figure, png
+from ddm_jax.run.drawing import png
 from ddm_jax.run.plan import Plan, check_distillation_fits, make_plan
 from ddm_jax.run.report import is_defined, number
 from ddm_jax.run.settings import Config

@@ -18,6 +18,7 @@ from ddm_jax.attribution import AXES, SIGN
 from ddm_jax.compute.placement import in_batches
 from ddm_jax.run import check as checking
 from ddm_jax.run import figures
+from ddm_jax.run.drawing import png
 from ddm_jax.run.plan import Plan
 from ddm_jax.run.settings import as_json
 from ddm_jax.run.workdir import KeptAnswer, kept_answers, versions
@@ -119,7 +120,7 @@ def write(
     folder = workdir / "figures"
     folder.mkdir(exist_ok=True)
     for name, figure in drawn.items():
-        files.write_whole(folder / f"{name}.png", figures.png(figure))
+        files.write_whole(folder / f"{name}.png", png(figure))
     rewrite(plan, workdir, say)
     return result
 
