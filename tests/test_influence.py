@@ -181,7 +181,20 @@ def test_one_number_by_hand():
     np.testing.assert_allclose(got * 2.75, [[1.0, 2.5], [3.0, 2.0]], rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [(make_influence_exact, {}), (make_influence_arnoldi, {"iterations": 43, "rank": 43})],
+)
+def test_a_saddle_is_warned_of(make, settings, network):
+    """`v (H + d I)^-1 v < 0` for some of what is solved for; never where the damping is enough."""
+    lowest = np.linalg.eigvalsh(network.hessian)[0]
+    with pytest.warns(UserWarning, match=rf"{make.__name__[5:]}: . of 5 solves go uphill.*saddle"):
+        network.scores(make, POINTS, damping=DAMPING, weight_decay=DECAY, **settings)
+    network.scores(make, POINTS, damping=0.1 - lowest, weight_decay=DECAY, **settings)
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:influence_exact. .* go uphill")
 def test_a_network_with_an_indefinite_hessian_is_solved_as_it_is(network):
     values = np.linalg.eigvalsh(network.hessian)
     assert values[0] < -0.01, "the case is about saddles"
@@ -541,6 +554,7 @@ def test_a_newton_step_away_from_the_optimum(name, curvature, request):
 # The frame
 
 
+@pytest.mark.filterwarnings("ignore:influence_exact. .* go uphill")
 @pytest.mark.parametrize("name", ["influence_exact", "ekfac"])
 def test_pieces_change_nothing(name, network, monkeypatch):
     settings = {"damping": DAMPING, "weight_decay": DECAY}

@@ -39,6 +39,13 @@ Factor = Callable[[Array, Params, Batch, Array], Any]  # key, params, data, weig
 Solve = Callable[[Params, Batch, Any, Array], Array]  # ..., curvature, [V, P] -> [V, P]
 
 
+class Solved(NamedTuple):
+    """How V solves went."""
+
+    left: Array  # [V], `what_is_left`; 0 where nobody looked
+    along: Array  # [V], `v (H + damping I)^-1 v`
+
+
 class InfluenceState(NamedTuple):
     """Where every point is a group. Otherwise `(H + damping I)^-1 g_k` is a `GradDotState`."""
 
@@ -71,7 +78,8 @@ def make_influence(
         solve: `(H + damping I)^-1 v` for each of the vectors; it finds the same order.
         damping: at least 0; where it and the run's weight decay are both zero `fit` refuses.
         image: `(H + damping I) x`, called as `solve` is: a solve that leaves more than it was
-            asked for is warned of by the name of the `method`.
+            asked for is warned of by the name of the `method`. So is one that goes uphill,
+            `v (H + damping I)^-1 v < 0`: the matrix is indefinite there.
 
     Raises:
         ValueError: for a damping out of range.
@@ -82,15 +90,16 @@ def make_influence(
 
     def solve_and_look(params: Params, data: Batch, curvature: Any, vectors: Array):
         solved = solve(params, data, curvature, vectors)
-        if image is None:
-            return solved, jnp.zeros(len(vectors))
-        return solved, what_is_left(image(params, data, curvature, solved), vectors)
+        left = jnp.zeros(len(vectors))
+        if image is not None:
+            left = what_is_left(image(params, data, curvature, solved), vectors)
+        return solved, Solved(left, jnp.sum(vectors * solved, -1))
 
     @compiled
     def group_moves(params: Params, data: Batch, curvature: Any, batches: Any):
         rows = group_gradient_rows(task, params, data, batches)
-        moves, left = solve_and_look(params, data, curvature, rows)
-        return as_params(moves, params), left
+        moves, found = solve_and_look(params, data, curvature, rows)
+        return as_params(moves, params), found
 
     def fit(
         key: Array, run: TrainRun, data: Batch, groups: Groups
@@ -103,22 +112,22 @@ def make_influence(
         if groups.count == len(ids):
             return InfluenceState(params, curvature, data, jnp.asarray(np.argsort(ids)))
         batches = group_batches(Groups(ids, groups.count))
-        moves, left = group_moves(params, data, curvature, batches)
-        warn_of_divergence(method, left)
+        moves, found = group_moves(params, data, curvature, batches)
+        warn_of_solves(method, found)
         return GradDotState(params, moves)
 
     @compiled
     def score_points(state: InfluenceState, query: Batch):
         wanted = output_gradients(task.output, state.params, query)
-        solved, left = solve_and_look(state.params, state.data, state.curvature, wanted)
+        solved, found = solve_and_look(state.params, state.data, state.curvature, wanted)
         products = gradient_products(task.loss, state.params, state.data, solved)
-        return -products[state.rows] / len(products), left
+        return -products[state.rows] / len(products), found
 
     def score(state: InfluenceState | GradDotState, query: Batch) -> Array:
         if isinstance(state, GradDotState):
             return along_moves.score(state, query)
-        scores, left = score_points(state, query)
-        warn_of_divergence(method, left)
+        scores, found = score_points(state, query)
+        warn_of_solves(method, found)
         return scores
 
     return make_estimator(task, fit, score)
@@ -130,16 +139,22 @@ def what_is_left(image: Array, vectors: Array) -> Array:
     return missing / jnp.maximum(jnp.linalg.norm(vectors, axis=-1), 1e-30)
 
 
-def warn_of_divergence(method: str, left: Array) -> None:
-    """Warn of solves that leave more than they were asked for; nothing while traced."""
-    if not is_concrete(left):
+def warn_of_solves(method: str, found: Solved) -> None:
+    """Warn of solves that diverged, and of those of a saddle; nothing while traced."""
+    if not is_concrete(found):
         return
-    each = np.nan_to_num(np.asarray(left), nan=np.inf)
-    bad = each > 1
-    if bad.any():
+    left = np.nan_to_num(np.asarray(found.left), nan=np.inf)
+    diverged, uphill = left > 1, np.asarray(found.along) < 0
+    if diverged.any():
         warnings.warn(
-            f"{method}: {bad.sum()} of {each.size} solves diverged, the worst leaves "
-            f"{each.max():.1e} times what was asked, so its scores mean nothing; raise the damping",
+            f"{method}: {diverged.sum()} of {left.size} solves diverged, the worst leaves "
+            f"{left.max():.1e} times what was asked, so its scores mean nothing; raise the damping",
+            stacklevel=4,
+        )
+    elif uphill.any():
+        warnings.warn(
+            f"{method}: {uphill.sum()} of {left.size} solves go uphill: the curvature is negative "
+            "there, beyond the damping, and the scores are those of a saddle; raise the damping",
             stacklevel=4,
         )
 

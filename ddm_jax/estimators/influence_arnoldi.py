@@ -73,4 +73,4 @@ def make_influence_arnoldi(
     def solve(params: Params, data: Batch, pairs: LeadingPairs, vectors: Array) -> Array:
         return vectors @ pairs.directions.T / pairs.values @ pairs.directions
 
-    return make_influence(task, factor, solve, damping=damping)
+    return make_influence(task, factor, solve, damping=damping, method="influence_arnoldi")

@@ -31,6 +31,9 @@ def make_influence_exact(task: Task, *, damping: float = 0.01) -> Estimator:
     Raises:
         ValueError: for a setting out of range, or (in `fit`) neither damping nor weight decay, or
             a network with too many parameters.
+
+    Warns:
+        UserWarning: where the damping leaves a saddle.
     """
 
     def factor(key: Array, params: Params, data: Batch, weight_decay: Array) -> tuple[Array, Array]:
@@ -50,4 +53,4 @@ def make_influence_exact(task: Task, *, damping: float = 0.01) -> Estimator:
     def solve(params: Params, data: Batch, factors: Any, vectors: Array) -> Array:
         return lu_solve(factors, vectors.T).T
 
-    return make_influence(task, factor, solve, damping=damping)
+    return make_influence(task, factor, solve, damping=damping, method="influence_exact")

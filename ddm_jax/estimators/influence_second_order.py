@@ -11,9 +11,10 @@ from ddm_jax.checks import check_choice, check_integer, require_distributions
 from ddm_jax.compute.pieces import value_and_gradient
 from ddm_jax.compute.placement import device_vmap
 from ddm_jax.estimators._influence import (
+    Solved,
     conjugate_gradient,
     mean_weights,
-    warn_of_divergence,
+    warn_of_solves,
     what_is_left,
 )
 from ddm_jax.estimators.contract import joint_estimator
@@ -110,7 +111,7 @@ def make_influence_second_order(
 
     def outputs(state: InfluenceSecondOrderState, masks: Any, query: Batch) -> Array:
         found, left = mapped(check_masks(masks, state.groups.count), state, query)
-        warn_of_divergence("influence_second_order", left)
+        warn_of_solves("influence_second_order", Solved(left, jnp.zeros_like(left)))
         return found
 
     return joint_estimator(task, fit, outputs, lambda state: state.groups.count)
