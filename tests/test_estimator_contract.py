@@ -160,8 +160,7 @@ def test_outputs_of_leave_one_out_masks_are_the_scores(fitted, planted):
 
 
 @pytest.mark.slow
-# Forward matching trains from the start in these bits: .868 in bfloat16.
-@pytest.mark.parametrize(("dtype", "least"), [("float64", 0.999), ("bfloat16", 0.85)])
+@pytest.mark.parametrize(("dtype", "least"), [("float64", 0.999), ("bfloat16", 0.9)])
 def test_scores_are_those_of_a_network_in_floats_of_another_size(fitted, planted, dtype, least):
     """At least float32, and near those in float32; the rounding to bfloat16 is one in 256."""
     with jax.enable_x64(dtype == "float64"):
@@ -176,6 +175,8 @@ def test_scores_are_those_of_a_network_in_floats_of_another_size(fitted, planted
     assert scores.shape == (K, Q)
     assert np.isfinite(scores).all()
     if not (fitted.case.trains and dtype == "bfloat16"):  # such networks go ways of their own
+        if fitted.case is CASES["forward_matching"]:
+            least -= 0.05  # thirty steps from the start, and not a few from the trained network
         assert np.corrcoef(scores.ravel(), fitted.scores.ravel())[0, 1] > least
 
 
