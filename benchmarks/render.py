@@ -803,6 +803,36 @@ def run_agreement(what: str) -> Cell:
     return joined(*(score(f"{what}.{name}") for name in ("ddm", "grad_dot", "one_retraining")))
 
 
+# Kinds of task
+
+
+def of_kind(kind: str) -> Cell:
+    """Whether a method works there, and how well where it claims to predict retraining."""
+
+    def written(row: Row) -> str:
+        if not row[kind]["works"]:
+            return "refuses"
+        agrees = row[kind]["agreement"]
+        return f"{agrees:.2f}" if row["predicts"] and agrees is not None else "works"
+
+    return written
+
+
+def kind_columns(result: Result) -> dict[str, Cell]:
+    """A column a kind of task."""
+    return {"": cell("`{}`", "method")} | {
+        title: of_kind(kind) for kind, title in result["kinds"].items()
+    }
+
+
+KINDS_NOTE = (
+    "Numbers are correlations with exact retraining over the groups, the mean over queries; "
+    "*works* is said of methods that do not claim to predict it, and *refuses* of those that say "
+    "in one line that they cannot answer. Each is a tiny problem, linear in its parameters, of "
+    "which a sixth is left out: the table says what works, not which method is best. "
+)
+
+
 POINT_COLUMNS: dict[str, Cell] = {
     "": text("estimator"),
     "LDS": ranged("group_lds"),
@@ -965,6 +995,7 @@ TABLES: dict[str, Table | Callable[[Result], str]] = {
         },
         note=torch_note,
     ),
+    "kinds": Table(kind_columns, note=KINDS_NOTE),
     "peers": Table(
         {
             "": peer_name,

@@ -105,10 +105,7 @@ def child(case: dict[str, Any]) -> dict[str, Any]:
     count = case["checkpoints"]
     checkpoints = jax.tree.map(lambda leaf: jnp.stack([leaf] * count) * jnp.float32(1), params)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-    unused = jnp.zeros(0)
-    run = TrainRun(
-        jax.random.key(0), params, checkpoints, *[unused] * 4, jnp.zeros(()), jnp.zeros(())
-    )
+    run = TrainRun(jax.random.key(0), params, checkpoints, weight_decay=jnp.zeros(()))
     start = initial_synset(jax.random.key(1), task, "random", run, data, groups, case["items"], [0])
     settings = DistillSettings(items=case["items"], learning_rate=0.001, steps=DISTILL_STEPS)
     indices = list(range(count))

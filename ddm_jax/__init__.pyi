@@ -11,7 +11,9 @@ from .cluster import make_groups as make_groups
 from .compute.placement import device_vmap as device_vmap
 from .distill import DistillSettings as DistillSettings
 from .estimators.ddm import make_ddm as make_ddm
+from .estimators.over_networks import over_networks as over_networks
 from .estimators.retraining import make_retraining as make_retraining
+from .judge.against import against_retraining as against_retraining
 from .masks import leave_one_out as leave_one_out
 from .masks import random_masks as random_masks
 from .matching import make_matching_loss as make_matching_loss
@@ -23,8 +25,12 @@ from .online import make_selective as make_selective
 from .online import subset_outputs as subset_outputs
 from .online import trajectory_point as trajectory_point
 from .tasks import classification as classification
+from .tasks import freeze as freeze
+from .tasks import merge as merge
+from .tasks import multilabel as multilabel
 from .tasks import regression as regression
 from .train import TrainSettings as TrainSettings
+from .train import make_run as make_run
 from .train import make_train as make_train
 from .types import Batch as Batch
 from .types import Estimator as Estimator

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pydantic
 
-from ddm_jax.types import Batch, Task, TrainRun, length
+from ddm_jax.types import Array, Batch, Params, Task, TrainRun, length
 
 PIECE = 2**24  # numbers that are looked at at once
 
@@ -126,17 +126,23 @@ def one_line(error: pydantic.ValidationError, section: str = "") -> str:
     return f"{name}={value!r}; it must be {allowed}"
 
 
-def require_distributions(task: Task, method: str) -> None:
-    """Refuse a task whose targets are no distributions over classes, for a method that needs them.
+def require_distributions(task: Task, method: str) -> Callable[[Params, Any], Array]:
+    """The logits of a task of classes, `apply(params, x) -> [B, C]`, for a method that needs them.
 
     Raises:
-        ValueError: for `targets="any"`.
+        ValueError: for `targets="any"`, or a task without predictions.
     """
     if task.targets != "distribution":
         raise ValueError(
             f"{method} needs classes, and this task has targets={task.targets!r}: use a method "
             "that holds for any loss, such as influence_cg, trak, datamodel or retraining"
         )
+    if task.apply is None:
+        raise ValueError(
+            f"{method} needs the logits of the classes, and this task has none: make it with "
+            "apply=(params, x) -> [B, C], or with targets='any' and a method for any loss"
+        )
+    return task.apply
 
 
 def is_concrete(tree: Any) -> bool:
@@ -149,7 +155,8 @@ def check_batch(task: Task, batch: Batch, what: str = "data", need: int = 1) -> 
 
     Raises:
         ValueError: for leaves without one leading axis of at least `need`, labels that do not fit
-            the network, NaN or infinity, or label rows that are no distributions.
+            the network, NaN or infinity, or label rows that are no distributions. Where the
+            targets are "any", y may be anything, and None.
     """
     if not isinstance(batch, Batch):
         raise ValueError(f"{what} is a {type(batch).__name__}; make it with `data.make_batch`")
@@ -169,6 +176,54 @@ def check_batch(task: Task, batch: Batch, what: str = "data", need: int = 1) -> 
         _check_distributions(task, batch, what)
 
 
+def check_loss(task: Task, data: Batch, what: str = "data") -> None:
+    """Check, by shapes alone, that a task has a loss for each example.
+
+    Raises:
+        ValueError: for a loss of another shape than [B], such as a mean over them.
+    """
+    shape = _shape_of(task, "loss", data, what)
+    if shape != (length(data),):
+        raise ValueError(
+            f"the loss of the task has shape {shape} for {length(data)} examples; it must be [B], "
+            "one number an example, and no mean over them"
+        )
+
+
+def count_outputs(task: Task, query: Batch) -> int:
+    """How many outputs of a query are explained, by shapes alone: Q, or S of a task of sets.
+
+    Raises:
+        ValueError: for an output of another shape.
+    """
+    shape = _shape_of(task, "output", query, "the query")
+    if task.of_sets and len(shape) != 1:
+        raise ValueError(f"the output of the task has shape {shape}; of sets it must be [S]")
+    if not task.of_sets and shape != (length(query),):
+        raise ValueError(
+            f"the output of the task has shape {shape} for {length(query)} queries; it must be "
+            "[Q], or say `task._replace(of_sets=True)` for one of sets of queries"
+        )
+    return shape[0]
+
+
+def _shape_of(task: Task, part: str, batch: Batch, what: str) -> tuple[int, ...]:
+    """The shape of the task's "loss" or "output" of a batch."""
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    try:
+        found = jax.eval_shape(jax.jit(getattr(task, part)), params, _shapes_of(batch))
+    except Exception as error:  # whatever a model of any library raises
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"the {part} of the task fails on {what}: {first}") from error
+    if not isinstance(found, jax.ShapeDtypeStruct):
+        raise ValueError(f"the {part} of the task is a {type(found).__name__}, and no array")
+    return found.shape
+
+
+def _shapes_of(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
 def _finite(leaf: Any) -> bool:
     """Whether all of an array's numbers are finite; of one in a file a piece is read at a time."""
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -181,27 +236,25 @@ def _finite(leaf: Any) -> bool:
 
 def _check_distributions(task: Task, batch: Batch, what: str) -> None:
     y = batch.y
+    if y is None:
+        raise ValueError(
+            f"{what} has no labels; make them one-hot rows [B, C] with `data.make_batch`, or the "
+            "task with targets='any'"
+        )
     if isinstance(y, jax.Array | np.ndarray) and y.ndim == 1:
         raise ValueError(
             f"the labels of {what} have shape {y.shape}; make them one-hot rows [B, C] with "
-            "`data.make_batch`"
+            "`data.make_batch`, or the task with targets='any'"
         )
     if isinstance(y, jax.Array | np.ndarray) and not jnp.issubdtype(y.dtype, jnp.floating):
         raise ValueError(
             f"the labels of {what} are {y.dtype}; make them floating-point rows, one-hot or soft"
         )
-    params = jax.eval_shape(task.init, jax.random.key(0))
-    some = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
-    try:
-        logits = jax.eval_shape(jax.jit(task.apply), params, some.x)
-    except Exception as error:  # whatever a network of any library raises
-        first = str(error).strip().splitlines()[0]
+    needed = None if task.apply is None else _logits_of(task, task.apply, batch, what)
+    if not isinstance(y, jax.Array | np.ndarray) or y.ndim != 2 or y.shape != (needed or y.shape):
         raise ValueError(
-            f"the inputs of {what}, {_shapes(some.x)}, do not fit the network: {first}"
-        ) from error
-    if not isinstance(y, jax.Array | np.ndarray) or y.shape != logits.shape:
-        raise ValueError(
-            f"the labels of {what} have shape {_shapes(some.y)}; the network needs {logits.shape}"
+            f"the labels of {what} have shape {_shapes(y)}; the network needs "
+            f"{needed or 'rows [B, C]'}"
         )
     if y.shape[1] < 2:
         raise ValueError(
@@ -214,9 +267,22 @@ def _check_distributions(task: Task, batch: Batch, what: str) -> None:
         if bad.size:
             raise ValueError(
                 f"row {bad[0]} of the labels of {what} is no distribution over classes (it sums to "
-                f"{rows[bad[0]].sum():g}); for real targets or several labels make the task with "
-                "targets='any' and use a method for any loss, such as influence_cg"
+                f"{rows[bad[0]].sum():g}); for real targets use `regression`, for several labels "
+                "`multilabel`, or make the task with targets='any'"
             )
+
+
+def _logits_of(task: Task, apply: Any, batch: Batch, what: str) -> tuple[int, ...]:
+    """The shape of the predictions for a batch."""
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    some = _shapes_of(batch.x)
+    try:
+        return jax.eval_shape(jax.jit(apply), params, some).shape
+    except Exception as error:  # whatever a network of any library raises
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"the inputs of {what}, {_shapes(some)}, do not fit the network: {first}"
+        ) from error
 
 
 def _shapes(tree: Any) -> str:

@@ -114,6 +114,14 @@ def _kmeans(features: np.ndarray, num_groups: int, seed: int) -> np.ndarray:
     return labels
 
 
+def with_background(groups: Groups) -> Groups:
+    """The groups with what is in none of them as one more, the last."""
+    if not groups.background:
+        return groups
+    ids = np.asarray(groups.ids)
+    return Groups(np.where(ids < 0, groups.count, ids).astype(np.int32), groups.count + 1)
+
+
 def as_groups(
     ids: Any,
     num_points: int | None = None,
@@ -123,14 +131,18 @@ def as_groups(
 ) -> Groups:
     """Check groups of one's own, [N] integers 0..K-1; what are `Groups` already pass.
 
+    Where only a part of the training set is asked about, the rest is its *background*, -1: always
+    in the training and in N, in no group, and no score is of it. K is the number of asked groups.
+
     Args:
-        ids: the group of each training point, or its name: groups are then in the names' order.
+        ids: the group of each training point, -1 for the background; or its name: groups are then
+            in the names' order.
         num_points: N, where it is known.
         count: K; default the largest id and one.
         names: of the K groups.
 
     Raises:
-        ValueError: for a wrong length, values that are no integers in 0..K-1, an empty group, or
+        ValueError: for a wrong length, values that are no integers in -1..K-1, an empty group, or
             fewer than two groups, of which none could be left out.
     """
     if isinstance(ids, Groups):
@@ -151,8 +163,13 @@ def as_groups(
         )
     if len(ids) == 0:
         raise ValueError("there are no points to group; pass at least one")
-    if ids.min() < 0:
-        raise ValueError(f"group {ids.min()} is negative; groups must be integers 0..K-1")
+    if ids.min() < -1:
+        raise ValueError(
+            f"group {ids.min()} is negative; groups must be integers 0..K-1, and -1 for the "
+            "background"
+        )
+    if ids.max() < 0:
+        raise ValueError("all points are background, -1; number the groups that are asked about")
     count = int(ids.max()) + 1 if count is None else count
     if ids.max() >= count:
         raise ValueError(f"group {ids.max()} is out of range; {count} groups are 0..{count - 1}")
@@ -160,7 +177,7 @@ def as_groups(
         raise ValueError("there is one group; at least 2 are needed, of which one can be left out")
     if count > len(ids):
         raise ValueError(f"{count} groups of {len(ids)} points; number the groups without gaps")
-    empty = np.flatnonzero(np.bincount(ids, minlength=count) == 0)
+    empty = np.flatnonzero(Groups(ids, count).sizes() == 0)
     if empty.size:
         raise ValueError(
             f"group {empty[0]} is empty ({empty.size} of {count} groups are); number the groups "

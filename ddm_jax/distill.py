@@ -16,13 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ddm_jax.blocks import GroupBlocks, read_block
 from ddm_jax.checks import settings
 from ddm_jax.compute.memory import at_once
 from ddm_jax.compute.pieces import bytes_an_example
 from ddm_jax.compute.placement import chunked_vmap, device_vmap
+from ddm_jax.items import (
+    MASS,
+    free_leaves,
+    get_leaves,
+    is_under,
+    items_of,
+    leaf_units,
+    put_leaves,
+)
 from ddm_jax.matching import (
     MatchPoints,
     at_least_float32,
@@ -33,13 +42,22 @@ from ddm_jax.matching import (
     make_matching_loss,
 )
 from ddm_jax.synset import by_group, flat
-from ddm_jax.types import Array, Batch, Params, Synset, Task, TrainRun, as_batch, take
+from ddm_jax.types import Array, Batch, Params, Synset, Task, TrainRun, take
 
-LEARNABLE: tuple[Literal["x", "y", "mass"], ...] = ("x", "y", "mass")
+LEARNABLE = ("x", "y", MASS)
 STEPS_AT_ONCE = 50  # distillation steps a dispatch
 
 Step = Callable[[Any, int], tuple[Any, int, str]]  # carry, position -> carry, position, note
 Loop = Callable[[Any, int, Step], Any]  # carry, total, step -> carry
+
+
+def _check_learn(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not is_under(name, LEARNABLE):
+            raise ValueError(
+                f"distill.learn names {name!r}; name x, y, mass, or a part of an item as x.image"
+            )
+    return names
 
 
 @settings("distill")
@@ -52,11 +70,12 @@ class DistillSettings:
       several times the cost for large networks).
     - `balance`: how the groups' squared errors are weighted, 0 (by size) to 1 (relative errors
       group by group); see `matching.balance_weights`.
-    - `learn`: what is optimised; the rest stays as it starts.
+    - `learn`: what is optimised, where the task leaves it free (`types.Items`): inputs "x",
+      targets "y", "mass", or a part of an item such as "x.image". The rest stays as it starts.
     - `part`: the late part of the trajectory that is matched; `offset`: the s of the paper's
       objective, in checkpoints.
     - `optimizer`, `learning_rate`, `steps`: with a cosine to zero; one rate serves inputs, label
-      logits and masses.
+      logits and masses, each in units of its own (`items.leaf_units`).
     - `points_per_step`: trajectory points a step.
     - `precision`: of the gradients to match; "bfloat16" takes half the memory.
     """
@@ -65,7 +84,7 @@ class DistillSettings:
     start: Literal["pursuit", "random", "noise"] = "pursuit"
     distance: Literal["squared", "whitened"] = "squared"
     balance: Annotated[float, Field(ge=0, le=1)] = 0.5
-    learn: Annotated[tuple[Literal["x", "y", "mass"], ...], Field(min_length=1)] = LEARNABLE
+    learn: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_check_learn)] = LEARNABLE
     part: Annotated[float, Field(gt=0, le=1)] = 0.75
     offset: Annotated[int, Field(ge=0)] = 0
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -78,7 +97,7 @@ class DistillSettings:
 class Free(NamedTuple):
     """What distillation may change of a synset by group."""
 
-    items: Batch  # leaves [K, M, ...]
+    leaves: list[Array]  # [K, M, ...] of the items that are optimised, see `items.free_leaves`
     mass: Array  # [K, M]
 
 
@@ -94,7 +113,7 @@ class DistillState(NamedTuple):
 class Distiller(NamedTuple):
     """Reverse gradient matching as pure functions of a synset `by_group`."""
 
-    start: Callable[[Synset], DistillState]
+    start: Callable[..., DistillState]  # synset, `leaf_units` of all groups (default: its own)
     advance: Callable[..., tuple[DistillState, Array]]
     norms: Callable[[MatchPoints], Array]  # -> [T, K], see `matching.distance_norms`
     weights: Callable[[Array], Array]  # norms of all groups [T, K] -> weights [T, K]
@@ -105,7 +124,8 @@ def make_distiller(
 ) -> Distiller:
     """Make the functions that distil a synset.
 
-    `start(synset) -> state`. `advance(key, state, points, steps) -> state, losses [steps]` takes
+    `start(synset, units=None) -> state`, with what `items.leaf_units` says of all groups where
+    these are not all. `advance(key, state, points, steps) -> state, losses [steps]` takes
     steps (their number is static) on `sum_k weight_k d(g_k, h_k)`, each at `points_per_step`
     points drawn with `fold_in(key, step)`, so that a resumed run draws what it would have drawn.
     Where these groups are not all, their `weights [T, K]` among all are its last argument.
@@ -122,18 +142,27 @@ def make_distiller(
     optimizer = {"adam": optax.adam, "sgd": optax.sgd}[settings.optimizer](schedule)
     matching_loss = make_matching_loss(task, settings.distance)
 
-    def start(synset: Synset) -> DistillState:
+    def free_of(synset: Synset) -> tuple[list[bool], Free]:
+        chosen = free_leaves(task, synset.items, settings.learn)
+        return chosen, Free(get_leaves(synset.items, chosen), synset.mass)
+
+    def with_free(synset: Synset, chosen: list[bool], free: Free) -> Synset:
+        items = put_leaves(synset.items, chosen, free.leaves)
+        return synset._replace(items=items, mass=free.mass)
+
+    def start(synset: Synset, units: list[Any] | None = None) -> DistillState:
+        chosen, free = free_of(synset)
+        units = leaf_units(synset.items) if units is None else units
         real = synset.group >= 0  # the others fill a group up
         size = jnp.mean(jnp.abs(synset.mass), 1, keepdims=True)
         size = size / jnp.mean(real, 1, keepdims=True)
-        unit = {
-            "x": jax.tree.map(jnp.ones_like, synset.items.x),
-            "y": jax.tree.map(jnp.ones_like, synset.items.y),
-            "mass": jnp.where(real, size, 0.0),
-        }
-        unit |= {n: jax.tree.map(jnp.zeros_like, unit[n]) for n in unit if n not in settings.learn}
-        scale = Free(synset.items._replace(x=unit["x"], y=unit["y"]), unit["mass"])
-        free = Free(synset.items, synset.mass)
+        mass = jnp.where(real, size, 0.0)
+        if MASS not in settings.learn:
+            mass = jnp.zeros_like(mass)
+        each = [unit for unit, ok in zip(units, chosen, strict=True) if ok]
+        scale = Free(
+            [jnp.full_like(leaf, unit) for leaf, unit in zip(free.leaves, each, strict=True)], mass
+        )
         moments = optimizer.init(at_least_float32(free))  # float16 has no room for Adam's
         return DistillState(synset, scale, moments, jnp.zeros((), jnp.int32))
 
@@ -144,11 +173,13 @@ def make_distiller(
             def one_group(item):
                 part, gradient, weight = item
 
+                chosen, free = free_of(part)
+
                 def loss(free: Free) -> Array:
-                    moved = part._replace(items=free.items, mass=free.mass)
+                    moved = with_free(part, chosen, free)
                     return matching_loss(moved, gradient, weight, point)
 
-                return jax.value_and_grad(loss)(Free(part.items, part.mass))
+                return jax.value_and_grad(loss)(free)
 
             together = chunk or groups_together(task, point.params, synset)
             items = (synset, point.gradients, weights[t])
@@ -180,11 +211,11 @@ def make_distiller(
             draw = jax.random.fold_in(key, state.step)
             chosen = jax.random.choice(draw, count, (each,), replace=False)
             loss, slope = loss_and_gradient(state.synset, points, weights, chosen)
-            free = Free(state.synset.items, state.synset.mass)
+            leaves, free = free_of(state.synset)
             slope = at_least_float32(jax.tree.map(jnp.multiply, slope, state.scale))
             updates, moved = optimizer.update(slope, state.optimizer, free)
             updates = jax.tree.map(jnp.multiply, updates, state.scale)
-            synset = state.synset._replace(**optax.apply_updates(free, updates)._asdict())
+            synset = with_free(state.synset, leaves, optax.apply_updates(free, updates))
             return DistillState(synset, state.scale, moved, state.step + 1), loss
 
         return lax.scan(step, state, length=steps)
@@ -199,7 +230,7 @@ def groups_together(task: Task, params: Params, synset: Synset) -> int:
     to five where it keeps little: a matrix product with the one row of M = 1 is slow. Elsewhere
     as many as fit.
     """
-    items = as_batch(take(synset.items, 0))
+    items = items_of(task).batch(take(synset.items, 0))
     kept = bytes_an_example(lambda p, b, mass: mass @ task.loss(p, b), params, items)
     return at_once("groups", kept * synset.mass.shape[1])
 
@@ -244,7 +275,7 @@ def make_blockwise(task: Task, settings: DistillSettings, blocks: GroupBlocks) -
         ),
         chunk=1,
     )
-    start_of = device_vmap(distiller.start, chunk=1)
+    start_of = device_vmap(distiller.start, chunk=1)  # of each block, with the units of all
     norms_of = device_vmap(distiller.norms, chunk=1)
     error_of = device_vmap(lambda item: make_matching_error(task)(*item), chunk=1)
 
@@ -289,7 +320,7 @@ def make_blockwise(task: Task, settings: DistillSettings, blocks: GroupBlocks) -
                 held = None
                 held, held_round = points(some, run, data, indices), number
             if done == 0:
-                state = start_of(take(synset, members))
+                state = start_of(take(synset, members), units)
             size = min(STEPS_AT_ONCE, steps - done)
             part = np.moveaxis(weights[:, members] * first, 1, 0)
             state, new = advance[size]((state, held, part), key)
@@ -302,7 +333,8 @@ def make_blockwise(task: Task, settings: DistillSettings, blocks: GroupBlocks) -
             return (synset, state, losses), position + size, f"matching loss {np.mean(new):.4f}"
 
         whole = jax.tree.map(np.array, by_group(start))
-        state = start_of(take(whole, blocks.members[rounds[0]]))
+        units = leaf_units(start.items)
+        state = start_of(take(whole, blocks.members[rounds[0]]), units)
         carry = (whole, state, np.zeros(max(steps, 1), np.float32))
         synset, _, losses = loop(carry, steps * len(rounds), step)
         counts = np.bincount(np.asarray(start.group), minlength=blocks.num_groups)

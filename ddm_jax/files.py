@@ -240,6 +240,16 @@ def remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def digest(*arrays: Any) -> str:
+    """SHA-256 of arrays with their shapes and types, 16 characters."""
+    total = hashlib.sha256()
+    for array in arrays:
+        array = np.ascontiguousarray(array)
+        total.update(f"{array.dtype} {array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()[:16]
+
+
 def check_folder(path: Path) -> None:
     """Check that checkpoints can be kept below a folder.
 

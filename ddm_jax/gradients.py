@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from ddm_jax.checks import check_number, is_concrete
+from ddm_jax.checks import check_number, is_concrete, require_distributions
 from ddm_jax.compute.memory import at_once, bytes_of, examples_a_piece
 from ddm_jax.compute.pieces import bytes_an_example, map_pieces, value_and_gradient
 from ddm_jax.compute.placement import chunked_vmap
@@ -79,36 +79,35 @@ def gradient_products(objective: Output, params: Params, data: Batch, vectors: A
     return map_gradients(lambda rows: rows @ vectors.T, objective, params, data)
 
 
-def output_gradients(output: Output, params: Params, query: Batch) -> Array:
-    """The gradient of each output, `[Q, P]`, or `[1, P]` of one output of all queries.
+def output_gradients(
+    task: Task, params: Params, query: Batch, fn: Callable[[Array], Array] = lambda rows: rows
+) -> Array:
+    """The gradient of each explained output, `[Q, P]`, or `[S, P]` of a task of sets.
 
-    Raises:
-        ValueError: for an output of another shape.
+    Args:
+        fn: what is wanted of the gradients `[B, P]`, as `[B, ...]`; default they themselves.
     """
-    shape = jax.eval_shape(output, params, query).shape
-    if shape == (length(query),):
-        return map_gradients(lambda rows: rows, output, params, query)
-    if len(shape) != 1:
-        raise ValueError(f"the output has shape {shape}; it must be [Q], or [1] for all queries")
-    flat, unravel = ravel_pytree(params)
-    return jax.jacrev(lambda vector: output(unravel(vector), query))(flat)
+    if not task.of_sets:
+        return map_gradients(fn, task.output, params, query)
+    # A set's output may be any function of all queries, which are not cut in pieces.
+    unravel = unflatten(params)
+    return fn(jax.jacrev(lambda vector: task.output(unravel(vector), query))(flatten(params)))
 
 
-def output_changes(output: Output, params: Params, query: Batch, directions: Params) -> Array:
-    """The derivative of every query's output along V directions, leaves `[V, ...]`: `[V, Q]`.
+def output_changes(task: Task, params: Params, query: Batch, directions: Params) -> Array:
+    """The derivative of every explained output along V directions, leaves `[V, ...]`: `[V, Q]`.
 
-    Without any gradient of a query: for fewer directions than queries.
+    Of a task of sets `[V, S]`. Without any gradient of a query: for fewer directions than queries.
     """
 
     def of_queries(query: Batch) -> Array:
-        change = output_change(lambda params: output(params, query), params)
+        change = output_change(lambda params: task.output(params, query), params)
         return chunked_vmap(change)(directions).T
 
-    count = length(query)
-    if jax.eval_shape(output, params, query).shape != (count,):
-        return of_queries(query).T  # one output of all queries, such as an accuracy
-    kept = bytes_an_example(lambda p, batch, w: w @ output(p, batch), params, query)
-    return map_pieces(of_queries, query, examples_a_piece(count, kept)).T
+    if task.of_sets:
+        return of_queries(query).T
+    kept = bytes_an_example(lambda p, batch, w: w @ task.output(p, batch), params, query)
+    return map_pieces(of_queries, query, examples_a_piece(length(query), kept)).T
 
 
 @partial(
@@ -130,13 +129,14 @@ class GroupBatches:
 def group_batches(groups: Groups, size: int = 64) -> GroupBatches:
     """Cut the training set into pieces of at most `size` rows of one group.
 
-    Padding adds less than `size` rows a group, so one pass over the pieces costs at most
-    `N + K * size` example gradients. Runs on the host: the cut depends on the values of the ids.
+    The background is in none of them, and counts in N. Padding adds less than `size` rows a group,
+    so one pass over the pieces costs at most `N + K * size` example gradients. Runs on the host:
+    the cut depends on the values of the ids.
     """
     ids, counts = np.asarray(groups.ids), groups.sizes()
     size = int(min(size, counts.max()))
     rows, valid, owner = [], [], []
-    order = np.argsort(ids, kind="stable")
+    order = np.argsort(ids, kind="stable")[len(ids) - counts.sum() :]  # the background comes first
     for group, members in enumerate(np.split(order, np.cumsum(counts)[:-1])):
         for start in range(0, len(members), size):
             piece = members[start : start + size]
@@ -156,8 +156,9 @@ def group_batches(groups: Groups, size: int = 64) -> GroupBatches:
 def make_group_gradients(task: Task) -> Callable[[Params, Batch, GroupBatches], Params]:
     """Make `group_gradients(params, data, batches) -> g`, leaves `[K, ...]`.
 
-    `g_k = (1/N) sum_{i in D_k} grad loss_i(params)`; the K gradients add up to the gradient of
-    the mean loss. One pass over the pieces of `group_batches`, accumulated in place.
+    `g_k = (1/N) sum_{i in D_k} grad loss_i(params)`; the K gradients and that of the background
+    add up to the gradient of the mean loss. One pass over the pieces of `group_batches`,
+    accumulated in place.
     """
 
     of_losses = value_and_gradient(lambda params, batch, valid: valid @ task.loss(params, batch))
@@ -185,6 +186,7 @@ def group_gradient_rows(task: Task, params: Params, data: Batch, batches: GroupB
 
 def group_sums(values: Array, groups: Groups) -> Array:
     """`(1/N) sum_{i in D_k} values_i`: from a value an example, `[N, ...]`, to `[K, ...]`."""
+    # The background's id, -1, is out of range there and dropped.
     return jax.ops.segment_sum(values, jnp.asarray(groups.ids), groups.count) / len(values)
 
 
@@ -243,13 +245,14 @@ def gauss_newton_product(
     The Gauss-Newton matrix of softmax cross-entropy, z the logits and p their softmax; it is
     never indefinite. Labels do not matter. Reverse mode alone, over the data in pieces.
     """
+    apply = require_distributions(task, "the Gauss-Newton matrix")
     direction = unflatten(params)(vector)
 
     def along(moved: Params, batch: Batch, weights: Array) -> Array:
-        chances = jax.nn.softmax(task.apply(params, batch.x))
-        change = output_change(lambda p: task.apply(p, batch.x), params)(direction)
+        chances = jax.nn.softmax(apply(params, batch.x))
+        change = output_change(lambda p: apply(p, batch.x), params)(direction)
         pull = chances * (change - jnp.sum(chances * change, -1, keepdims=True))
-        return weights @ jnp.sum(pull * task.apply(moved, batch.x), -1)
+        return weights @ jnp.sum(pull * apply(moved, batch.x), -1)
 
     return flatten(value_and_gradient(along)(params, data, weights)[1])
 
@@ -283,16 +286,19 @@ def fisher_root(task: Task) -> Output:
     Gauss-Newton matrix of the logits z.
     """
 
+    apply = require_distributions(task, "the Fisher matrix")
+
     def root(params: Params, example: Batch) -> Array:
-        chances = jax.nn.softmax(task.apply(lax.stop_gradient(params), example.x))
+        chances = jax.nn.softmax(apply(lax.stop_gradient(params), example.x))
         return jnp.sqrt(jnp.sum(chances * example.y, -1)) * task.loss(params, example)
 
     return root
 
 
-def every_label(x: Array, classes: int) -> Batch:
-    """Each of the inputs `[B, ...]` with each label in turn, `[B C, ...]`."""
-    return Batch(jnp.repeat(x, classes, 0), jnp.tile(jnp.eye(classes), (len(x), 1)))
+def every_label(x: Any, classes: int) -> Batch:
+    """Each of the inputs, leaves `[B, ...]`, with each label in turn, `[B C, ...]`."""
+    each = jax.tree.map(lambda leaf: jnp.repeat(leaf, classes, 0), x)
+    return Batch(each, jnp.tile(jnp.eye(classes), (length(x), 1)))
 
 
 def check_damping(damping: float) -> float:

@@ -70,8 +70,40 @@ def random_masks(key: Array, num_masks: int, num_groups: int, keep: float = 0.5)
     return (order < size).astype(jnp.float32)
 
 
-def check_masks(masks: Any, num_groups: int) -> Array:
+def random_weights(
+    key: Array, num_masks: int, num_groups: int, levels: Sequence[float] = (0.0, 0.5, 1.0, 2.0)
+) -> Array:
+    """R masks whose K weights are drawn from `levels`, each as often as the others, at random.
+
+    Each mask has every level in as many groups, up to one, and keeps at least one group.
+
+    Raises:
+        ValueError: for fewer than two groups, or levels that are negative, not finite or all zero.
+    """
+    check_integer("num_masks", num_masks, 0)
+    check_integer("num_groups", num_groups, 2)
+    for level in levels:
+        check_number("levels", level, least=0, most=LARGEST)
+    if not any(levels):
+        raise ValueError(f"levels={tuple(levels)}; one of them must be positive")
+    deal_keys, order_keys = jax.random.split(key, (2, num_masks))
+    rounds = -(-num_groups // len(levels))
+
+    def one(deal_key: Array, order_key: Array) -> Array:
+        # The last round has a random part of the levels, a positive one among a few at least.
+        dealt = jax.random.permutation(deal_key, jnp.asarray(levels, jnp.float32))
+        every = jnp.tile(dealt, rounds)[:num_groups]
+        every = jnp.where(every.max() > 0, every, jnp.max(dealt))
+        return jax.random.permutation(order_key, every)
+
+    return jax.vmap(one)(deal_keys, order_keys)
+
+
+def check_masks(masks: Any, num_groups: int, *, background: bool = False) -> Array:
     """Check subset masks `[R, K]` and return them as float32; traced ones by their shape alone.
+
+    Args:
+        background: whether there are points of no group, which are left when no group is kept.
 
     Raises:
         ValueError: for a wrong shape, weights that are negative or not finite, or a mask that keeps
@@ -88,9 +120,10 @@ def check_masks(masks: Any, num_groups: int) -> Array:
             "masks must be weights of at least 0: 1 where a group is kept, 0 where it is left out"
         )
     empty = np.flatnonzero(values.sum(1) == 0)
-    if empty.size:
+    if empty.size and not background:
         raise ValueError(f"mask {empty[0]} keeps no group; keep at least one in every mask")
-    if values.max() > LARGEST or values.max(1).min() < 1 / LARGEST:
+    largest = np.maximum(values.max(1), float(background))
+    if largest.max() > LARGEST or largest.min() < 1 / LARGEST:
         raise ValueError(
             f"the weights of a mask must be of {1 / LARGEST:g} to {LARGEST:g}: the objective is a "
             "mean, in which their ratios alone count"
@@ -99,8 +132,12 @@ def check_masks(masks: Any, num_groups: int) -> Array:
 
 
 def point_weights(keep: Array, groups: Groups) -> Array:
-    """The weight of each training point, [N], from that of its group, [K]."""
-    return keep[jnp.asarray(groups.ids)]
+    """The weight of each training point, [N], from that of its group, [K]; 1 of the background."""
+    keep = jnp.asarray(keep)
+    if not groups.background:
+        return keep[jnp.asarray(groups.ids)]
+    # The background's id, -1, is the place of the last weight, which is its own.
+    return jnp.append(keep, jnp.ones((), keep.dtype))[jnp.asarray(groups.ids)]
 
 
 def pair_masks(num_groups: int, count: int, seed: int = 0) -> np.ndarray:

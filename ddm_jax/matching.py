@@ -23,7 +23,8 @@ from jax import lax
 from ddm_jax.checks import check_choice, check_integer, check_number
 from ddm_jax.compute.placement import chunked_vmap
 from ddm_jax.gradients import GroupBatches, flatten, make_group_gradients, unflatten
-from ddm_jax.types import Array, Batch, Params, Synset, Task, as_batch, length, take
+from ddm_jax.items import items_of
+from ddm_jax.types import Array, Batch, Params, Synset, Task, length, take
 
 
 class MatchPoints(NamedTuple):
@@ -42,9 +43,11 @@ class MatchPoints(NamedTuple):
 def make_synset_gradient(task: Task) -> Callable[[Params, Synset], Params]:
     """Make `synset_gradient(params, synset) -> h_k` for ONE group (no leading K axis).
 
-    `h_k = share_k * sum_m mass_km * grad loss(params; x_km, softmax(y_km))`. Map it over a
+    `h_k = share_k * sum_m mass_km * grad loss(params; item_km)`. Map it over a
     `synset.by_group` with `jax.vmap(synset_gradient, (None, 0))` or `device_vmap`.
     """
+
+    as_batch = items_of(task).batch
 
     def synset_gradient(params: Params, synset: Synset) -> Params:
         def total(params):

@@ -12,7 +12,7 @@ runs of a difference share everything but the mask, so the drift of the fine-tun
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,24 +21,21 @@ import optax
 from jax import lax
 from pydantic import Field
 
-from ddm_jax.checks import (
-    check_choice,
-    check_integer,
-    check_number,
-    require_distributions,
-    settings,
-)
+from ddm_jax.checks import check_choice, check_integer, check_number, is_concrete, settings
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.pieces import value_and_gradient
 from ddm_jax.compute.placement import chunked_vmap, device_vmap
 from ddm_jax.gradients import flatten, hessian_products
+from ddm_jax.items import items_of
 from ddm_jax.masks import check_masks
+from ddm_jax.matching import at_least_float32
 from ddm_jax.objectives import Output
-from ddm_jax.types import Array, Batch, Params, Synset, Task, as_batch, length, take
+from ddm_jax.types import Array, Batch, Params, Synset, Task, length, take
 
 Finetune = Callable[[Params, Synset, Array], Params]
 Response = Callable[..., Array]
 UPDATES = ("retain", "forget")
+FLOOR = 0.3  # of the root of the mean squared gradient, see `preconditioner`
 
 
 @settings("online")
@@ -46,14 +43,18 @@ class UpdateSettings:
     """Online: the updates without what is left out; see `make_finetune`.
 
     - `step_items`: items of each group that a step takes, in turn; None takes all.
-    - `learning_rate`: of the SGD with Nesterov `momentum`; None is half of what is stable on the
-      synset, `stable_rate`.
+    - `optimizer`: "sgd", or "preconditioned": SGD with a scale for each parameter, taken over from
+      the training's optimiser (`preconditioner`). None follows the training: "preconditioned" after
+      one of Adam's kind whose moments were kept.
+    - `learning_rate`: with Nesterov `momentum`; None is half of what is stable on the synset,
+      `stable_rate`.
     - `rewind`: start this part of the training before its end, `trajectory_point`.
     """
 
     update: Literal["retain", "forget"] = "retain"
     steps: Annotated[int, Field(ge=1)] = 50
     step_items: Annotated[int, Field(ge=1)] | None = 5
+    optimizer: Literal["sgd", "preconditioned"] | None = None
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     rewind: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -74,7 +75,8 @@ def make_finetune(
 
     - "retain": descend on what is kept, `sum_k keep_k h_k / sum_k keep_k share_k +
       weight_decay * theta`, the synset's form of the training objective without the left-out
-      groups. It repairs what forgetting alone would break.
+      groups. It repairs what forgetting alone would break. The background is always kept, and
+      counted among both sums.
     - "forget": descend on the reversed synsets of what is left out, `-sum_k (1 - keep_k) h_k`;
       the paper's literal update. Needs only the synsets of the left-out groups, and only a few
       small steps: it has no minimum.
@@ -97,7 +99,6 @@ def make_finetune(
     check_integer("steps", steps, 0)
     if step_items is not None:
         check_integer("step_items", step_items)
-    require_distributions(task, "an update with the synset")
     decay = weight_decay if update == "retain" else 0.0
     of_losses = value_and_gradient(lambda params, batch, mass: mass @ task.loss(params, batch))
 
@@ -107,8 +108,11 @@ def make_finetune(
                 f"keep has shape {keep.shape}; a synset of {len(synset.share)} groups needs "
                 f"{synset.share.shape}"
             )
-        factor = keep / (keep @ synset.share) if update == "retain" else keep - 1.0
-        batches, mass = deal_items(synset, factor, step_items)
+        factor, own = keep - 1.0, jnp.zeros(())
+        if update == "retain":
+            own = 1 / (keep @ synset.share + background_share(synset))
+            factor = keep * own
+        batches, mass = deal_items(task, synset, factor, step_items, own)
 
         def step(carry, turn: Array):
             params, state = carry
@@ -125,18 +129,33 @@ def make_finetune(
     return finetune
 
 
-def deal_items(synset: Synset, factor: Array, step_items: int | None) -> tuple[Batch, Array]:
+def background_share(synset: Synset) -> Array:
+    """The part of the training set that is in no group."""
+    rest = jnp.maximum(1 - jnp.sum(synset.share), 0.0)
+    return jnp.where(jnp.any(synset.group < 0), rest, 0.0)
+
+
+def deal_items(
+    task: Task,
+    synset: Synset,
+    factor: Array,
+    step_items: int | None,
+    background: Array | float = 1.0,
+) -> tuple[Batch, Array]:
     """Deal the items into B batches, as examples `[B, b, ...]` with the weight of each.
 
     `B = ceil(M / step_items)` for M items a group on average. The heaviest items of a group go
     round the batches first, there and back, and each group begins one batch further on, so that
-    batches weigh alike. A weight is `factor_k share_k mass_m`, for one factor a group, B times as
-    large: a batch stands for the whole, and the mean of all batches is the synset.
+    batches weigh alike. A weight is `factor_k share_k mass_m`, for one factor a group and that of
+    the background, B times as large: a batch stands for the whole, and the mean of all batches is
+    the synset.
     """
     items, count = length(synset.items), len(synset.share)
     each = -(-items // count)
     turns = -(-each // min(step_items or each, each))
-    weight = (factor * synset.share)[synset.group] * synset.mass
+    own = background_share(synset) * background  # group -1 is the last one
+    weight = jnp.append(factor * synset.share, own)[synset.group] * synset.mass
+    as_batch = items_of(task).batch
     if turns == 1:
         return jax.tree.map(lambda leaf: leaf[None], (as_batch(synset.items), weight))
     size = -(-items // turns)
@@ -160,6 +179,8 @@ def stable_rate(
     momentum: float = 0.9,
     weight_decay: Array | float = 0.0,
     step_items: int | None = None,
+    scale: Params | None = None,
+    decoupled: Array | float = 0.0,
     iterations: int = 20,
 ) -> Array:
     """Half of the highest stable learning rate of Nesterov SGD on the whole synset.
@@ -171,24 +192,63 @@ def stable_rate(
     at the cost of about one counterfactual; where a step takes `step_items` of each group, that
     of the sharpest of their batches. Half leaves room for masks whose objective is sharper; a
     rate a few times lower leaves the answer unfinished after the same steps.
+
+    With a `scale` for each parameter and a `decoupled` decay (`precondition`) it is the rate of the
+    steps that are scaled so.
     """
-    factor = jnp.ones_like(synset.share) / jnp.sum(synset.share)
+    own = 1 / (jnp.sum(synset.share) + background_share(synset))
+    factor = jnp.full_like(synset.share, own)
     flat = flatten(params)
+    root = None if scale is None else jnp.sqrt(flatten(scale)).astype(flat.dtype)
     start = jax.random.normal(jax.random.key(0), flat.shape, jnp.float32).astype(flat.dtype)
+
+    def curve(batch_and_mass: tuple[Batch, Array], vectors: Array) -> Array:
+        if root is None:
+            return hessian_products(task, params, *batch_and_mass, vectors)
+        along = root * vectors
+        return root * (
+            hessian_products(task, params, *batch_and_mass, along) + weight_decay * along
+        )
 
     def sharpness(batch_and_mass: tuple[Batch, Array]) -> Array:
         def step(carry, _):
             vector, _ = carry
-            (curved,) = hessian_products(task, params, *batch_and_mass, vector[None])
+            (curved,) = curve(batch_and_mass, vector[None])
             size = jnp.linalg.norm(curved)
             return (curved / jnp.maximum(size, 1e-12), size), None
 
         carry = (start / jnp.linalg.norm(start), jnp.zeros((), start.dtype))
         return lax.scan(step, carry, length=iterations)[0][1]
 
-    sharpest = jnp.max(lax.map(sharpness, deal_items(synset, factor, step_items)))
+    sharpest = jnp.max(lax.map(sharpness, deal_items(task, synset, factor, step_items, own)))
     limit = (2 + 2 * momentum) / (1 + 2 * momentum)
-    return 0.5 * limit / jnp.maximum(sharpest + weight_decay, 1e-3)
+    return 0.5 * limit / jnp.maximum(sharpest + (weight_decay if root is None else decoupled), 1e-3)
+
+
+def preconditioner(second_moments: Params) -> Params:
+    """The scale of each parameter's steps, `1 / (sqrt(v) + floor)`, leaves as the parameters.
+
+    v are the running means of squared gradients by whose roots the training divided (Adam).
+    `floor` is FLOOR of the root of their mean over all parameters: where the training saw no
+    gradient, as at pixels that are always black, what little the synset has there is no reason for
+    a step a thousand times as long.
+    """
+    moments = at_least_float32(second_moments)
+    count = sum(leaf.size for leaf in jax.tree.leaves(moments))
+    mean = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(moments)) / count
+    floor = FLOOR * jnp.sqrt(mean) + 1e-12
+    return jax.tree.map(lambda leaf: 1 / (jnp.sqrt(leaf) + floor), moments)
+
+
+def precondition(scale: Params, decoupled: Array | float) -> optax.GradientTransformation:
+    """Multiply gradients by a fixed scale, and add a decoupled weight decay, as AdamW does."""
+
+    def update(gradient: Params, params: Params) -> Params:
+        return jax.tree.map(
+            lambda g, s, p: (s * g + decoupled * p).astype(g.dtype), gradient, scale, params
+        )
+
+    return optax.stateless(update)
 
 
 def ddm_response(finetune: Finetune, output: Output) -> Response:
@@ -216,47 +276,68 @@ def subset_outputs(response: Response, **placement: Any) -> Callable[..., Array]
     return outputs
 
 
+class Taken(NamedTuple):
+    """What the updates take over from the training."""
+
+    weight_decay: Array  # the factor of `|theta|^2 / 2` in the objective
+    second_moments: Params | None  # of an optimiser of Adam's kind, where the updates start
+    decoupled_decay: Array  # of AdamW's kind
+
+
 def make_counterfactual(task: Task, update: UpdateSettings | None = None) -> Callable[..., Any]:
-    """Make `counterfactual(params, synset, masks, query=None, weight_decay=0.0)`.
+    """Make `counterfactual(params, synset, masks, query=None, weight_decay=0.0, **taken)`.
 
     Networks without what each mask leaves out, or what they say of the queries: all masks in ONE
     compiled step (`make_finetune`), spread over the devices. `masks [R, K]` or `[K]` are weights:
     1 kept, 0 gone. Returns outputs `[R, Q]` of `task.output`, or without a query parameters with
     leaves `[R, ...]`. The updates start at `params`, which for `update.rewind` the caller takes
-    from the trajectory (`trajectory_point`); the weight decay is the training objective's.
+    from the trajectory (`trajectory_point`); the weight decay is the training objective's. After a
+    training of Adam's kind, `second_moments` are a point of the run's and `decoupled_decay` is the
+    decay that AdamW adds to its steps.
 
     Raises:
-        ValueError: (when called) for masks that do not fit the synset.
+        ValueError: (when called) for masks that do not fit the synset, or updates that need
+            moments which are not there.
     """
     update = update or UpdateSettings()
 
+    def scale_of(taken: Taken) -> Params | None:
+        if update.optimizer == "sgd" or taken.second_moments is None:
+            return None
+        return preconditioner(taken.second_moments)
+
     @compiled
-    def rate_of(params: Params, synset: Synset, weight_decay: Array) -> Array:
+    def rate_of(params: Params, synset: Synset, taken: Taken) -> Array:
         return stable_rate(
             task,
             params,
             synset,
             momentum=update.momentum,
-            weight_decay=weight_decay,
+            weight_decay=taken.weight_decay,
             step_items=update.step_items,
+            scale=scale_of(taken),
+            decoupled=taken.decoupled_decay,
         )
 
     def response(
-        keep: Array, rate: Array, decay: Array, params: Params, synset: Synset, query: Batch | None
+        keep: Array, rate: Array, taken: Taken, params: Params, synset: Synset, query: Batch | None
     ) -> Any:
+        optimizer = optax.sgd(rate, update.momentum or None, nesterov=True)
+        scale = scale_of(taken)
+        if scale is not None:
+            optimizer = optax.chain(precondition(scale, taken.decoupled_decay), optimizer)
         finetune = make_finetune(
             task,
             update=update.update,
             steps=update.steps,
-            optimizer=optax.sgd(rate, update.momentum or None, nesterov=True),
-            weight_decay=decay,
+            optimizer=optimizer,
+            weight_decay=taken.weight_decay,
             step_items=update.step_items,
         )
         moved = finetune(params, synset, keep)
         return moved if query is None else task.output(moved, query)
 
     mapped = device_vmap(response)
-    require_distributions(task, "an update with the synset")
 
     def counterfactual(
         params: Params,
@@ -264,16 +345,26 @@ def make_counterfactual(task: Task, update: UpdateSettings | None = None) -> Cal
         masks: Any,
         query: Batch | None = None,
         weight_decay: Any = 0.0,
+        *,
+        second_moments: Params | None = None,
+        decoupled_decay: Any = 0.0,
     ) -> Any:
         if np.ndim(masks) == 1:
             masks = jnp.asarray(masks)[None]
-        masks = check_masks(masks, len(synset.share))
-        decay = jnp.asarray(weight_decay, jnp.float32)
+        there = is_concrete(synset.group) and bool((np.asarray(synset.group) < 0).any())
+        masks = check_masks(masks, len(synset.share), background=there)
+        if update.optimizer == "preconditioned" and second_moments is None:
+            raise ValueError(
+                "online.optimizer='preconditioned' needs the squared gradients of a training by "
+                "Adam's kind, and this run has none; use online.optimizer='sgd'"
+            )
+        decays = [jnp.asarray(decay, jnp.float32) for decay in (weight_decay, decoupled_decay)]
+        taken = Taken(decays[0], second_moments, decays[1])
         if update.learning_rate is None:
-            rate = rate_of(params, synset, decay)
+            rate = rate_of(params, synset, taken)
         else:
             rate = jnp.asarray(update.learning_rate, jnp.float32)
-        return mapped(masks, rate, decay, params, synset, query)
+        return mapped(masks, rate, taken, params, synset, query)
 
     return counterfactual
 

@@ -14,15 +14,12 @@ import numpy as np
 from jax import lax
 from scipy.optimize import lsq_linear
 
-from ddm_jax.checks import check_choice, check_integer, require_distributions
+from ddm_jax.checks import check_choice, check_integer
 from ddm_jax.compute.streaming import over_rows
+from ddm_jax.items import free_leaves, items_of
 from ddm_jax.types import Array, Batch, Groups, Params, Synset, Task, TrainRun, take
 
 STARTS = ("pursuit", "random", "noise")
-
-# Label logits of a fresh item. A trained network is certain (p = .9999), so a softer label would
-# be a large error by itself.
-SHARPNESS = 14.0
 
 SKETCH_SIZE = 512
 SKETCH_POINTS = 4
@@ -32,18 +29,22 @@ def by_group(synset: Synset) -> Synset:
     """The items of each group side by side: leaves `[K, M, ...]`, `group [K, M]`, `mass [K, M]`.
 
     M is the largest number that a group has; the others are filled up with copies of mass zero
-    whose group is -1.
+    whose group is -1. The background, where there is one, is one more group, the last.
     Runs on the host, as M depends on the values of `group`.
     """
-    counts = np.bincount(np.asarray(synset.group), minlength=len(synset.share))
+    place_of, share = np.asarray(synset.group), synset.share
+    if (place_of < 0).any():
+        place_of = np.where(place_of < 0, len(share), place_of)
+        share = jnp.append(share, 1 - jnp.sum(share))
+    counts = np.bincount(place_of, minlength=len(share))
     place = np.arange(counts.max())
     rows = (np.cumsum(counts) - counts)[:, None] + np.minimum(place, counts[:, None] - 1)
-    part = take(Batch(synset.items, (synset.group, synset.mass)), rows)
+    part = take(Batch(synset.items, (jnp.asarray(place_of), synset.mass)), rows)
     group, mass = part.y
     if counts.min() < counts.max():
         real = place < counts[:, None]
         group, mass = jnp.where(real, group, -1), mass * real
-    return Synset(part.x, group, mass, synset.share)
+    return Synset(part.x, group, mass, share)
 
 
 def flat(groups: Synset, counts: np.ndarray | None = None) -> Synset:
@@ -66,17 +67,6 @@ def join(first: Synset, second: Synset) -> Synset:
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
 
 
-def label_logits(labels: Any) -> np.ndarray:
-    """Logits whose softmax is the given distribution, [..., C].
-
-    Chances below `exp(-SHARPNESS)` count as that: a one-hot label becomes SHARPNESS times itself.
-    """
-    labels = np.asarray(labels)
-    with np.errstate(divide="ignore"):
-        logits = np.maximum(np.log(labels), -SHARPNESS)
-    return logits - logits.min(-1, keepdims=True)
-
-
 def initial_synset(
     key: Array,
     task: Task,
@@ -91,25 +81,20 @@ def initial_synset(
 
     Args:
         method: "pursuit" (gradient matching pursuit over four of the checkpoints `indices`),
-            "random" (random members) or "noise".
+            "random" (random members) or "noise" (random members whose floating-point inputs are
+            noise).
         items: M, at least 1.
         indices: checkpoints of `run` at which the synset will be matched; the pursuit's alone.
 
     Raises:
-        ValueError: for an unknown method, fewer than one item, or targets that are no
-            distributions.
+        ValueError: for an unknown method or fewer than one item.
     """
     check_integer("items", items)
     check_choice("start", method, STARTS)
-    require_distributions(task, "a synset")
-    if not jnp.issubdtype(data.x.dtype, jnp.floating):
-        raise ValueError(
-            f"the inputs are {data.x.dtype}, and a synset's are optimised: make them floating-point"
-        )
     if method == "random":
-        return random_members(key, data, groups, items)
+        return random_members(key, task, data, groups, items)
     if method == "noise":
-        return noise(key, data, groups, items)
+        return noise(key, task, data, groups, items)
     sketch = make_gradient_sketch(task, SKETCH_SIZE)
     chosen = np.asarray(indices)[
         np.unique(np.linspace(0, len(indices) - 1, SKETCH_POINTS).round().astype(int))
@@ -121,57 +106,74 @@ def initial_synset(
         return jnp.concatenate(lax.map(lambda one: sketch(*one, rows), at), 1)
 
     sketches = over_rows(all_points, data, draws, points)
-    return gradient_pursuit(sketches, data, groups, items)
+    return gradient_pursuit(sketches, task, data, groups, items)
 
 
 def _members(groups: Groups) -> list[np.ndarray]:
     return [np.flatnonzero(np.asarray(groups.ids) == k) for k in range(groups.count)]
 
 
-def _share(groups: Groups) -> Array:
-    return jnp.asarray(groups.sizes() / len(groups.ids), jnp.float32)
-
-
-def _from_rows(data: Batch, groups: Groups, rows: np.ndarray, mass: np.ndarray) -> Synset:
+def _from_rows(
+    task: Task, data: Batch, groups: Groups, rows: np.ndarray, mass: np.ndarray
+) -> Synset:
     """Training points as items, `rows [K, M]` with their masses."""
+    # These rows alone, where the data are on the host.
+    examples = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows.ravel()]), data)
     return Synset(
-        # These rows alone, where the data are on the host.
-        items=Batch(jnp.asarray(data.x[rows.ravel()]), _logits_like(data, data.y[rows.ravel()])),
+        items=items_of(task).start(examples),
         group=jnp.repeat(jnp.arange(groups.count, dtype=jnp.int32), rows.shape[1]),
         mass=jnp.asarray(mass.ravel(), jnp.float32),
-        share=_share(groups),
+        share=jnp.asarray(groups.sizes() / len(groups.ids), jnp.float32),
     )
 
 
-def _logits_like(data: Batch, labels: Any) -> Array:
-    return jnp.asarray(label_logits(labels), data.y.dtype)
-
-
-def random_members(key: Array, data: Batch, groups: Groups, items: int) -> Synset:
+def random_members(key: Array, task: Task, data: Batch, groups: Groups, items: int) -> Synset:
     """M random members of each group (repeated where the group is smaller), mass 1/M each."""
     seed = int(jax.random.randint(key, (), 0, 2**31 - 1, jnp.int32))
     draw = np.random.default_rng(seed)
     rows = np.stack([np.resize(draw.permutation(members), items) for members in _members(groups)])
-    return _from_rows(data, groups, rows, np.full(rows.shape, 1 / items))
+    return _from_rows(task, data, groups, rows, np.full(rows.shape, 1 / items))
 
 
-def noise(key: Array, data: Batch, groups: Groups, items: int) -> Synset:
-    """Gaussian noise with the training set's mean and deviation per channel.
+def noise(key: Array, task: Task, data: Batch, groups: Groups, items: int) -> Synset:
+    """Random members whose inputs are noise: it shows no training input at the start.
 
-    The label of an item is the group's own mixture of labels. Shows no training image at the start.
+    Gaussian noise with the training set's mean and deviation per channel, in each floating-point
+    input that the task leaves free; the others stay the member's. Where targets are distributions
+    an item's label is the group's own mixture of them.
+
+    Raises:
+        ValueError: where no input can be noise.
     """
-    x = jnp.asarray(data.x)
-    axes = tuple(range(x.ndim - 1))
-    shape = (groups.count * items, *x.shape[1:])
-    noisy = jnp.mean(x, axes) + jnp.std(x, axes) * jax.random.normal(key, shape, jnp.float32)
-    labels = np.asarray(data.y)
-    mixture = np.stack([labels[members].mean(0) for members in _members(groups)])
-    return Synset(
-        items=Batch(noisy.astype(x.dtype), _logits_like(data, np.repeat(mixture, items, 0))),
-        group=jnp.repeat(jnp.arange(groups.count, dtype=jnp.int32), items),
-        mass=jnp.full((groups.count * items,), 1 / items),
-        share=_share(groups),
-    )
+    synset = random_members(key, task, data, groups, items)
+    free = free_leaves(task, Batch(data.x, None), ("x",))
+    if not any(free):
+        raise ValueError(
+            "start='noise' needs floating-point inputs, and these stay as they are found; choose "
+            "start='pursuit' or 'random'"
+        )
+
+    def noisy(key: Array, leaf: Any) -> Array:
+        x = jnp.asarray(leaf)
+        axes = tuple(range(x.ndim - 1)) or (0,)
+        shape = (groups.count * items, *x.shape[1:])
+        draws = jax.random.normal(key, shape, jnp.float32)
+        return (jnp.mean(x, axes) + jnp.std(x, axes) * draws).astype(x.dtype)
+
+    leaves, structure = jax.tree.flatten(data.x)
+    found = jax.tree.leaves(synset.items.x)
+    one = len(leaves) == 1
+    x = [
+        noisy(key if one else jax.random.fold_in(key, n), leaf) if ok else member
+        for n, (leaf, member, ok) in enumerate(zip(leaves, found, free, strict=True))
+    ]
+    y = synset.items.y
+    if task.targets == "distribution":
+        labels = np.asarray(data.y)
+        mixture = np.stack([labels[members].mean(0) for members in _members(groups)])
+        mixed = Batch(None, jnp.asarray(np.repeat(mixture, items, 0), data.y.dtype))
+        y = items_of(task).start(mixed).y
+    return synset._replace(items=Batch(jax.tree.unflatten(structure, x), y))
 
 
 def make_gradient_sketch(task: Task, size: int) -> Callable[..., Array]:
@@ -238,7 +240,9 @@ def pursue(features: np.ndarray, items: int) -> tuple[np.ndarray, np.ndarray]:
     return members, weights[copies] / np.bincount(copies)[copies]
 
 
-def gradient_pursuit(sketches: np.ndarray, data: Batch, groups: Groups, items: int) -> Synset:
+def gradient_pursuit(
+    sketches: np.ndarray, task: Task, data: Batch, groups: Groups, items: int
+) -> Synset:
     """Members chosen by gradient matching pursuit, which starts where distillation should end.
 
     Random members miss the few hard examples that carry nearly all the gradient of a trained
@@ -255,4 +259,4 @@ def gradient_pursuit(sketches: np.ndarray, data: Batch, groups: Groups, items: i
         chosen, weights = pursue(np.asarray(sketches, np.float64)[members], items)
         rows.append(members[chosen])
         mass.append(weights / len(members))
-    return _from_rows(data, groups, np.stack(rows), np.stack(mass))
+    return _from_rows(task, data, groups, np.stack(rows), np.stack(mass))

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ddm_jax.checks import check_number
-from ddm_jax.online import make_finetune
+from ddm_jax.checks import check_number, require_distributions
+from ddm_jax.online import background_share, make_finetune
 from ddm_jax.types import Array, Params, Synset, Task
 
 ABSENT = 0.01  # of a class left: it is gone
@@ -94,18 +94,19 @@ def make_forget(
         return finetune(narrow(start, synset, factor), synset, factor)
 
     def forget(params: Params, start: Params, synset: Synset, keep: Array) -> Params:
-        gone = classes_gone(class_frequency(synset), keep)
-        relabelled, factor = relabel_forgotten(task, params, synset, keep)
-
-        def difference() -> Params:
+        def difference(relabelled: Synset, factor: Array) -> Params:
             moved = finetune(start, relabelled, factor)
             drift = finetune(start, synset, jnp.ones_like(factor))
             return jax.tree.map(lambda p, m, d: p + amount * (m - d), params, moved, drift)
 
+        if task.targets != "distribution":
+            return difference(synset, keep)
+        gone = classes_gone(class_frequency(synset), keep)
+        relabelled, factor = relabel_forgotten(task, params, synset, keep)
         return lax.cond(
             jnp.any(gone),
             lambda: without_class(params, start, relabelled, factor, gone),
-            difference,
+            lambda: difference(relabelled, factor),
         )
 
     return forget
@@ -117,10 +118,10 @@ def relabel_forgotten(
     """The synset and the factor of each group [K] that `make_forget` descends on."""
     frequency = class_frequency(synset)
     absent = classes_gone(frequency, keep)
-    stays = (1 - keep) * absent[jnp.argmax(frequency, 1)]  # [K]
-    logits = task.apply(params, synset.items.x)
+    stays = (1 - keep) * absent[jnp.argmax(frequency[: len(keep)], 1)]  # [K]
+    logits = require_distributions(task, "forgetting a class")(params, synset.items.x)
     corrected = jax.nn.log_softmax(jnp.where(absent, -1e4, jax.nn.log_softmax(logits)))
-    changed = (stays > 0)[synset.group]
+    changed = jnp.append(stays > 0, False)[synset.group]  # the background is group -1
     y = jnp.where(changed[:, None], corrected, synset.items.y)
     mass = jnp.where(changed, jnp.maximum(synset.mass, 0.0), synset.mass)
     return synset._replace(items=synset.items._replace(y=y), mass=mass), keep + stays
@@ -134,11 +135,11 @@ def own_parameters(task: Task, params: Params, synset: Synset, classes: Array) -
     zero there, that of these outputs is not. All 0 for a network whose outputs share everything,
     such as one that ends in a normalisation over classes.
     """
-    x = synset.items.x
+    apply, x = require_distributions(task, "forgetting a class"), synset.items.x
     weights = jax.random.normal(jax.random.key(0), synset.items.y.shape, jnp.float32)
 
     def slope(outputs: Array) -> Params:
-        return jax.grad(lambda p: jnp.sum(task.apply(p, x) * weights * outputs))(params)
+        return jax.grad(lambda p: jnp.sum(apply(p, x) * weights * outputs))(params)
 
     ours, others = slope(1.0 * classes), slope(1.0 - classes)
     return jax.tree.map(lambda a, b: 1.0 * ((a != 0) & (b == 0)), ours, others)
@@ -157,13 +158,15 @@ def where_to_start(synset: Synset, keep: Any, rate: float, rewind: float) -> tup
 
 
 def class_frequency(synset: Synset) -> Array:
-    """How much of each class the items of each group stand for, [K, C]."""
+    """How much of each class the items of each group and the background stand for, [K + 1, C]."""
     labels = jax.nn.softmax(synset.items.y)
-    weights = synset.share[synset.group] * jnp.maximum(synset.mass, 0.0)
-    return jax.ops.segment_sum(weights[:, None] * labels, synset.group, len(synset.share))
+    share = jnp.append(synset.share, background_share(synset))
+    weights = share[synset.group] * jnp.maximum(synset.mass, 0.0)
+    groups = jnp.where(synset.group < 0, len(synset.share), synset.group)
+    return jax.ops.segment_sum(weights[:, None] * labels, groups, len(share))
 
 
 def classes_gone(frequency: Array, keep: Array) -> Array:
-    """Which classes [C] were there and are left to less than ABSENT, for frequencies [K, C]."""
+    """Which classes [C] were there and are left to less than ABSENT, of frequencies [K + 1, C]."""
     whole = jnp.sum(frequency, 0)
-    return (whole > 0) & (keep @ frequency < ABSENT * whole)
+    return (whole > 0) & (jnp.append(keep, 1.0) @ frequency < ABSENT * whole)

@@ -26,13 +26,13 @@ def linear_task(inputs=3, classes=3):
 
     loss, output = ddm.objectives.loss(apply), ddm.objectives.margin(apply)
     init = lambda key: {"w": jnp.zeros((inputs, classes))}  # noqa: E731
-    return ddm.Task(init, apply, loss, output, lambda params, x: x)
+    return ddm.Task(init, loss, output, apply, features=lambda params, x: x)
 
 
 def run_of(params):
     """A finished training of which only the network is looked at."""
     checkpoints = jax.tree.map(lambda leaf: leaf[None], params)
-    return ddm.TrainRun(KEY, params, checkpoints, jnp.ones(1, int), *[jnp.ones(1)] * 5)
+    return ddm.TrainRun(KEY, params, checkpoints, weight_decay=jnp.ones(()))
 
 
 def batch(x, labels, classes=2):

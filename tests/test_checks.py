@@ -11,7 +11,16 @@ from counting import compilations
 from pydantic import Field
 
 import ddm_jax as ddm
-from ddm_jax.checks import check_choice, check_integer, check_number, settings
+from ddm_jax.checks import (
+    check_batch,
+    check_choice,
+    check_integer,
+    check_loss,
+    check_number,
+    count_outputs,
+    require_distributions,
+    settings,
+)
 from ddm_jax.estimators.contract import joint_estimator, make_estimator
 
 NAN, INF = float("nan"), float("inf")
@@ -215,7 +224,7 @@ def asked(ready):
 
     def inner(*args):
         calls.append(args)
-        return jnp.zeros((11, 50))
+        return jnp.arange(550.0).reshape(11, 50)
 
     return joint_estimator(ready.task, inner, inner, lambda state: 10), calls
 
@@ -284,7 +293,7 @@ def test_a_class_alone_is_no_classifier():
     assert told.startswith("the labels of data have one column; a classifier needs two classes")
 
 
-def test_real_targets_are_refused_by_name_or_by_their_row(ready):
+def test_real_targets_are_refused_by_their_row_where_classes_are_needed(ready):
     """0.8 put them through softmax(14 y), and answered."""
 
     class Net(ddm.models.Logistic):
@@ -293,8 +302,8 @@ def test_real_targets_are_refused_by_name_or_by_their_row(ready):
     x = jax.random.normal(jax.random.key(0), (20, 3))
     data = ddm.Batch(x, x[:, :2] * 3)
     task = ddm.regression(Net(2), (3,))
-    told = refusal(ddm.make_ddm, task)
-    assert told.startswith("the distilled datamodel needs classes, and this task has targets='any'")
+    told = refusal(require_distributions, task, "ekfac")
+    assert told.startswith("ekfac needs classes, and this task has targets='any': use a method")
     assert "influence_cg" in told
     named = task._replace(targets="distribution")
     train = ddm.make_train(named, steps=2, batch_size=5, learning_rate=0.1)
@@ -306,7 +315,7 @@ def test_real_targets_are_refused_by_name_or_by_their_row(ready):
 
 def test_anything_may_be_a_target_where_the_task_says_so(ready):
     kept = []
-    task = ready.task._replace(targets="any")
+    task = ready.task._replace(targets="any", loss=lambda params, batch: batch.y)
     estimator = make_estimator(task, lambda *args: kept.append(args), lambda *args: None)
     data = ready.data._replace(y=jnp.arange(150.0))
     estimator.fit(jax.random.key(0), ready.run, data, ready.groups)
@@ -411,3 +420,78 @@ def test_labels_of_whole_numbers_are_refused_before_anything_compiles(ready):
 def test_settings_of_another_kind_are_refused(ready, given):
     with pytest.raises(ValueError, match=r"is no (Distill|Update)Settings"):
         ddm.make_ddm(ready.task, *given)
+
+
+# Any targets, and what a task says of a batch
+
+
+def by_hand(**changes):
+    """A scalar times the inputs."""
+    task = ddm.Task(
+        init=lambda key: jnp.ones(()),
+        loss=lambda params, batch: params * batch.x["a"],
+        output=lambda params, batch: params * batch.x["a"],
+        targets="any",
+    )
+    return task._replace(**changes)
+
+
+FIVE = ddm.Batch({"a": jnp.arange(5.0), "tokens": np.zeros((5, 3), np.int32)}, None)
+
+
+@pytest.mark.parametrize(
+    "y", [None, np.arange(5), np.zeros((5, 2, 2)), {"mask": np.ones((5, 3), bool)}]
+)
+def test_any_targets_and_inputs_pass(y):
+    check_batch(by_hand(), FIVE._replace(y=y))
+    check_loss(by_hand(), FIVE._replace(y=y))
+    assert count_outputs(by_hand(), FIVE._replace(y=y)) == 5
+
+
+def test_a_task_of_classes_needs_labels_and_for_some_methods_predictions():
+    task = by_hand(targets="distribution")
+    told = refusal(check_batch, task, FIVE)
+    assert told.startswith("data has no labels; make them one-hot")
+    check_batch(task, FIVE._replace(y=np.eye(5)))
+    told = refusal(check_batch, task, FIVE._replace(y=np.ones((5, 5))))
+    assert told.startswith("row 0 of the labels of data is no distribution")
+    assert "`multilabel`" in told
+    told = refusal(require_distributions, task, "ekfac")
+    assert told.startswith("ekfac needs the logits of the classes, and this task has none")
+    require_distributions(task._replace(apply=lambda params, x: x["a"]), "ekfac")
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (lambda p, b: jnp.mean(p * b.x["a"]), "shape () for 5 examples; it must be [B], one num"),
+        (lambda p, b: p * b.x["a"][:, None], "the loss of the task has shape (5, 1) for 5"),
+        (lambda p, b: (p * b.x["a"], 0), "the loss of the task is a tuple, and no array"),
+        (lambda p, b: p * b.y, "the loss of the task fails on data: "),
+    ],
+)
+def test_a_loss_that_is_not_one_an_example_is_refused(loss, told):
+    assert told in refusal(check_loss, by_hand(loss=loss), FIVE)
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        (lambda p, b: jnp.mean(p * b.x["a"]), "shape () for 5 queries; it must be [Q], or say"),
+        (lambda p, b: p * b.x["a"][:, None], "has shape (5, 1) for 5 queries; it must be [Q]"),
+        (lambda p, b: p * b.x["a"][:3], "has shape (3,) for 5 queries; it must be [Q], or say"),
+    ],
+)
+def test_an_output_that_is_not_one_a_query_is_refused(output, told):
+    assert told in refusal(count_outputs, by_hand(output=output), FIVE)
+    of_sets = by_hand(output=output, of_sets=True)
+    if told.startswith("has shape (3,)"):
+        assert count_outputs(of_sets, FIVE) == 3
+    else:
+        assert "of sets it must be [S]" in refusal(count_outputs, of_sets, FIVE)
+
+
+def test_sets_of_other_queries_are_refused_by_shape():
+    sets = ddm.objectives.over_sets(by_hand().output, np.ones((2, 4)))
+    told = refusal(count_outputs, by_hand(output=sets, of_sets=True), FIVE)
+    assert told.startswith("the output of the task fails on the query: the sets are of 4 queries")

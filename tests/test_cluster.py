@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddm_jax.cluster import METHODS, as_groups, check_num_groups, make_groups
+from ddm_jax.cluster import (
+    METHODS,
+    as_groups,
+    check_num_groups,
+    make_groups,
+)
 
 
 def _blobs(labels, centres, rng):
@@ -153,7 +158,10 @@ def test_groups_are_counted_once_and_int32():
         ([[0, 1, 2]], None, r"groups have shape \(1, 3\)"),
         ([0.0, 1.0, 2.0], None, r"groups are float64; they must be integers 0..K-1, as np.unique"),
         ([None, "b", "a"], None, "groups are object; they must be integers"),
-        ([0, -2, 1], None, "group -2 is negative"),
+        ([0, -2, 1], None, r"group -2 is negative; .* 0..K-1, and -1 for the background"),
+        ([-1, -1, -1], None, "all points are background"),
+        ([-1, 0, 0], None, "there is one group"),
+        ([-1, 0, 2], None, "group 1 is empty"),
         ([0, 3, 0], None, "4 groups of 3 points; number the groups without gaps"),
         ([0, 2, 0], None, r"group 1 is empty \(1 of 3 groups are\)"),
         ([1, 2, 1], None, r"group 0 is empty \(1 of 3 groups are\)"),
@@ -165,6 +173,16 @@ def test_groups_are_counted_once_and_int32():
 def test_bad_groups_are_named(groups, count, message):
     with pytest.raises(ValueError, match=message):
         as_groups(np.array(groups), 3, count=count)
+
+
+def test_the_background_is_in_no_group():
+    groups = as_groups([1, -1, 0, 1, -1])
+    assert groups.count == 2
+    assert groups.ids.tolist() == [1, -1, 0, 1, -1]
+    np.testing.assert_array_equal(groups.sizes(), [1, 2])
+    assert groups.background
+    assert not as_groups([1, 0]).background
+    assert as_groups([1, -1, 0], names=("web", "books")).names == ("web", "books")
 
 
 def test_no_points_are_refused():

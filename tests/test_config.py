@@ -56,6 +56,9 @@ def test_a_data_set_without_its_own_preset_gets_images():
         ("truth.keep=0.75", "truth.keep", (0.75,)),
         ("model.dropout=0.1", "model.dropout", 0.1),
         ("train.last_batch=keep", "train.last_batch", "keep"),
+        ("train.optimizer=adamw", "train.optimizer", "adamw"),
+        ("train.clip=1", "train.clip", 1.0),
+        ("train.clip=none", "train.clip", None),
         ("data.normalise=0.1307/0.3081", "data.normalise", "0.1307/0.3081"),
     ],
 )
@@ -93,9 +96,14 @@ def test_overrides_follow_one_another_and_are_checked_together():
         ("distill.items=0", "distill.items=0; it must be at least 1"),
         ("distill.distance=cosine", "distill.distance='cosine'; choose one of 'squared'"),
         ("distill.optimizer=nesterov", "distill.optimizer='nesterov'; choose one of 'adam', 'sgd'"),
-        ("distill.learn=x,z", "'z'; choose one of 'x', 'y', 'mass'"),
+        ("distill.learn=x,z", "distill.learn names 'z'; name x, y, mass"),
         ("train.momentum=much", "train.momentum='much'; it must be a valid number"),
         ("train.momentum=1", "train.momentum=1.0; it must be below 1"),
+        (
+            "train.optimizer=adamm",
+            "optimizer='adamm'; it must be the name of an optimiser of optax",
+        ),
+        ("train.clip=0", "train.clip=0.0; it must be above 0"),
         ("train.epochs=1e12", "train.epochs='1e12'; it must be a valid integer"),
         ("train.learning_rate=nan", "train.learning_rate=nan; it must be a finite number"),
         ("train.warmup_epochs=40", "train.warmup_epochs=40; it must be below train.epochs, 40"),
@@ -135,7 +143,9 @@ def test_what_is_allowed_is_said_of_every_setting():
     assert said["model.kind"] == "logistic, mlp, convnet, resnet"
     assert said["distill.points_per_step"] == "a whole number, at least 1"
     assert said["train.momentum"] == "a number, at least 0, below 1"
-    assert said["distill.learn"] == "several of: x, y, mass"
+    assert said["train.optimizer"] == "text"
+    assert said["train.clip"] == "a number, above 0 or none"
+    assert said["distill.learn"] == "several of: text"
     assert said["data.train_size"] == "a whole number, at least 1 or none"
     assert said["truth.paired"] == "true, false"
     assert said["seed"] == "a whole number, at least 0, below 4,294,967,296"
@@ -261,6 +271,19 @@ def test_a_file_of_08_is_read(tmp_path):
     old["online"]["design"] = "masks"
     path.write_text(json.dumps(old))
     with pytest.raises(ValueError, match=r"online\.design is no setting"):
+        config.load(path)
+
+
+def test_a_file_of_09_is_read_and_its_training_was_sgd(tmp_path):
+    chosen = config.preset("mnist")
+    old = config.as_json(chosen)
+    del old["train"]["optimizer"], old["train"]["clip"], old["online"]["optimizer"]
+    told = {"ddm_jax": "0.9.0", "settings": old, "written": json.dumps(old)}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(told))
+    assert config.load(path) == chosen
+    path.write_text(json.dumps(told | {"ddm_jax": "0.10.0"}))
+    with pytest.raises(ValueError, match=r"train\.optimizer, train\.clip, .* are missing"):
         config.load(path)
 
 

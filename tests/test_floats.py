@@ -32,7 +32,7 @@ def task_of(dtype):
     def loss(params, batch):
         return optax.softmax_cross_entropy(apply(params, batch.x), batch.y)
 
-    return ddm.Task(init, apply, loss, ddm.objectives.margin(apply))
+    return ddm.Task(init, loss, ddm.objectives.margin(apply), apply)
 
 
 class Whole:

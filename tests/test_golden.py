@@ -86,8 +86,8 @@ def make_side(problem, name):
         learning_rates=jnp.full(steps, problem[f"learning_rate.{name}"]),
         rows=jnp.asarray(problem["rows"]),
         losses=jnp.zeros(steps),
-        momentum=jnp.float32(0),
         weight_decay=jnp.float32(0),
+        start=take(points, 0),
     )
     data, query = (
         ddm.Batch(jnp.asarray(split[part]), jnp.asarray(labels[part]))
@@ -226,7 +226,7 @@ def one_leaf_a_layer(side):
         return x
 
     loss = ddm.objectives.loss(apply)
-    task = ddm.Task(lambda key: fold(side.task.init(key)), apply, loss, loss)
+    task = ddm.Task(lambda key: fold(side.task.init(key)), loss, loss, apply)
     return side._replace(task=task, run=side.run._replace(params=fold(side.run.params)))
 
 
@@ -347,11 +347,10 @@ def ridge_side(sides):
         x = data.x.reshape(len(data.x), -1)
         gram = x.T @ (weights[:, None] * x) + jnp.eye(x.shape[1])
         params = jnp.linalg.solve(gram, x.T @ (weights[:, None] * (2 * data.y - 1)))
-        one, rows = jnp.ones(1), jnp.zeros((1, 1), int)
-        return ddm.TrainRun(key, params, params[None], jnp.ones(1, int), one, rows, one, 0.0, 1.0)
+        return ddm.TrainRun(key, params, params[None], weight_decay=1.0)
 
     loss = ddm.objectives.loss(apply)
-    task = ddm.Task(lambda key: jnp.zeros((64, CLASSES)), apply, loss, right)
+    task = ddm.Task(lambda key: jnp.zeros((64, CLASSES)), loss, right, apply)
     data = sides["linear"].data
     run = train(jax.random.key(0), data, jnp.ones(N))
     return Side(task, data, sides["linear"].query, run), train

@@ -7,6 +7,7 @@ from jax.flatten_util import ravel_pytree
 import ddm_jax as ddm
 from ddm_jax import gradients
 from ddm_jax.compute import memory
+from ddm_jax.estimators._shared import member_rows
 from ddm_jax.gradients import group_batches
 
 
@@ -48,6 +49,45 @@ def test_group_rows_are_sums_over_n(ready):
     assert got.shape == want.shape == by_hand.shape == (10, rows.shape[1])
     np.testing.assert_allclose(want, by_hand, atol=1e-6)
     np.testing.assert_allclose(got, by_hand, atol=1e-6)
+
+
+def test_the_background_is_in_no_gradient_and_counts_in_n(ready):
+    """The others' stay as they are, in whatever way they are summed."""
+    some = ddm.as_groups(np.where(ready.groups.ids < 3, -1, ready.groups.ids - 3))
+    rows = gradients.example_gradients(ready.task.loss, ready.run.params, ready.data)
+    want = gradients.group_sums(rows, ready.groups)[3:]
+    batches = group_batches(some, 4)
+    assert int(batches.total) == 150
+    assert not np.isin(batches.rows, np.flatnonzero(some.ids < 0)).any()
+    got = gradients.group_gradient_rows(ready.task, ready.run.params, ready.data, batches)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    np.testing.assert_array_equal(gradients.group_sums(rows, some), want)
+    np.testing.assert_array_equal(jax.jit(gradients.group_sums)(rows, some), want)
+    members = member_rows(some)
+    assert members.shape == (7, some.sizes().max())
+    for group, found in enumerate(members):
+        np.testing.assert_array_equal(found[found >= 0], np.flatnonzero(some.ids == group))
+
+
+def test_a_task_of_sets_is_asked_about_all_queries_at_once(ready):
+    """Also where there are as many sets as queries, which no shape would tell."""
+    few = ddm.Batch(ready.query.x[:5], ready.query.y[:5])
+    output = ready.task.output
+    for sets in (np.eye(5)[::-1], np.full((1, 5), 0.2), np.arange(15.0).reshape(3, 5)):
+        task = ready.task._replace(
+            output=lambda params, query, sets=sets: sets @ output(params, query), of_sets=True
+        )
+        own = gradients.output_gradients(ready.task, ready.run.params, few)
+        got = gradients.output_gradients(task, ready.run.params, few)
+        assert got.shape == (len(sets), own.shape[1])
+        np.testing.assert_allclose(got, sets @ own, atol=1e-4)
+        along = gradients.as_params(own[:2], ready.run.params)
+        want = own[:2] @ got.T
+        changes = gradients.output_changes(task, ready.run.params, few, along)
+        assert changes.shape == (2, len(sets))
+        np.testing.assert_allclose(changes, want, rtol=1e-4, atol=1e-3)
+    halves = gradients.output_gradients(task, ready.run.params, few, lambda rows: rows[:, :4] / 2)
+    np.testing.assert_allclose(halves, got[:, :4] / 2, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -49,12 +49,9 @@ class Lone(nn.Module):
 
 
 def a_run(params, weight_decay=0.0):
-    nothing = jnp.zeros(1)
     checkpoints = jax.tree.map(lambda leaf: leaf[None], params)
-    numbers = jnp.float32(0), jnp.float32(weight_decay)
-    return TrainRun(
-        jax.random.key(0), params, checkpoints, jnp.ones(1, int), *[nothing] * 3, *numbers
-    )
+    decay = jnp.float32(weight_decay)
+    return TrainRun(jax.random.key(0), params, checkpoints, weight_decay=decay)
 
 
 class Problem:

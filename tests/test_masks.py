@@ -12,6 +12,7 @@ from ddm_jax.masks import (
     leave_one_out_masks,
     pair_masks,
     point_weights,
+    random_weights,
     subset_size,
 )
 
@@ -94,6 +95,34 @@ def test_the_weight_of_a_point_is_its_groups():
     np.testing.assert_array_equal(weights, [2.5, 0, 1, 0])
 
 
+def test_the_background_has_weight_one():
+    groups = ddm.as_groups([2, -1, 0, 1, -1, 0])
+    keep = jnp.array([0.0, 1.0, 2.5])
+    want = [2.5, 1, 0, 1, 1, 0]
+    np.testing.assert_array_equal(point_weights(keep, groups), want)
+    np.testing.assert_array_equal(jax.jit(point_weights)(keep, groups), want)
+    np.testing.assert_array_equal(point_weights(np.array([0, 1, 2]), groups), [2, 1, 0, 1, 1, 0])
+
+
+def test_where_there_is_a_background_no_group_need_be_kept():
+    masks = check_masks([[0, 0], [2, 0]], 2, background=True)
+    np.testing.assert_array_equal(masks, [[0, 0], [2, 0]])
+    with pytest.raises(ValueError, match="the weights of a mask must be of"):
+        check_masks([[1e7, 0]], 2, background=True)
+
+
+def test_random_weights_have_every_level_as_often():
+    weights = np.asarray(random_weights(jax.random.key(0), 40, 8))
+    assert weights.shape == (40, 8)
+    for level in (0.0, 0.5, 1.0, 2.0):
+        assert ((weights == level).sum(1) == 2).all()
+    assert (weights.std(0) > 0.3).all()  # of every group
+    few = np.asarray(random_weights(jax.random.key(1), 200, 2, (0.0, 0.0, 0.0, 3.0)))
+    assert set(np.unique(few)) == {0.0, 3.0}
+    assert (few.max(1) == 3).all()
+    assert random_weights(jax.random.key(0), 0, 3).shape == (0, 3)
+
+
 def test_masks_are_weights_of_at_least_zero():
     masks = check_masks([[2, 0], [0.25, 7]], 2)
     assert masks.dtype == jnp.float32
@@ -132,6 +161,9 @@ def test_bad_masks_are_named(masks, message):
         (lambda: ddm.random_masks(jax.random.key(0), 3, 4, 1.0), "keep=1.0; .* below 1"),
         (lambda: ddm.random_masks(jax.random.key(0), 3, 4, 5), "keep=5; .* below 1"),
         (lambda: ddm.random_masks(jax.random.key(0), 3, 4, float("nan")), "keep=nan"),
+        (lambda: random_weights(jax.random.key(0), 3, 1), "num_groups=1"),
+        (lambda: random_weights(jax.random.key(0), 3, 4, (1, -2)), "levels=-2; .* at least 0"),
+        (lambda: random_weights(jax.random.key(0), 3, 4, (0, 0)), "one of them must be positive"),
     ],
 )
 def test_numbers_out_of_range_are_named(make, message):

@@ -18,7 +18,7 @@ def _apply(params, x):
 
 def _task(apply):
     """A task whose output is none yet."""
-    return Task(None, apply, None, None)
+    return Task(None, None, None, apply)
 
 
 def _output(name: str, logits, labels, params: float = 1.0):
@@ -36,6 +36,7 @@ HALF = [[0.0, 0.0], [np.log(3.0), 0.0]]  # p = (1/2, 1/2) and (3/4, 1/4)
         ("margin", [0.0, -np.log(3)]),
         ("loss", [np.log(2), np.log(4)]),
         ("probability", [0.5, 0.25]),
+        ("hit", [1.0, 0.0]),
         ("logit:0", [0.0, np.log(3)]),
         ("logit:1", [0.0, 0.0]),
     ],
@@ -142,10 +143,12 @@ def test_only_of_a_loss_is_less_better(name):
     assert task.lower_is_better == (name == "loss")
     back = objectives.explain(objectives.explain(before, "loss"), name)
     assert back.lower_is_better == (name == "loss")
-    assert task._replace(output=None, lower_is_better=False) == before
+    assert task.of_sets == (name == "accuracy")
+    assert not objectives.explain(task, "margin").of_sets
+    assert task._replace(output=None, lower_is_better=False, of_sets=False) == before
 
 
-@pytest.mark.parametrize("name", ["margin", "loss", "probability", "accuracy"])
+@pytest.mark.parametrize("name", ["margin", "loss", "probability", "hit", "accuracy"])
 @pytest.mark.parametrize(
     ("logits", "labels"),
     [
@@ -166,7 +169,7 @@ def test_labels_that_are_no_rows_over_the_classes_are_refused_by_shape(name, log
             ask(jnp.float32(1), batch)
 
 
-@pytest.mark.parametrize("name", ["margin", "loss", "probability", "accuracy"])
+@pytest.mark.parametrize("name", ["margin", "loss", "probability", "hit", "accuracy"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_outputs_of_networks_of_few_bits_are_computed_in_32(name, dtype, rng):
     """A margin of 9 is known to .03 in bfloat16, which is more than what a group does to it."""
@@ -183,10 +186,90 @@ def test_a_task_without_classes_explains_its_loss():
     def loss(params, batch):
         return jnp.sum((params * batch.x - batch.y) ** 2, -1)
 
-    task = Task(lambda key: jnp.ones(()), _apply, loss, loss, targets="any")
+    task = Task(lambda key: jnp.ones(()), loss, loss, _apply, targets="any")
     explained = objectives.explain(task, "loss")
     batch = Batch(jnp.ones((2, 1)), jnp.array([[3.0], [1.0]]))
     np.testing.assert_allclose(explained.output(jnp.float32(1), batch), [4, 0])
     assert explained.lower_is_better
     with pytest.raises(ValueError, match="objective 'margin' needs classes"):
         objectives.explain(task, "margin")
+    with pytest.raises(ValueError, match=r"unknown objective 'logits:0'; choose one of loss, pre"):
+        objectives.explain(task, "logits:0")
+
+
+def test_a_task_without_classes_explains_a_prediction():
+    task = Task(None, None, None, _apply, targets="any")
+    batch = Batch(jnp.array([[1.0, 2.0], [3.0, 4.0]]), None)
+    for name in ("prediction:1", "logit:1"):
+        explained = objectives.explain(task._replace(lower_is_better=True), name)
+        np.testing.assert_allclose(explained.output(jnp.float32(2), batch), [4, 8])
+        assert not explained.lower_is_better
+    with pytest.raises(ValueError, match="class_index=2"):
+        objectives.explain(task, "prediction:2").output(jnp.float32(2), batch)
+    with pytest.raises(ValueError, match=r"unknown objective 'prediction:1'; choose one of margin"):
+        objectives.explain(_task(_apply), "prediction:1")
+
+
+def test_a_task_without_predictions_is_asked_for_its_loss_alone():
+    task = Task(None, lambda p, b: p * b.x, None, targets="any")
+    assert objectives.explain(task, "loss").output is task.loss
+    for some, name in ((task, "prediction:0"), (task._replace(targets="distribution"), "margin")):
+        with pytest.raises(ValueError, match=f"objective '{name}' needs predictions"):
+            objectives.explain(some, name)
+
+
+# Sets of queries
+
+
+def test_accuracies_of_slices_and_their_gap():
+    logits = jnp.array([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0], [0.0, 3.0]])
+    batch = Batch(logits, jax.nn.one_hot(jnp.array([0, 0, 0, 1]), 2))  # right, wrong, right, right
+    first = np.array([True, True, False, False])
+    means = np.stack([first / 2, ~first / 2])
+    sets = np.stack([*means, means[0] - means[1]])
+    task = objectives.explain(_task(_apply), "accuracy", sets)
+    assert task.of_sets
+    assert not task.lower_is_better
+    output = jax.jit(task.output)(jnp.float32(1), batch)
+    assert output.shape == (3,)
+    np.testing.assert_allclose(output, [0.5, 1, -0.5])
+    whole = objectives.explain(task, "accuracy").output(jnp.float32(1), batch)
+    np.testing.assert_allclose(whole, [0.75])
+
+
+def test_sets_of_any_output_are_sums_with_their_weights():
+    batch = Batch(jnp.array([[1.0, 2.0], [3.0, 4.0]]), None)
+    weigh = objectives.over_sets(lambda p, b: p * b.x[:, 0], [[1, 1], [2, 0], [1, -1]])
+    np.testing.assert_allclose(weigh(jnp.float32(1), batch), [4, 2, -2])
+    slopes = jax.jacrev(weigh)(jnp.float32(1), batch)
+    np.testing.assert_allclose(slopes, [4, 2, -2])
+    few = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), batch)
+    assert weigh(jnp.bfloat16(1), few).dtype == jnp.float32
+    task = objectives.explain(_task(_apply), "logit:1", np.eye(2)[:1])
+    np.testing.assert_allclose(task.output(jnp.float32(1), batch), [2])
+    loss = objectives.explain(_task(_apply), "loss", np.eye(2))
+    assert loss.lower_is_better
+    assert loss.of_sets
+
+
+@pytest.mark.parametrize(
+    ("sets", "told"),
+    [
+        (np.ones(3), r"sets have shape \(3,\) .* \[S, B\]"),
+        (np.ones((0, 3)), r"sets have shape \(0, 3\)"),
+        (np.full((1, 3), "a"), r"sets have .* type <U1"),
+        (np.array([[1.0, np.nan, 0.0]]), "sets hold NaN .* no queries has no mean"),
+    ],
+)
+def test_sets_that_are_no_weights_are_refused(sets, told):
+    with pytest.raises(ValueError, match=told):
+        objectives.explain(_task(_apply), "margin", sets)
+
+
+def test_sets_of_other_queries_are_refused():
+    output = objectives.over_sets(lambda p, b: p * b.x[:, 0], np.ones((2, 3)))
+    with pytest.raises(ValueError, match="the sets are of 3 queries, and there are 2: ask"):
+        output(1.0, Batch(jnp.ones((2, 2)), None))
+    output = objectives.over_sets(lambda p, b: p * b.x, np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"output has shape \(3, 2\); in sets it must be \[B\]"):
+        output(1.0, Batch(jnp.ones((3, 2)), None))

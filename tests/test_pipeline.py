@@ -19,9 +19,10 @@ from ddm_jax.attribution import Attribution
 from ddm_jax.compute import memory
 from ddm_jax.judge import filling, store
 from ddm_jax.judge.truth import Truth
-from ddm_jax.run import report, stages, workdir
+from ddm_jax.run import answers, report, stages, workdir
 from ddm_jax.run import settings as config
 from ddm_jax.run.check import Check, agreement
+from ddm_jax.run.finished import open_finished
 from ddm_jax.run.jobs import Results
 from ddm_jax.run.plan import make_plan
 from ddm_jax.run.stages import check_stage_change
@@ -89,6 +90,7 @@ def _to(name: str, chosen: config.Config, folder: Path, progress: Progress = SIL
 def _assert_same_tree(a, b) -> None:
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        left, right = jnp.asarray(left), jnp.asarray(right)
         assert left.shape == right.shape
         if jnp.issubdtype(left.dtype, jax.dtypes.prng_key):
             left, right = jax.random.key_data(left), jax.random.key_data(right)
@@ -161,6 +163,7 @@ def test_the_stages_have_the_shapes_of_the_settings(finished):  # noqa: F811
         (("train.epochs=5", "train.checkpoint_every=2", "train.momentum=0.5"), [9, 15]),
         # 150 points in batches of 64, the last one smaller: an epoch is 3 steps, and not 2.
         (("data.train_size=150", "train.batch_size=64", "train.last_batch=keep"), [3, 6, 9, 12]),
+        (("train.optimizer=adamw", "train.learning_rate=0.01", "train.clip=2"), [3, 6, 9, 12]),
     ],
 )
 def test_training_in_pieces_is_training_at_once(tmp_path, changes, steps):
@@ -361,6 +364,24 @@ def test_a_killed_run_goes_on_from_what_was_kept(tmp_path, finished, monkeypatch
     found = _to("target", tiny_config(), tmp_path, recorder.progress)
     assert "  picking up at 6 of 12" in recorder.said
     _assert_same_tree(found.target, read_stages(finished).results.target)
+
+
+@pytest.mark.slow
+def test_a_run_by_adamw_goes_on_with_the_same_bits_and_is_asked(tmp_path, without_pictures):
+    chosen = tiny_config("train.optimizer=adamw", "train.learning_rate=0.01", "train.clip=2")
+    stages.run(chosen, tmp_path / "whole")
+    for what, position in ((TRAINING, 6), (DISTILLING, CHUNK)):
+        with pytest.raises(KeyboardInterrupt):
+            stages.run(chosen, tmp_path / "killed", Recorder(what, position).progress)
+    recorder = Recorder()
+    stages.run(chosen, tmp_path / "killed", recorder.progress)
+    assert "  picking up at 20 of 60" in recorder.said
+    whole, killed = (read_stages(tmp_path / name).results for name in ("whole", "killed"))
+    assert whole.target.optimizer.name == "adamw"
+    assert jax.tree.leaves(whole.target.second_moments)[0].shape[0] == 4
+    _assert_same_results(killed, whole)
+    answer, _ = answers.forget(open_finished(tmp_path / "killed"), [3])
+    assert all(np.isfinite(values).all() for values in answer.arrays.values())
 
 
 def test_a_partial_result_of_other_settings_is_not_used(tmp_path):

@@ -14,8 +14,9 @@ from ddm_jax.estimators.points import (
     make_trajectory_influence,
     spread_points,
 )
+from ddm_jax.items import SOFT_LABELS
 from ddm_jax.online import deal_items
-from ddm_jax.types import as_batch, take
+from ddm_jax.types import take
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def item_weights(synset):
 
 def curvature(task, params, synset):
     """The Gauss-Newton matrix of the synset, [P, P], from the Jacobian of its logits."""
-    batch = as_batch(synset.items)
+    batch = SOFT_LABELS.batch(synset.items)
     vector, unravel = ravel_pytree(params)
     logits = np.asarray(
         jax.jacrev(lambda v: task.apply(unravel(v), batch.x))(vector), np.float64
@@ -77,7 +78,7 @@ def test_the_empirical_fisher_takes_the_items_own_gradients(small):
     params, task = ready.run.params, ready.task
     influence = make_point_influence(task, damping=0.05, curvature="fisher")
     found = np.asarray(jax.jit(influence)(params, synset, some, few))
-    rows = flat_gradients(task.loss, params, as_batch(synset.items))
+    rows = flat_gradients(task.loss, params, SOFT_LABELS.batch(synset.items))
     rows = rows * np.sqrt(item_weights(synset))[:, None]
     g, q = flat_gradients(task.loss, params, some), flat_gradients(task.output, params, few)
     matrix = rows.T @ rows + 0.05 * np.eye(rows.shape[1])
@@ -90,7 +91,7 @@ def test_along_the_trajectory_is_the_mean_and_items_take_turns(small):
     two = jax.tree.map(lambda leaf: leaf[-2:], ready.run.checkpoints)
     each = jax.jit(make_point_influence(ready.task, damping=0.02))
     along = jax.jit(make_trajectory_influence(ready.task, damping=0.02, step_items=1))
-    items, weights = deal_items(synset, jnp.ones(10), 1)
+    items, weights = deal_items(ready.task, synset, jnp.ones(10), 1)
     assert weights.shape == (2, 10)
     expected = []
     for t in range(2):  # as a synset whose only group has these weights

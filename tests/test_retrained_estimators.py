@@ -5,6 +5,7 @@ from itertools import combinations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 from scipy.special import softmax
@@ -28,9 +29,8 @@ def remember(key, data, weights):
 
 def a_run(key, params):
     """A finished training of which only the network is looked at."""
-    nothing = jnp.zeros(1)
     checkpoints = jax.tree.map(lambda leaf: leaf[None], params)
-    return ddm.TrainRun(key, params, checkpoints, *[nothing] * 4, nothing[0], nothing[0])
+    return ddm.TrainRun(key, params, checkpoints)
 
 
 def planted(params, batch):
@@ -236,9 +236,9 @@ class Linear:
 
         self.task = ddm.Task(
             lambda key: {"w": self.w},
-            apply,
             ddm.objectives.loss(apply),
             ddm.objectives.margin(apply),
+            apply,
         )
         self.run = a_run(KEY, {"w": self.w})
         self.seen = []
@@ -363,3 +363,135 @@ def test_a_value_network_carries_a_known_effect_to_queries_it_has_not_seen():
     # Its size is right too, up to the shift that halves do not tell.
     got, want = got - got.mean(0), want - want.mean(0)
     assert 0.7 < (got * want).sum() / (want**2).sum() < 1.2
+
+
+# Networks that any Python function trains
+
+
+def python_train(key, data, weights):
+    """Weighted least squares by a loop of optax, which looks at values: JAX cannot trace it."""
+    x, y, weights = np.asarray(data.x), np.asarray(data.y), np.asarray(weights)
+    params = {"w": np.asarray(jax.random.normal(key, (2,)))}
+    rule = optax.adam(0.1)
+    state = rule.init(params)
+    for step in range(12):
+        rows = np.arange(4) + 4 * (step % 3)
+        weight = weights[rows] / max(weights[rows].sum(), 1e-12)
+        if weight.sum() > 0:
+            slope = {"w": jnp.asarray(x[rows].T @ (weight * (x[rows] @ params["w"] - y[rows])))}
+        updates, state = rule.update(slope, state, params)
+        params = {"w": np.asarray(params["w"] + updates["w"])}
+    return params
+
+
+def traced_train(key, data, weights):
+    """The same, as JAX traces it."""
+
+    def step(carry, number):
+        params, state = carry
+        rows = jnp.arange(4) + 4 * (number % 3)
+        weight = weights[rows] / jnp.maximum(weights[rows].sum(), 1e-12)
+        slope = data.x[rows].T @ (weight * (data.x[rows] @ params["w"] - data.y[rows]))
+        updates, state = optax.adam(0.1).update({"w": slope}, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    params = {"w": jax.random.normal(key, (2,))}
+    carry = params, optax.adam(0.1).init(params)
+    return a_run(key, jax.lax.scan(step, carry, jnp.arange(12))[0][0])
+
+
+def squares(params, batch):
+    return (batch.x @ params["w"] - batch.y) ** 2
+
+
+PLANE = ddm.Task(
+    init=lambda key: {"w": jnp.zeros(2)},
+    loss=squares,
+    output=lambda params, batch: batch.x @ params["w"],
+    targets="any",
+)
+DRAWN = np.random.default_rng(3).normal(size=(15, 3)).astype(np.float32)
+POINTS, ASKED = (ddm.Batch(rows[:, :2], rows[:, 2]) for rows in (DRAWN[:12], DRAWN[12:]))
+MASKS = np.array([[1, 1, 1, 1], [0, 1, 1, 1], [0.5, 1, 2, 1]], np.float32)
+OF_FOUR = np.arange(12) % 4
+
+
+def retrained(estimator, **asked):
+    state = estimator.fit(KEY, a_run(KEY, {"w": jnp.zeros(2)}), POINTS, OF_FOUR)
+    return state, np.asarray(estimator.outputs(state, MASKS, ASKED))
+
+
+def test_a_python_loop_retrains_as_the_traced_one_does(tmp_path):
+    traced, kept = (
+        estimators.make_retraining(PLANE, traced_train, seeds=2),
+        estimators.make_retraining(PLANE, python_train, seeds=2, folder=tmp_path / "networks"),
+    )
+    _, want = retrained(traced)
+    state, got = retrained(kept)
+    assert got.shape == want.shape == (3, 3)
+    assert np.abs(want - want[:1]).max() > 1e-2
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    scores = np.asarray(kept.score(state, ASKED))
+    assert scores.shape == (4, 3)
+    np.testing.assert_allclose(scores[0], got[0] - got[1], atol=1e-6)
+
+
+class Counting:
+    """A training that counts its networks, and may be killed after some."""
+
+    def __init__(self, enough=1000):
+        self.count, self.enough = 0, enough
+
+    def __call__(self, key, data, weights):
+        if self.count == self.enough:
+            raise KeyboardInterrupt
+        self.count += 1
+        return python_train(key, data, weights)
+
+
+def test_what_was_trained_before_a_kill_is_not_trained_again(tmp_path):
+    killed, told = Counting(2), []
+    with pytest.raises(KeyboardInterrupt):
+        retrained(estimators.make_retraining(PLANE, killed, seeds=2, folder=tmp_path))
+    again = Counting()
+    estimator = estimators.make_retraining(
+        PLANE, again, seeds=2, folder=tmp_path, progress=lambda *each: told.append(each)
+    )
+    state, got = retrained(estimator)
+    assert (killed.count, again.count) == (2, 4)
+    assert told == [(number, 6) for number in range(1, 7)]
+    whole = estimators.make_retraining(PLANE, python_train, seeds=2, folder=tmp_path / "other")
+    np.testing.assert_array_equal(got, retrained(whole)[1])
+    # Other queries, another output, and groups of the same points cost no training.
+    first = jax.tree.map(lambda leaf: leaf[:1], ASKED)
+    np.testing.assert_allclose(estimator.outputs(state, MASKS, first), got[:, :1], atol=1e-6)
+    loss = estimators.make_retraining(
+        PLANE._replace(output=squares), again, seeds=2, folder=tmp_path
+    )
+    retrained(loss)
+    assert again.count == 4
+    # Another name, data or mask is another network.
+    retrained(estimators.make_retraining(PLANE, again, seeds=2, folder=tmp_path, name="longer"))
+    assert again.count == 10
+    estimator.outputs(state, MASKS[:1] * [1, 1, 1, 3], ASKED)
+    assert again.count == 12
+    moved = state._replace(data=POINTS._replace(y=POINTS.y + 1))
+    estimator.outputs(moved, MASKS[:1], ASKED)
+    assert again.count == 14
+
+
+def test_networks_of_a_folder_are_checked(tmp_path):
+    def of(train, **settings):
+        return retrained(estimators.make_retraining(PLANE, train, **settings))
+
+    with pytest.raises(ValueError, match="parameters are not finite"):
+        of(lambda key, data, weights: {"w": np.full(2, np.nan)}, folder=tmp_path)
+    with pytest.raises(ValueError, match="parameters are of another network"):
+        of(lambda key, data, weights: {"v": np.ones(2)}, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match=r"cannot be traced by JAX, .* pass folder="):
+        of(python_train)
+    with pytest.raises(ValueError, match="chunk: of networks trained side by side"):
+        of(python_train, folder=tmp_path, chunk=2)
+    with pytest.raises(ValueError, match="pass folder="):
+        of(traced_train, progress=print)

@@ -8,8 +8,9 @@ import pytest
 import ddm_jax as ddm
 from ddm_jax import synset as starts
 from ddm_jax.gradients import group_batches
+from ddm_jax.items import SHARPNESS, SOFT_LABELS, label_logits
 from ddm_jax.matching import make_match_points, make_matching_error, make_synset_gradient
-from ddm_jax.types import as_batch, take
+from ddm_jax.types import take
 
 
 def make(ready, method, items, groups=None):
@@ -32,7 +33,7 @@ def test_shapes_shares_and_labels(ready, method, items):
     np.testing.assert_allclose(synset.share, ready.groups.sizes() / 150, rtol=1e-6)
     # Groups are classes here: every item has its own class as its label, sharply.
     np.testing.assert_array_equal(synset.items.y.argmax(-1), synset.group)
-    assert (as_batch(synset.items).y.max(-1) > 0.9999).all()
+    assert (SOFT_LABELS.batch(synset.items).y.max(-1) > 0.9999).all()
     assert np.isfinite(np.asarray(synset.items.x)).all()
 
 
@@ -56,7 +57,7 @@ def test_noise_of_a_mixed_group_has_its_mixture_of_labels(ready):
     synset = make(ready, "noise", 1, groups)
     for group in range(2):
         want = np.asarray(ready.data.y)[groups == group].mean(0)
-        np.testing.assert_allclose(as_batch(synset.items).y[group], want, atol=1e-5)
+        np.testing.assert_allclose(SOFT_LABELS.batch(synset.items).y[group], want, atol=1e-5)
 
 
 def test_one_group_a_point_reproduces_every_point(ready):
@@ -141,11 +142,6 @@ def test_wrong_starts_are_named(ready):
     for items in (0, 2.5, True):
         with pytest.raises(ValueError, match=f"items={items}"):
             make(ready, "random", items)
-    anything = ready.task._replace(targets="any")
-    with pytest.raises(ValueError, match="a synset needs classes, and this task has targets='any'"):
-        starts.initial_synset(
-            jax.random.key(2), anything, "random", ready.run, ready.data, ready.groups, 1, [9]
-        )
 
 
 # Label logits
@@ -154,17 +150,17 @@ def test_wrong_starts_are_named(ready):
 def test_soft_labels_start_at_themselves(rng):
     """0.8 took softmax(14 y), which says .9999 of a label of .6 and .4."""
     labels = jax.nn.softmax(2 * jnp.asarray(rng.normal(size=(50, 7))))
-    logits = starts.label_logits(labels)
+    logits = label_logits(labels)
     assert logits.shape == labels.shape
     np.testing.assert_allclose(jax.nn.softmax(logits), labels, atol=1e-5)
     np.testing.assert_allclose(
-        jax.nn.softmax(starts.label_logits([[0.6, 0.4, 0.0]])), [[0.6, 0.4, 0]], atol=1e-5
+        jax.nn.softmax(label_logits([[0.6, 0.4, 0.0]])), [[0.6, 0.4, 0]], atol=1e-5
     )
 
 
 def test_hard_labels_are_sharp():
-    logits = starts.label_logits(np.eye(4, dtype=np.float32))
-    np.testing.assert_array_equal(logits, starts.SHARPNESS * np.eye(4))
+    logits = label_logits(np.eye(4, dtype=np.float32))
+    np.testing.assert_array_equal(logits, SHARPNESS * np.eye(4))
 
 
 @pytest.mark.parametrize("method", ["pursuit", "random"])
@@ -180,7 +176,7 @@ def test_items_start_with_the_labels_that_they_had(ready, method, rng):
         2,
         [9],
     )
-    labels = np.asarray(as_batch(synset.items).y)
+    labels = np.asarray(SOFT_LABELS.batch(synset.items).y)
     assert labels.shape == (20, 10)
     for x, label in zip(synset.items.x, labels, strict=True):
         (row, *_) = np.flatnonzero((ready.data.x == x).all((1, 2, 3)))

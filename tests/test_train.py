@@ -6,6 +6,7 @@ import pytest
 
 import ddm_jax as ddm
 from ddm_jax.train import TrainSettings, cosine_schedule, make_trainer, recipe, steps_an_epoch
+from ddm_jax.types import Optimizer
 
 
 def linear_task():
@@ -82,7 +83,11 @@ def test_the_run_records_its_trajectory(ready):
     assert run.losses.shape == run.learning_rates.shape == (60,)
     np.testing.assert_array_equal(run.steps, np.arange(6, 61, 6))
     assert run.steps.dtype == jnp.int32
-    np.testing.assert_allclose([run.momentum, run.weight_decay], [0.5, 1e-3])
+    assert run.optimizer == Optimizer("sgd", (("momentum", 0.5),))
+    np.testing.assert_allclose(run.weight_decay, 1e-3)
+    start = jax.jit(ready.task.init)(jax.random.fold_in(jax.random.key(0), 0))
+    jax.tree.map(np.testing.assert_array_equal, run.start, start)
+    assert run.second_moments is None
     for leaf, last in zip(
         jax.tree.leaves(run.checkpoints), jax.tree.leaves(run.params), strict=True
     ):
@@ -162,7 +167,8 @@ def test_a_recipe_counts_in_epochs(ready, last_batch, steps):
             np.testing.assert_array_equal(np.sort(epoch[epoch >= 0]), np.arange(150))
     run = jax.jit(trainer.train)(jax.random.key(0), ready.data, jnp.ones(150))
     np.testing.assert_array_equal(run.steps, steps)
-    np.testing.assert_allclose([run.momentum, run.weight_decay], [0.9, 0.01], rtol=1e-6)
+    assert run.optimizer.get("momentum") == 0.9
+    np.testing.assert_allclose(run.weight_decay, 0.01, rtol=1e-6)
     np.testing.assert_allclose(run.learning_rates[0], 0, atol=1e-7)
     np.testing.assert_allclose(run.learning_rates[steps[0]], 0.2, rtol=1e-5)
     want = cosine_schedule(0.2, steps[-1], 0.02, steps[0])(steps[-1] - 1)
@@ -183,6 +189,10 @@ def test_a_recipe_counts_in_epochs(ready, last_batch, steps):
         ({"batch_size": 151}, "train.batch_size=151 exceeds the 150 training points; lower it"),
         ({"warmup_epochs": 5}, r"train.warmup_epochs=5; it must be a whole number, in 0\.\.4"),
         ({"checkpoint_every": 6}, r"train.checkpoint_every=6; .* in 1\.\.5"),
+        (
+            {"learning_rate": 0.1, "final_learning_rate": 0.2},
+            r"final_learning_rate=0.2 is above train.learning_rate=0.1, and rates fall",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_each_other_or_the_data_are_named(ready, wrong, message):
@@ -451,3 +461,252 @@ def test_weights_of_few_bits_are_added_up_in_more(regression):
     np.testing.assert_allclose(
         few.params, train(jax.random.key(0), regression, jnp.ones(20)).params, rtol=1e-5
     )
+
+
+# Any optimiser, any start
+
+
+def by_hand(rule, run, data, params):
+    """The steps of a run, taken by a transformation of optax."""
+    state = rule.init(params)
+    path = []
+    for rows in np.asarray(run.rows):
+        x, y = data.x[rows], data.y[rows]
+        slope = x.T @ (x @ params - y) / len(rows)
+        updates, state = rule.update(slope, state, params)
+        params = optax.apply_updates(params, updates)
+        path.append((params, state))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule", "decay"),
+    [
+        (
+            {"optimizer": "adamw", "weight_decay": 0.2},
+            lambda rate: optax.adamw(rate, weight_decay=0.2),
+            0.0,
+        ),
+        (
+            {"optimizer": {"name": "adam", "b1": 0.8}, "weight_decay": 0.2, "clip": 0.5},
+            lambda rate: optax.chain(
+                optax.clip_by_global_norm(0.5),
+                optax.add_decayed_weights(0.2),
+                optax.adam(rate, b1=0.8),
+            ),
+            0.2,
+        ),
+        ({"optimizer": "lion"}, lambda rate: optax.lion(rate, weight_decay=0.0), 0.0),
+        ({"optimizer": "rmsprop", "momentum": 0.5}, lambda r: optax.rmsprop(r, momentum=0.5), 0.0),
+    ],
+)
+def test_a_training_takes_the_steps_of_its_optimiser(settings, rule, decay, regression):
+    schedule = optax.linear_schedule(0.1, 0.01, 10)
+    trainer = make_trainer(
+        linear_task(),
+        steps=8,
+        batch_size=5,
+        learning_rate=schedule,
+        checkpoint_every=3,
+        start=jnp.ones((4, 1)),
+        **settings,
+    )
+    run = jax.jit(trainer.train)(jax.random.key(0), regression, jnp.ones(20))
+    path = by_hand(rule(schedule), run, regression, jnp.ones((4, 1)))
+    np.testing.assert_array_equal(run.start, np.ones((4, 1)))
+    np.testing.assert_allclose(run.params, path[-1][0], rtol=1e-5)
+    np.testing.assert_allclose(run.checkpoints, [path[4][0], path[7][0]], rtol=1e-5)
+    np.testing.assert_allclose(run.weight_decay, decay)
+    np.testing.assert_allclose(run.learning_rates, schedule(np.arange(8)), rtol=1e-6)
+    if run.optimizer.name in ("adam", "adamw"):
+        for kept, step in zip(run.second_moments, (5, 8), strict=True):
+            nu = optax.tree_utils.tree_get(path[step - 1][1], "nu")
+            np.testing.assert_allclose(kept, nu / (1 - 0.999**step), rtol=1e-4)
+    # In pieces, whose state is all that one needs to go on, it ends with the same numbers.
+    state, rows = trainer.start(jax.random.key(0)), run.rows
+    for first in (0, 3, 6):
+        state, _ = jax.jit(trainer.advance)(
+            state, rows[first : first + 3], regression, jnp.ones(20)
+        )
+    np.testing.assert_allclose(state.params, run.params, rtol=1e-5)
+
+
+def test_steps_that_accumulate_have_the_rate_of_their_update(regression):
+    schedule = optax.linear_schedule(0.1, 0.0, 4)
+    train = ddm.make_train(
+        linear_task(), steps=7, batch_size=5, learning_rate=schedule, accumulate=2
+    )
+    run = jax.jit(train)(jax.random.key(0), regression, jnp.ones(20))
+    want = np.array([0, 0, 1, 1, 2, 2, 3])
+    np.testing.assert_allclose(run.learning_rates, schedule(want), rtol=1e-5)
+    assert run.optimizer == Optimizer(accumulate=2)
+    # Two batches of five are one of ten; the seventh waits for another.
+    twice = optax.MultiSteps(optax.sgd(schedule), 2)
+    np.testing.assert_allclose(
+        run.params, by_hand(twice, run, regression, run.start)[-1][0], rtol=1e-5
+    )
+
+
+def test_ones_own_transformation_trains_and_its_rate_is_unknown(regression):
+    own = optax.chain(optax.clip(0.3), optax.adam(0.05))
+    train = ddm.make_train(linear_task(), steps=5, batch_size=5, optimizer=own, name="mine")
+    run = jax.jit(train)(jax.random.key(0), regression, jnp.ones(20))
+    assert run.optimizer == Optimizer("mine", own=True)
+    assert run.learning_rates is None
+    want = by_hand(own, run, regression, run.start)[-1][0]
+    np.testing.assert_allclose(run.params, want, rtol=1e-5)
+
+
+def test_every_training_begins_at_the_start_that_is_given(regression):
+    train = ddm.make_train(
+        linear_task(), steps=1, batch_size=20, learning_rate=0.1, start=np.full((4, 1), 2.0)
+    )
+    runs = [jax.jit(train)(jax.random.key(s), regression, jnp.ones(20)) for s in (0, 1)]
+    np.testing.assert_allclose(runs[0].params, runs[1].params, rtol=1e-5)
+    np.testing.assert_array_equal(runs[0].start, np.full((4, 1), 2.0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"start": {"w": np.ones((4, 1))}}, "start has the structure"),
+        ({"start": np.ones((4, 2))}, r"start has shape \(4, 2\); it must be \(4, 1\)"),
+        ({"start": np.full((4, 1), np.nan)}, "start is not finite"),
+        ({"accumulate": 4}, r"accumulate=4; it must be a whole number, in 1\.\.3"),
+        ({"optimizer": "adam", "learning_rate": None}, "learning_rate=None; it must be"),
+        ({"optimizer": "adamm"}, "optimizer='adamm'"),
+    ],
+)
+def test_trainings_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ddm.make_train(
+            linear_task(), **({"steps": 3, "batch_size": 2, "learning_rate": 0.1} | settings)
+        )
+
+
+def test_a_recipe_names_its_optimiser(ready):
+    settings = TrainSettings(
+        epochs=2, learning_rate=0.01, final_learning_rate=0.001, optimizer="adamw", clip=1.0
+    )
+    run = jax.jit(recipe(ready.task, settings, 150).train)(
+        jax.random.key(0), ready.data, jnp.ones(150)
+    )
+    assert run.optimizer == Optimizer("adamw", (("weight_decay", 1e-3),), clip=1.0)
+    assert run.weight_decay == 0
+    with pytest.raises(ValueError, match="optimizer='adamm'; it must be the name"):
+        TrainSettings(optimizer="adamm")
+    with pytest.raises(ValueError, match=r"train\.clip=0\.0; it must be above 0"):
+        TrainSettings(clip=0.0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_adam_keeps_the_type_of_the_parameters(dtype, regression):
+    with jax.enable_x64(dtype == "float64"):
+        task = linear_task()._replace(init=lambda key: jnp.ones((4, 1), dtype))
+        data = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), regression)
+        train = ddm.make_train(
+            task,
+            steps=5,
+            batch_size=5,
+            learning_rate=0.1,
+            optimizer="adamw",
+            weight_decay=0.1,
+            accumulate=2,
+            clip=10.0,
+        )
+        run = jax.jit(train)(jax.random.key(0), data, jnp.ones(20))
+        for leaf in (run.params, run.start, run.second_moments, run.checkpoints):
+            assert leaf.dtype == dtype
+        assert np.isfinite(np.asarray(run.params, np.float32)).all()
+
+
+# A training that was done elsewhere
+
+EARLY, LATE = ({"w": np.full(3, value, np.float32)} for value in (1.0, 2.0))
+ROWS = np.array([[0, 1], [2, -1], [1, 0]])
+
+
+def test_a_run_by_hand_may_be_its_parameters_alone():
+    run = ddm.make_run(LATE)
+    np.testing.assert_array_equal(run.params["w"], LATE["w"])
+    np.testing.assert_array_equal(run.checkpoints["w"], LATE["w"][None])
+    assert [run.steps, run.learning_rates, run.rows, run.start, run.second_moments] == [None] * 5
+    assert run.optimizer == Optimizer()
+    assert run.weight_decay == 0
+
+
+def test_checkpoints_end_with_the_parameters_once():
+    stacked = {"w": np.stack([EARLY["w"], LATE["w"]])}
+    for given in ([EARLY], [EARLY, LATE], (EARLY,), stacked, {"w": stacked["w"][:1]}):
+        run = ddm.make_run(LATE, given, steps=[2, 3])
+        np.testing.assert_array_equal(run.checkpoints["w"], stacked["w"])
+        np.testing.assert_array_equal(run.steps, [2, 3])
+
+
+def test_a_run_by_hand_is_the_run_of_the_same_training(regression):
+    train = ddm.make_train(
+        linear_task(),
+        steps=6,
+        batch_size=5,
+        learning_rate=0.1,
+        optimizer="adamw",
+        weight_decay=0.1,
+        checkpoint_every=3,
+    )
+    run = jax.jit(train)(jax.random.key(0), regression, jnp.ones(20))
+    states = [s for _, s in by_hand(optax.adamw(0.1, weight_decay=0.1), run, regression, run.start)]
+    made = ddm.make_run(
+        run.params,
+        list(run.checkpoints),
+        [3, 6],
+        0.1,
+        run.rows,
+        optimizer="adamw",
+        weight_decay=0.1,
+        optimizer_state=[states[2], states[5]],
+        start=run.start,
+    )
+    assert jax.tree.structure(made._replace(losses=0)) == jax.tree.structure(run._replace(losses=0))
+    for one, two in zip(
+        jax.tree.leaves(made._replace(losses=0, key=0)),
+        jax.tree.leaves(run._replace(losses=0, key=0)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, two, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"checkpoints": [{"v": 1}]}, r"checkpoints\[0\] has the structure .* params'"),
+        ({"checkpoints": []}, "checkpoints must be a list of pytrees"),
+        ({"checkpoints": [{"w": np.ones(2)}]}, r"checkpoints\[0\]\['w'\] has shape \(2,\)"),
+        ({"checkpoints": [{"w": np.full(3, np.inf)}]}, r"\['w'\] is not finite: .* diverged"),
+        ({"steps": [1, 2]}, r"steps have shape \(2,\) .* one for each of 1 checkpoints"),
+        ({"checkpoints": [EARLY], "steps": [1]}, "2 checkpoints; params are one more"),
+        ({"checkpoints": [EARLY], "steps": [3, 2]}, r"steps=\[3, 2\]; they must grow"),
+        ({"steps": [2.5]}, "they must be whole numbers"),
+        ({"steps": [5], "rows": ROWS}, "steps end at 5, and rows have 3 steps"),
+        ({"rows": np.ones(3)}, r"rows have shape \(3,\) and type float64"),
+        ({"rows": np.full((1, 1), -2)}, "rows hold -2"),
+        ({"rows": ROWS, "learning_rates": [0.1, 0.2]}, r"must be \[3\]"),
+        ({"learning_rates": 0.1}, "one for each step: pass steps= or rows= too"),
+        ({"rows": ROWS, "learning_rates": np.nan}, "learning_rates must be finite"),
+        ({"start": {"w": np.ones(4)}}, r"start\['w'\] has shape \(4,\)"),
+        ({"second_moments": [LATE, LATE]}, "there are 2 second_moments; there must be 1"),
+        (
+            {
+                "checkpoints": [EARLY],
+                "optimizer": "adam",
+                "optimizer_state": optax.adam(1).init(LATE),
+            },
+            "optimizer_state has 1 states for 2 checkpoints",
+        ),
+        ({"optimizer_state": optax.sgd(1).init(LATE)}, "holds no running mean of squared"),
+        ({"optimizer": "adamm"}, "optimizer='adamm'"),
+    ],
+)
+def test_parts_of_a_run_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message) as told:
+        ddm.make_run(LATE, **settings)
+    assert "\n" not in str(told.value)

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.linalg
 from jax.flatten_util import ravel_pytree
@@ -17,7 +18,7 @@ from ddm_jax.estimators import source
 from ddm_jax.estimators.replay import replay_start, replay_step
 from ddm_jax.estimators.tracin import checkpoint_rates
 from ddm_jax.gradients import example_gradients
-from ddm_jax.types import take
+from ddm_jax.types import Optimizer, take
 
 gradients_of = jax.jit(example_gradients, static_argnums=0)
 
@@ -55,7 +56,10 @@ def replayed(task, run, data, steps):
 
 def with_numbers(run, momentum, weight_decay):
     """The run as if it had been trained with these."""
-    return run._replace(momentum=jnp.float32(momentum), weight_decay=jnp.float32(weight_decay))
+    settings = (("momentum", momentum),) if momentum else ()
+    return run._replace(
+        optimizer=Optimizer("sgd", settings), weight_decay=jnp.float32(weight_decay)
+    )
 
 
 def assert_close(got, want, shape, tolerance):
@@ -397,7 +401,7 @@ def test_source_is_its_formula_with_exponentials_of_whole_matrices(points_are_gr
         learning_rates=jnp.asarray(rates, jnp.float32),
         rows=jnp.zeros((12, 4), jnp.int32),
         losses=jnp.zeros(12),
-        momentum=jnp.float32(0.25),
+        optimizer=Optimizer("sgd", (("momentum", 0.25),)),
         weight_decay=jnp.float32(0.1),
     )
     queries = rng.normal(size=(4, 3)).astype(np.float32)
@@ -454,3 +458,206 @@ def test_forward_matching_refuses_another_part_or_start(ready):
     ):
         with pytest.raises(ValueError, match=told):
             estimators.make_forward_matching(ready.task, *settings)
+
+
+# What holds for which optimiser
+
+
+def bowl():
+    """Four parameters, the last of which has no gradient at all; losses without kinks."""
+
+    def loss(theta, batch):
+        at = batch.x[:, :3] @ theta[:3]
+        return jnp.log(jnp.cosh(at - batch.y)) + 0.1 * at**2 + 0 * theta[3]
+
+    return ddm.Task(
+        init=lambda key: jnp.array([0.5, -0.2, 0.1, 0.3]),
+        loss=loss,
+        output=lambda theta, batch: jnp.sin(batch.x @ theta),
+        targets="any",
+    )
+
+
+def bowl_problem(rng):
+    draw = rng.normal(size=(12, 4)).astype(np.float64)
+    data = ddm.Batch(jnp.asarray(draw), jnp.asarray(draw[:, 0] - draw[:, 1]))
+    query = ddm.Batch(jnp.asarray(rng.normal(size=(3, 4))), jnp.zeros(3))
+    return SimpleNamespace(task=bowl(), data=data, query=query, groups=np.arange(12) % 3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "adam"},
+        {"optimizer": "adamw", "weight_decay": 0.1, "clip": 0.3},
+        {"optimizer": "adamw", "accumulate": 2},
+        {"optimizer": "rmsprop", "momentum": 0.5, "weight_decay": 0.1},
+        {"optimizer": {"name": "sgd", "nesterov": True}, "momentum": 0.5, "clip": 0.3},
+    ],
+)
+def test_a_metagradient_of_any_optimiser_is_the_slope_of_retraining(settings, rng):
+    """With a parameter that never has a gradient, where the slope of Adam's root is infinite."""
+    with jax.enable_x64(True):
+        problem = bowl_problem(rng)
+        schedule = lambda t: 0.1 / (1 + 0.1 * t)  # noqa: E731
+        recipe = {"steps": 9, "batch_size": 5, "last_batch": "keep", **settings}
+        train = jax.jit(ddm.make_train(problem.task, learning_rate=schedule, **recipe))
+        run = train(jax.random.key(5), problem.data, jnp.ones(12))
+        got = fitted_scores(estimators.make_metagradient(problem.task), problem, run)
+
+        def outputs(k, change):
+            params = train(run.key, problem.data, 1 + change * (problem.groups == k)).params
+            return np.asarray(problem.task.output(params, problem.query))
+
+        want = np.stack([(outputs(k, 1e-5) - outputs(k, -1e-5)) / 2e-5 for k in range(3)])
+    assert np.isfinite(got).all()
+    assert_close(got, want, (3, 3), 1e-6)
+
+
+def trained_by(problem, optimizer, **settings):
+    train = ddm.make_train(
+        problem.task, steps=4, batch_size=30, learning_rate=0.01, optimizer=optimizer, **settings
+    )
+    return jax.jit(train)(jax.random.key(6), problem.data, jnp.ones(60))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("tracin", {"optimizer": "adam"}, "tracin holds for SGD alone, .* by adam: use source"),
+        ("tracin", {"optimizer": "sgd", "clip": 1.0}, "has clip=1: use metagradient or trak"),
+        (
+            "in_run_shapley",
+            {"optimizer": "sgd", "clip": 0.5, "accumulate": 2},
+            "plain SGD alone, and this run has clip=0.5 and accumulate=2",
+        ),
+        ("in_run_shapley", {"optimizer": "lion"}, "by lion: use source, metagradient or trak"),
+        ("metagradient", {"optimizer": "lion"}, "lion follows signs of gradients"),
+        ("source", {"optimizer": "lion"}, "source holds for SGD, Adam and AdamW, and not for lion"),
+        ("source", {"optimizer": "adamw", "clip": 1.0}, "the size of each step, which clip=1"),
+        (
+            "source",
+            {"optimizer": "adam", "weight_decay": 0.25},
+            "this run of adam has 0.25 in its gradients: train with adamw",
+        ),
+    ],
+)
+def test_an_optimiser_that_a_method_is_not_for_is_refused(name, settings, message, smooth):
+    run = trained_by(smooth, **settings)
+    with pytest.raises(ValueError, match=message) as told:
+        fitted_scores(estimators.ESTIMATORS[name](smooth.task), smooth, run)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["tracin", "in_run_shapley", "metagradient", "source"])
+def test_a_transformation_of_ones_own_is_refused(name, smooth):
+    train = ddm.make_train(
+        smooth.task, steps=2, batch_size=30, optimizer=optax.adam(0.1), name="mine"
+    )
+    run = jax.jit(train)(jax.random.key(6), smooth.data, jnp.ones(60))
+    with pytest.raises(ValueError, match=r"mine.* use trak"):
+        fitted_scores(estimators.ESTIMATORS[name](smooth.task), smooth, run)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("tracin", ("learning_rates", "steps")),
+        ("source", ("learning_rates", "steps")),
+        ("metagradient", ("start", "rows", "learning_rates")),
+        ("in_run_shapley", ("start", "rows", "learning_rates")),
+    ],
+)
+def test_a_run_that_lacks_a_part_is_refused_with_its_name(name, parts, trained):
+    estimator = estimators.ESTIMATORS[name](trained.task)
+    for part in parts:
+        run = trained.run._replace(**{part: None})
+        message = f"{name} needs the run's {part}, which this run has not: pass {part}= to make_run"
+        with pytest.raises(ValueError, match=message):
+            fitted_scores(estimator, trained, run)
+    whole = {part: np.asarray(getattr(trained.run, part)) for part in ("steps", "learning_rates")}
+    made = ddm.make_run(
+        trained.run.params,
+        trained.run.checkpoints,
+        rows=trained.run.rows,
+        start=trained.run.start,
+        key=trained.run.key,
+        **whole,
+    )
+    np.testing.assert_allclose(
+        fitted_scores(estimator, trained, made), fitted_scores(estimator, trained), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("points_are_groups", [False, True])
+def test_source_of_adamw_is_its_formula_with_exponentials_of_whole_matrices(points_are_groups, rng):
+    """A loss |theta - x|^2 / 2, as above, under preconditioners that differ by parameter."""
+    x = rng.normal(size=(8, 3)).astype(np.float32)
+    data = ddm.Batch(jnp.asarray(x), jnp.tile(jnp.array([1.0, 0.0]), (8, 1)))
+    task = ddm.Task(
+        init=lambda key: jnp.zeros(3),
+        apply=lambda theta, x: jnp.zeros((len(x), 2)),
+        loss=lambda theta, batch: jnp.sum((theta - batch.x) ** 2, 1) / 2,
+        output=lambda theta, batch: batch.x @ theta,
+    )
+    path = rng.normal(size=(6, 3)).astype(np.float32)
+    squares = rng.uniform(0.1, 4, size=(6, 3)).astype(np.float32)
+    rates = np.linspace(0.3, 0.1, 12).astype(np.float32)
+    run = ddm.make_run(
+        path[-1],
+        path,
+        2 * np.arange(1, 7),
+        rates,
+        optimizer={"name": "adamw", "eps": 0.1, "weight_decay": 0.2},
+        accumulate=2,
+        second_moments=squares,
+    )
+    queries = rng.normal(size=(4, 3)).astype(np.float32)
+    groups = np.arange(8) if points_are_groups else np.array([0, 0, 0, 1, 1, 2, 2, 2])
+    problem = SimpleNamespace(
+        data=data, query=ddm.Batch(jnp.asarray(queries), data.y[:4]), groups=groups
+    )
+    got = fitted_scores(estimators.make_source(task, segments=2, points=24), problem, run)
+    total = np.zeros((3, 8))
+    for number in range(2):
+        part = slice(3 * number, 3 * number + 3)
+        rows = (path[part][:, None] - x).astype(np.float64)
+        scale = np.diag(1 / (np.sqrt(squares[part].mean(0)) + 0.1))
+        matrix = scale @ np.einsum("cnp,cnq->pq", rows, rows) / 24 + 0.2 * np.eye(3)
+        time = rates[6 * number : 6 * number + 6].sum() / 2
+        shrink = scipy.linalg.expm(-time * matrix)
+        new = (np.eye(3) - shrink) @ np.linalg.solve(matrix, scale @ rows.mean(0).T / 8)
+        total = shrink @ total + new
+    want = by_group(-total.T @ queries.T, groups)
+    assert_close(got, want, (groups.max() + 1, 4), 1e-4)
+
+
+@pytest.mark.slow
+def test_source_follows_the_exact_derivative_through_a_training_by_adamw(ready):
+    """Multinomial regression is convex; the groups are alike, so that none has an obvious sign."""
+    task = ddm.classification(ddm.models.Logistic(10), (8, 8, 1))
+    recipe = {"steps": 600, "batch_size": 50, "learning_rate": 0.003, "checkpoint_every": 10}
+    train = ddm.make_train(task, optimizer="adamw", weight_decay=0.3, **recipe)
+    run = jax.jit(train)(jax.random.key(3), ready.data, jnp.ones(150))
+    problem = SimpleNamespace(
+        task=task, data=ready.data, query=ready.query, groups=np.arange(150) % 10
+    )
+    want = fitted_scores(estimators.make_metagradient(task), problem, run)
+
+    def alike(run):
+        scores = fitted_scores(estimators.make_source(task, points=450), problem, run)
+        return np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(scores.T, want.T, strict=True)])
+
+    assert alike(run) > 0.85
+    # Without the optimiser's scales it is another matter.
+    assert alike(run._replace(optimizer=Optimizer(), second_moments=None)) < 0.75
+
+
+def test_points_of_no_group_are_in_no_score(trained):
+    """A background is trained on and counted, and has no row of its own."""
+    with_one = np.where(trained.groups == 3, -1, trained.groups)
+    for name in ("tracin", "source", "in_run_shapley", "metagradient"):
+        estimator = estimators.ESTIMATORS[name](trained.task)
+        whole = fitted_scores(estimator, trained)
+        some = fitted_scores(estimator, trained, groups=with_one)
+        assert_close(some, whole[:3], (3, 5), 1e-3)

@@ -18,15 +18,11 @@ def line():
     def loss(params, batch):
         return 0.5 * jnp.sum((apply(params, batch.x) - batch.y) ** 2, -1)
 
-    return Task(lambda key: jnp.ones(()), apply, loss, lambda p, b: -loss(p, b), targets="any")
+    return Task(lambda key: jnp.ones(()), loss, lambda p, b: -loss(p, b), apply, targets="any")
 
 
 def run_of(checkpoints):
-    rates, rows = jnp.ones(4), jnp.zeros((4, 2), jnp.int32)
-    steps = jnp.arange(1, len(checkpoints) + 1)
-    return TrainRun(
-        jax.random.key(0), checkpoints[-1], checkpoints, steps, rates, rows, rates, 0.0, 0.0
-    )
+    return TrainRun(jax.random.key(0), checkpoints[-1], checkpoints)
 
 
 def test_the_ranks_of_residuals_by_hand():

@@ -8,6 +8,7 @@ import pytest
 
 import ddm_jax as ddm
 from ddm_jax import unlearn
+from ddm_jax.items import SOFT_LABELS
 
 OPTIMIZER = optax.sgd(0.05, 0.9, nesterov=True)
 
@@ -152,7 +153,7 @@ def two_groups():
 
 def test_how_much_of_each_class_a_group_stands_for(two_groups):
     found = unlearn.class_frequency(two_groups)
-    np.testing.assert_allclose(found, [[0.5, 0.5, 0], [0, 1.5, 0]], atol=1e-6)
+    np.testing.assert_allclose(found, [[0.5, 0.5, 0], [0, 1.5, 0], [0, 0, 0]], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +205,15 @@ def test_an_amount_that_goes_nowhere_is_refused(ready, amount):
         ddm.make_forget(ready.task, steps=5, optimizer=OPTIMIZER, amount=amount)
 
 
-def test_real_targets_are_refused_by_name(ready):
-    with pytest.raises(ValueError, match="needs classes, and this task has targets='any'"):
-        ddm.make_forget(ready.task._replace(targets="any"), steps=5, optimizer=OPTIMIZER)
+def test_without_classes_forgetting_is_the_difference(ready, synset):
+    """A class that is gone as a whole is a question to classifiers alone."""
+    keep = jnp.ones(10).at[3].set(0)
+    start, settings = ready.run.params, {"steps": 5, "optimizer": OPTIMIZER}
+    soft = synset._replace(items=SOFT_LABELS.batch(synset.items))
+    real = ready.task._replace(targets="any")
+    forget = jax.jit(ddm.make_forget(real, **settings))
+    finetune = ddm.make_finetune(real, **settings)
+    moved, drift = (finetune(start, soft, each) for each in (keep, jnp.ones(10)))
+    want = jax.tree.map(lambda p, m, d: p + m - d, start, moved, drift)
+    got = forget(start, start, soft, keep)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)

@@ -23,7 +23,7 @@ def linear_task(classes=3):
         return x @ params["w"]
 
     init = lambda key: {"w": jnp.zeros((3, classes))}  # noqa: E731
-    return Task(init, apply, objectives.loss(apply), objectives.margin(apply))
+    return Task(init, objectives.loss(apply), objectives.margin(apply), apply)
 
 
 def run_of(params, checkpoints=None, rates=(), steps=()):
@@ -31,8 +31,7 @@ def run_of(params, checkpoints=None, rates=(), steps=()):
     if checkpoints is None:
         checkpoints = jax.tree.map(lambda leaf: leaf[None], params)
     steps, rates = jnp.asarray(steps, jnp.int32), jnp.asarray(rates, jnp.float32)
-    none = jnp.zeros((0,))
-    return TrainRun(KEY, params, checkpoints, steps, rates, none, none, 0.0, 0.0)
+    return TrainRun(KEY, params, checkpoints, steps, rates)
 
 
 def batch(x, labels, classes=2):
@@ -119,7 +118,7 @@ def test_training_dynamics_of_a_known_course(measure, expected):
         return params["logits"][x[:, 0].astype(int)]
 
     init = lambda key: {"logits": jnp.zeros((5, 2))}  # noqa: E731
-    task = Task(init, apply, objectives.loss(apply), objectives.margin(apply))
+    task = Task(init, objectives.loss(apply), objectives.margin(apply), apply)
     checkpoints = {"logits": jnp.asarray(logits)}
     run = run_of({"logits": checkpoints["logits"][-1]}, checkpoints)
     data = batch(np.arange(5)[:, None], LABELS)
@@ -169,7 +168,7 @@ def test_data_oob_is_the_mean_over_the_networks_that_did_not_see_a_point():
         return jnp.stack([right, ~right], 1).astype(jnp.float32)
 
     init = lambda key: {"w": jnp.zeros(7)}  # noqa: E731
-    task = Task(init, apply, objectives.loss(apply), objectives.margin(apply))
+    task = Task(init, objectives.loss(apply), objectives.margin(apply), apply)
     data = batch(np.arange(7)[:, None], [0] * 7)
     run = run_of({"w": jnp.zeros(7)})
     found = values.data_oob(task, train, models=3)(KEY, run, data)

@@ -13,7 +13,7 @@ from jax import lax
 from ddm_jax.checks import check_choice, check_integer, check_number
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.placement import chunked_vmap
-from ddm_jax.estimators.contract import make_estimator
+from ddm_jax.estimators.contract import make_estimator, require_queries_alone
 from ddm_jax.gradients import group_sums
 from ddm_jax.matching import at_least_float32
 from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Task, TrainRun
@@ -54,12 +54,16 @@ class QueryUpdateState(NamedTuple):
 
 
 def make_query_update(
-    task: Task, *, steps: int, learning_rate: float, optimizer: str, sign: int
+    task: Task, *, steps: int, learning_rate: float, optimizer: str, sign: int, method: str
 ) -> Estimator:
     """Make an estimator that moves along a query's output, and reads the losses of the points.
 
     `sign` is 1 to raise the output, which lowers the losses of what helps it, or -1.
+
+    Raises:
+        ValueError: for a setting out of range, or a task of sets.
     """
+    require_queries_alone(task, method)
     ascend = make_ascent(steps, learning_rate, optimizer)
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> QueryUpdateState:
@@ -77,4 +81,4 @@ def make_query_update(
 
         return chunked_vmap(one)(query).T
 
-    return make_estimator(task, fit, score)
+    return make_estimator(task, fit, score, method=method)

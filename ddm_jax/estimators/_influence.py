@@ -22,7 +22,7 @@ from jax import lax
 from ddm_jax.checks import is_concrete
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.estimators.contract import make_estimator
-from ddm_jax.estimators.grad_dot import GradDotState, make_grad_dot
+from ddm_jax.estimators.grad_dot import GradDotState, make_along
 from ddm_jax.gradients import (
     as_params,
     check_damping,
@@ -61,8 +61,8 @@ def make_influence(
     solve: Solve,
     *,
     damping: float,
+    method: str,
     image: Solve | None = None,
-    method: str = "",
 ) -> Estimator:
     """Make an influence function of `solve(params, data, curvature, vectors [V, P]) -> [V, P]`.
 
@@ -77,15 +77,16 @@ def make_influence(
             points changes, so that "the first m" is a random choice.
         solve: `(H + damping I)^-1 v` for each of the vectors; it finds the same order.
         damping: at least 0; where it and the run's weight decay are both zero `fit` refuses.
-        image: `(H + damping I) x`, called as `solve` is: a solve that leaves more than it was
-            asked for is warned of by the name of the `method`. So is one that goes uphill,
+        method: the name of the estimator, by which is warned of a solve that goes uphill,
             `v (H + damping I)^-1 v < 0`: the matrix is indefinite there.
+        image: `(H + damping I) x`, called as `solve` is: a solve that leaves more than it was
+            asked for is warned of too.
 
     Raises:
         ValueError: for a damping out of range.
     """
     check_damping(damping)
-    along_moves = make_grad_dot(task)
+    along_moves = make_along(task)
     prepare = compiled(factor)
 
     def solve_and_look(params: Params, data: Batch, curvature: Any, vectors: Array):
@@ -118,19 +119,19 @@ def make_influence(
 
     @compiled
     def score_points(state: InfluenceState, query: Batch):
-        wanted = output_gradients(task.output, state.params, query)
+        wanted = output_gradients(task, state.params, query)
         solved, found = solve_and_look(state.params, state.data, state.curvature, wanted)
         products = gradient_products(task.loss, state.params, state.data, solved)
         return -products[state.rows] / len(products), found
 
     def score(state: InfluenceState | GradDotState, query: Batch) -> Array:
         if isinstance(state, GradDotState):
-            return along_moves.score(state, query)
+            return along_moves(state, query)
         scores, found = score_points(state, query)
         warn_of_solves(method, found)
         return scores
 
-    return make_estimator(task, fit, score)
+    return make_estimator(task, fit, score, method=method)
 
 
 def what_is_left(image: Array, vectors: Array) -> Array:

@@ -28,4 +28,4 @@ def make_banzhaf(task: Task, train: Train, *, subsets: int = 100) -> Estimator:
         # One that all subsets saw, or none, says nothing.
         return (with_group - without) * ((seen > 0) & (unseen > 0))
 
-    return make_subset_estimator(task, train, regress, subsets=subsets)
+    return make_subset_estimator(task, train, regress, subsets=subsets, method="banzhaf")

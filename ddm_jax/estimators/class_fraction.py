@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ddm_jax.checks import require_distributions
 from ddm_jax.compute.compiled import compiled
-from ddm_jax.estimators.contract import make_estimator
+from ddm_jax.estimators.contract import make_estimator, require_queries_alone
 from ddm_jax.gradients import group_sums
 from ddm_jax.matching import at_least_float32
 from ddm_jax.types import Array, Batch, Estimator, Groups, Task, TrainRun
@@ -28,6 +28,7 @@ def make_class_fraction(task: Task) -> Estimator:
         ValueError: for a task whose targets are no classes.
     """
     require_distributions(task, "class_fraction")
+    require_queries_alone(task, "class_fraction")
     sign = -1 if task.lower_is_better else 1
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> ClassFractionState:
@@ -38,4 +39,4 @@ def make_class_fraction(task: Task) -> Estimator:
         total = jnp.sum(state.fractions, 1, keepdims=True)
         return sign * (2 * state.fractions @ query.y.T - total)
 
-    return make_estimator(task, fit, score)
+    return make_estimator(task, fit, score, method="class_fraction")

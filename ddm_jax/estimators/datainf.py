@@ -70,7 +70,7 @@ def make_datainf(task: Task, *, damping: float = 0.1) -> Estimator:
             1,
         )
 
-    return make_influence(task, factor, solve, damping=damping)
+    return make_influence(task, factor, solve, damping=damping, method="datainf")
 
 
 def by_layer(params: Params, rows: Array) -> list[Array]:

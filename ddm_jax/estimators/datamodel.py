@@ -45,7 +45,7 @@ def make_datamodel(
         spread = jnp.maximum(jnp.std(outputs, 0), 1e-12)
         return solve(masks - masks.mean(0), (outputs - outputs.mean(0)) / spread, penalty) * spread
 
-    return make_subset_estimator(task, train, regress, subsets=subsets)
+    return make_subset_estimator(task, train, regress, subsets=subsets, method="datamodel")
 
 
 def ridge(masks: Array, outputs: Array, penalty: float) -> Array:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddm_jax.blocks import plan_blocks
-from ddm_jax.checks import check_integer, require_distributions
+from ddm_jax.checks import check_integer
+from ddm_jax.cluster import with_background
 from ddm_jax.distill import DistillSettings, Loop, make_blockwise, straight_through
 from ddm_jax.estimators.contract import joint_estimator
+from ddm_jax.items import free_leaves, items_of
 from ddm_jax.matching import trajectory_indices
 from ddm_jax.online import UpdateSettings, make_counterfactual, trajectory_point
 from ddm_jax.synset import initial_synset
@@ -44,6 +47,8 @@ class DDMState(NamedTuple):
     weight_decay: Array
     synset: Synset
     info: DistillInfo
+    second_moments: Params | None = None  # at the checkpoints, of a training of Adam's kind
+    decoupled_decay: Leaf = np.float32(0)  # of AdamW's kind
 
 
 def make_ddm(
@@ -66,20 +71,20 @@ def make_ddm(
             `distill.Step`.
 
     Raises:
-        ValueError: for a task whose targets are no distributions, or (in `fit`) settings that do
-            not fit the run.
+        ValueError: (in `fit`) for settings that do not fit the run or the task's items.
     """
     distill = DistillSettings() if distill is None else distill
     update = UpdateSettings() if update is None else update
     for given, kind in ((distill, DistillSettings), (update, UpdateSettings)):
         if not isinstance(given, kind):
             raise ValueError(f"{given!r} is no {kind.__name__}; write {kind.__name__}(steps=...)")
-    require_distributions(task, "the distilled datamodel")
     counterfactual = make_counterfactual(task, update)
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> DDMState:
         matched, held_out = trajectory_indices(length(run.checkpoints), distill.part)
         check_integer("distill.offset", distill.offset, 0, length(run.checkpoints) - 1)
+        check_learnt(task, distill, data)
+        asked, groups = groups.count, with_background(groups)
         initial_key, draw_key = jax.random.split(key)
         start = initial_synset(
             initial_key, task, distill.start, run, data, groups, distill.items, matched
@@ -95,11 +100,47 @@ def make_ddm(
                 return np.full(groups.count, np.nan, np.float32)
             return offline.errors(of, run, data, held_out).mean(0)
 
-        info = DistillInfo(start, losses, error(synset), error(start))
-        return DDMState(run.checkpoints, run.weight_decay, synset, info)
+        errors = error(synset)[:asked], error(start)[:asked]
+        synset, start = (apart_from_background(each, asked) for each in (synset, start))
+        return distilled_run(run, synset, DistillInfo(start, losses, *errors))
 
     def outputs(state: DDMState, masks: Any, query: Batch) -> Array:
-        start = trajectory_point(state.checkpoints, update.rewind)
-        return counterfactual(start, state.synset, masks, query, state.weight_decay)
+        start, moments = (
+            None if of is None else trajectory_point(of, update.rewind)
+            for of in (state.checkpoints, state.second_moments)
+        )
+        return counterfactual(
+            start,
+            state.synset,
+            masks,
+            query,
+            state.weight_decay,
+            second_moments=moments,
+            decoupled_decay=state.decoupled_decay,
+        )
 
-    return joint_estimator(task, fit, outputs, lambda state: len(state.synset.share))
+    return joint_estimator(task, fit, outputs, lambda state: len(state.synset.share), method="ddm")
+
+
+def distilled_run(run: TrainRun, synset: Synset, info: DistillInfo) -> DDMState:
+    """What counterfactuals take of a run and its synset."""
+    decay = 0.0 if run.optimizer.own else run.optimizer.get("weight_decay", 0.0)
+    return DDMState(
+        run.checkpoints, run.weight_decay, synset, info, run.second_moments, np.float32(decay)
+    )
+
+
+def apart_from_background(synset: Synset, count: int) -> Synset:
+    """The synset of `count` groups and, where there is one more, the background as group -1."""
+    group = jnp.where(synset.group >= count, -1, synset.group)
+    return synset._replace(group=group, share=synset.share[:count])
+
+
+def check_learnt(task: Task, distill: DistillSettings, data: Batch) -> None:
+    """Check that what is to be learnt are parts of an item, before anything is computed.
+
+    Raises:
+        ValueError: as `items.free_leaves`.
+    """
+    one = jax.tree.map(lambda leaf: np.asarray(leaf[:1]), data)
+    free_leaves(task, items_of(task).start(one), distill.learn)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from ddm_jax.checks import check_number, require_distributions
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.pieces import map_pieces
-from ddm_jax.estimators.contract import make_estimator
+from ddm_jax.estimators._shared import flat_inputs
+from ddm_jax.estimators.contract import make_estimator, require_queries_alone
 from ddm_jax.gradients import group_sums, wide
 from ddm_jax.types import Array, Batch, Estimator, Groups, Task, TrainRun
 
@@ -38,10 +39,12 @@ def make_density_support(task: Task, *, bandwidth: float = 0.5) -> Estimator:
     """
     check_number("bandwidth", bandwidth, above=0)
     require_distributions(task, "density_support")
+    require_queries_alone(task, "density_support")
     sign = -1 if task.lower_is_better else 1
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> DensitySupportState:
-        x = data.x.reshape(len(data.x), -1).astype(wide(data.x.dtype))
+        x = jnp.asarray(flat_inputs(data.x, "density_support"))
+        x = x.astype(wide(x.dtype))
         # The squared distance between two draws is twice the variance.
         width = bandwidth * jnp.sqrt(2 * jnp.sum(jnp.var(x, 0)))
         return DensitySupportState(x, data.y.astype(wide(data.y.dtype)), groups, width)
@@ -53,7 +56,7 @@ def make_density_support(task: Task, *, bandwidth: float = 0.5) -> Estimator:
             near = jnp.exp(-jnp.sum((state.x - x) ** 2, 1) / (2 * state.width**2))
             return group_sums((2 * state.y @ y - 1) * near, state.groups)
 
-        inputs = query.x.reshape(len(query.x), -1)
+        inputs = flat_inputs(query.x, "density_support")
         return sign * map_pieces(jax.vmap(one), (inputs, query.y), 16).T
 
-    return make_estimator(task, fit, score)
+    return make_estimator(task, fit, score, method="density_support")

@@ -58,10 +58,10 @@ def make_ekfac(task: Task, *, damping: float = 0.01) -> Estimator:
         ValueError: for a setting out of range or a task whose targets are no classes, or (in
             `fit`) neither damping nor weight decay.
     """
-    require_distributions(task, "ekfac")
+    apply = require_distributions(task, "ekfac")
 
     def factor(key: Array, params: Params, data: Batch, weight_decay: Array) -> EkfacCurvature:
-        logits = task.apply(params, data.x)
+        logits = apply(params, data.x)
         labels = draw_labels(jax.random.fold_in(key, 1), logits)
         drawn = Batch(data.x, jax.nn.one_hot(labels, logits.shape[-1], dtype=data.y.dtype))
         found = blocks(params)
@@ -94,7 +94,7 @@ def make_ekfac(task: Task, *, damping: float = 0.01) -> Estimator:
         back = turn(solved, [u.T for u in inputs], [v.T for v in outputs])
         return to_rows(params, back, others / other_moments)
 
-    return make_influence(task, factor, solve, damping=damping)
+    return make_influence(task, factor, solve, damping=damping, method="ekfac")
 
 
 def blocks(params: Params) -> list[Block]:

@@ -43,7 +43,7 @@ def make_encoded_ensemble(task: Task, train: Train, *, members: int = 20) -> Est
         unseen = 1 - state.masks
         return outputs.mean(0) - unseen.T @ outputs / unseen.sum(0)[:, None]
 
-    return make_estimator(task, fit, score)
+    return make_estimator(task, fit, score, method="encoded_ensemble")
 
 
 def codes(key: Array, members: int, num_groups: int) -> Array:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 
 from ddm_jax.checks import check_number
-from ddm_jax.compute.compiled import compiled
 from ddm_jax.distill import DistillSettings
+from ddm_jax.estimators._shared import require
 from ddm_jax.estimators.ddm import DDMState, make_ddm
 from ddm_jax.online import UpdateSettings
 from ddm_jax.types import Array, Batch, Estimator, Groups, Task, TrainRun
@@ -27,7 +27,8 @@ def make_forward_matching(
         update: with `rewind=0`; by default of 200 steps.
 
     Raises:
-        ValueError: for another part or start, or what `make_ddm` refuses.
+        ValueError: for another part or start, what `make_ddm` refuses, or (in `fit`) a run that
+            does not know its start.
     """
     distill = distill or DistillSettings(part=1.0)
     update = update or UpdateSettings(steps=200)
@@ -37,7 +38,7 @@ def make_forward_matching(
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> DDMState:
         state = ddm.fit(key, run, data, groups)
-        initial = compiled(task.init)(jax.random.fold_in(run.key, 0))
-        return state._replace(checkpoints=jax.tree.map(lambda leaf: leaf[None], initial))
+        start = require(run, "start", "forward_matching")
+        return state._replace(checkpoints=jax.tree.map(lambda leaf: leaf[None], start))
 
     return ddm._replace(fit=fit)

@@ -18,7 +18,7 @@ from ddm_jax.gradients import (
     map_gradients,
     sum_gradients,
 )
-from ddm_jax.types import Array, Batch, Estimator, Params, Task
+from ddm_jax.types import Array, Batch, Estimator, Params, Task, length, take
 
 
 class GaussNewton(NamedTuple):
@@ -55,11 +55,11 @@ def make_gauss_newton(task: Task, *, damping: float = 0.01, points: int = 500) -
     root = fisher_root(task)
 
     def labelled(data: Batch) -> Batch:
-        return every_label(data.x[:points], data.y.shape[-1])
+        return every_label(take(data.x, slice(points)), data.y.shape[-1])
 
     def factor(key: Array, params: Params, data: Batch, weight_decay: Array) -> GaussNewton:
         classes = data.y.shape[-1]
-        used = min(points, len(data.x))
+        used = min(points, length(data))
         refuse_larger(
             f"points={points} with {classes} classes, a system of {used * classes} equations,",
             3 * 4 * (used * classes) ** 2,
@@ -81,4 +81,4 @@ def make_gauss_newton(task: Task, *, damping: float = 0.01, points: int = 500) -
         back = sum_gradients(lambda rows, which: amount[which].T @ rows, root, params, every)
         return (vectors - back) / curvature.diagonal
 
-    return make_influence(task, factor, solve, damping=damping)
+    return make_influence(task, factor, solve, damping=damping, method="gauss_newton")

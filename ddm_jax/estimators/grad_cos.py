@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.estimators._shared import unit
 from ddm_jax.estimators.contract import make_estimator
-from ddm_jax.gradients import example_gradients, group_sums, map_gradients
+from ddm_jax.gradients import group_sums, map_gradients, output_gradients
 from ddm_jax.matching import at_least_float32
 from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Task, TrainRun
 
@@ -29,10 +29,10 @@ def make_grad_cos(task: Task) -> Estimator:
 
     @compiled
     def score(state: GradCosState, query: Batch) -> Array:
-        of_queries = unit(example_gradients(task.output, state.params, query))
+        of_queries = output_gradients(task, state.params, query, unit)
         cosines = map_gradients(
             lambda rows: unit(rows) @ of_queries.T, task.loss, state.params, state.data
         )
         return -group_sums(cosines, state.groups)
 
-    return make_estimator(task, fit, score)
+    return make_estimator(task, fit, score, method="grad_cos")

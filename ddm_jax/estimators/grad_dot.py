@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ddm_jax.compute.compiled import compiled
@@ -14,6 +15,16 @@ from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Task, TrainRu
 class GradDotState(NamedTuple):
     params: Params
     gradients: Params  # leaves [K, ...]
+
+
+def make_along(task: Task) -> Callable[[GradDotState, Batch], Array]:
+    """Make `score(state, query) -> [K, Q]`, `-<direction_k, grad output_q>` of any K directions."""
+
+    @compiled
+    def score(state: GradDotState, query: Batch) -> Array:
+        return -output_changes(task, state.params, query, state.gradients)
+
+    return score
 
 
 def make_grad_dot(task: Task) -> Estimator:
@@ -30,8 +41,4 @@ def make_grad_dot(task: Task) -> Estimator:
         params = at_least_float32(run.params)
         return GradDotState(params, gradients_of(params, data, group_batches(groups)))
 
-    @compiled
-    def score(state: GradDotState, query: Batch) -> Array:
-        return -output_changes(task.output, state.params, query, state.gradients)
-
-    return make_estimator(task, fit, score)
+    return make_estimator(task, fit, make_along(task), method="grad_dot")

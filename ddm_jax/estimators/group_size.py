@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from ddm_jax.checks import count_outputs
 from ddm_jax.estimators.contract import make_estimator
-from ddm_jax.types import Array, Batch, Estimator, Groups, Task, TrainRun, length
+from ddm_jax.types import Array, Batch, Estimator, Groups, Task, TrainRun
 
 
 class GroupSizeState(NamedTuple):
@@ -22,10 +23,12 @@ def make_group_size(task: Task) -> Estimator:
     sign = -1 if task.lower_is_better else 1
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> GroupSizeState:
-        sizes = groups.sizes()
-        return GroupSizeState(jnp.asarray(sign * sizes / sizes.sum(), jnp.float32))
+        share = groups.sizes() / len(groups.ids)
+        return GroupSizeState(jnp.asarray(sign * share, jnp.float32))
 
     def score(state: GroupSizeState, query: Batch) -> Array:
-        return jnp.broadcast_to(state.share[:, None], (len(state.share), length(query)))
+        return jnp.broadcast_to(
+            state.share[:, None], (len(state.share), count_outputs(task, query))
+        )
 
-    return make_estimator(task, fit, score)
+    return make_estimator(task, fit, score, method="group_size")

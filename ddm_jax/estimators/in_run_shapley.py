@@ -8,9 +8,10 @@ from jax import lax
 
 from ddm_jax.checks import check_integer
 from ddm_jax.compute.compiled import compiled
-from ddm_jax.estimators.contract import make_estimator
-from ddm_jax.estimators.replay import ReplayState, fit_replay, replay_start, replay_step
-from ddm_jax.gradients import example_gradients, flatten
+from ddm_jax.estimators._shared import require_plain_sgd
+from ddm_jax.estimators.contract import make_estimator, require_queries_alone
+from ddm_jax.estimators.replay import ReplayState, make_replay_fit, replay_start, replay_step
+from ddm_jax.gradients import example_gradients, flatten, output_gradients
 from ddm_jax.objectives import Output
 from ddm_jax.types import Array, Batch, Estimator, Params, Task, length, take
 
@@ -35,18 +36,23 @@ def make_in_run_shapley(task: Task, *, order: int = 1, every: int = 1) -> Estima
         order: 1 or 2.
         every: ask at every so many steps, at least 1; each stands for those in between.
 
+    It holds for SGD, whose steps are gradients times a rate.
+
     Raises:
-        ValueError: for a setting out of range.
+        ValueError: for a setting out of range, or (in `fit`) a run by another optimiser, or without
+            its start, batches and learning rates.
     """
     check_integer("order", order, 1, 2)
     check_integer("every", every)
+    if order == 2:
+        require_queries_alone(task, "in_run_shapley of order 2")
 
     def of_step(params: Params, rows: Array, rate: Array, data: Batch, query: Batch) -> Array:
         """The part of each row of the batch, `[B, Q]`."""
         valid = rows >= 0
         slopes = example_gradients(task.loss, params, take(data, rows)) * valid[:, None]
         moves = -rate / jnp.maximum(jnp.sum(valid), 1) * slopes
-        first = moves @ example_gradients(task.output, params, query).T
+        first = moves @ output_gradients(task, params, query).T
         if order == 1:
             return first
         return first + moves @ _curved(task.output, params, query, moves.sum(0)).T / 2
@@ -55,8 +61,9 @@ def make_in_run_shapley(task: Task, *, order: int = 1, every: int = 1) -> Estima
     def score(state: ReplayState, query: Batch) -> Array:
         run, data, groups = state
         step, ids = replay_step(task, run), jnp.asarray(groups.ids)
+        ids = jnp.where(ids < 0, groups.count, ids)  # the background is out of range, and dropped
         steps, ones = length(run.rows), jnp.ones(length(data))
-        rates = run.learning_rates / (1 - run.momentum)
+        rates = run.learning_rates / (1 - run.optimizer.get("momentum", 0.0))
 
         def one(carry, rows: Array):
             moment, total = carry
@@ -70,10 +77,12 @@ def make_in_run_shapley(task: Task, *, order: int = 1, every: int = 1) -> Estima
             return (step(moment, rows, data, ones), total), None
 
         begin = replay_start(task, run)
-        total = jnp.zeros((groups.count, length(query)), flatten(begin.params).dtype)
+        asked = jax.eval_shape(task.output, begin.params, query).shape[0]
+        total = jnp.zeros((groups.count, asked), flatten(begin.params).dtype)
         return lax.scan(one, (begin, total), run.rows)[0][1]
 
-    return make_estimator(task, fit_replay, score)
+    fit = make_replay_fit("in_run_shapley", require_plain_sgd)
+    return make_estimator(task, fit, score, method="in_run_shapley")
 
 
 def _curved(output: Output, params: Params, query: Batch, vector: Array) -> Array:

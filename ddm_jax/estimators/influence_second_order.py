@@ -110,8 +110,12 @@ def make_influence_second_order(
         return InfluenceSecondOrderState(params, data, groups, run.weight_decay)
 
     def outputs(state: InfluenceSecondOrderState, masks: Any, query: Batch) -> Array:
-        found, left = mapped(check_masks(masks, state.groups.count), state, query)
+        count, background = state.groups.count, bool(state.groups.background)
+        checked = check_masks(masks, count, background=background)
+        found, left = mapped(checked, state, query)
         warn_of_solves("influence_second_order", Solved(left, jnp.zeros_like(left)))
         return found
 
-    return joint_estimator(task, fit, outputs, lambda state: state.groups.count)
+    return joint_estimator(
+        task, fit, outputs, lambda state: state.groups.count, method="influence_second_order"
+    )

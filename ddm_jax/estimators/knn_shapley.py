@@ -11,7 +11,8 @@ from ddm_jax.checks import check_integer, require_distributions
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.pieces import map_pieces
 from ddm_jax.compute.placement import in_batches
-from ddm_jax.estimators.contract import make_estimator
+from ddm_jax.estimators._shared import flat_inputs
+from ddm_jax.estimators.contract import make_estimator, require_queries_alone
 from ddm_jax.gradients import group_sums
 from ddm_jax.matching import at_least_float32
 from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Task, TrainRun
@@ -44,7 +45,8 @@ def make_knn_shapley(task: Task, *, neighbours: int = 5) -> Estimator:
     """
     check_integer("neighbours", neighbours)
     require_distributions(task, "knn_shapley")
-    represent = task.features or (lambda params, x: x.reshape(len(x), -1))
+    require_queries_alone(task, "knn_shapley")
+    represent = task.features or (lambda params, x: flat_inputs(x, "knn_shapley"))
     represent_all = in_batches(represent)
     sign = -1 if task.lower_is_better else 1
 
@@ -67,7 +69,7 @@ def make_knn_shapley(task: Task, *, neighbours: int = 5) -> Estimator:
         features = represent(state.params, query.x)
         return map_pieces(jax.vmap(one), (features, query.y), 16).T
 
-    return make_estimator(task, fit, score)
+    return make_estimator(task, fit, score, method="knn_shapley")
 
 
 def values_in_order(away: Array, same: Array, neighbours: int) -> Array:

@@ -10,6 +10,7 @@ import optax
 from jax import lax
 
 from ddm_jax.checks import check_integer, check_number
+from ddm_jax.cluster import with_background
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.placement import chunked_vmap, device_vmap
 from ddm_jax.estimators._shared import member_rows
@@ -22,7 +23,7 @@ from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Task, TrainRu
 
 
 class MergingState(NamedTuple):
-    params: Params  # leaves [K, ...]
+    params: Params  # leaves [K, ...], or [K + 1, ...] where there is a background, the last
     share: Array  # [K], |D_k| / N
 
 
@@ -33,7 +34,8 @@ def make_merging(
 
     All start from a seed network that saw everything for the first part of the training, and
     follow full-batch SGD (Nesterov .9, the run's weight decay) on their own group; the network
-    without some groups is the average of the others' parameters, weighted with their sizes. Na et
+    without some groups is the average of the others' parameters, weighted with their sizes. A
+    background has a network of its own, which is in every average. Na et
     al., "Scalable data ablation approximations for language models through modular training and
     merging", 2024, arXiv 2410.15661.
 
@@ -64,20 +66,24 @@ def make_merging(
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> MergingState:
         seed = at_least_float32(trajectory_point(run.checkpoints, rewind))
-        rows, sizes = jnp.asarray(member_rows(groups)), groups.sizes()
+        rows = jnp.asarray(member_rows(with_background(groups)))
         params = train_each(rows, key, seed, run.weight_decay, data)
-        return MergingState(params, jnp.asarray(sizes / sizes.sum(), jnp.float32))
+        share = groups.sizes() / len(groups.ids)
+        return MergingState(params, jnp.asarray(share, jnp.float32))
 
     @compiled
     def merged(state: MergingState, masks: Array, query: Batch) -> Array:
         def one(mask: Array) -> Array:
-            weights = mask * state.share / (mask @ state.share)
+            kept = jnp.append(mask * state.share, 1 - state.share.sum())[: length(state.params)]
+            weights = kept / kept.sum()
             params = jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), state.params)
             return task.output(params, query)
 
         return chunked_vmap(one)(masks)
 
     def outputs(state: MergingState, masks: Any, query: Batch) -> Array:
-        return merged(state, check_masks(masks, len(state.share)), query)
+        count = len(state.share)
+        masks = check_masks(masks, count, background=length(state.params) > count)
+        return merged(state, masks, query)
 
-    return joint_estimator(task, fit, outputs, lambda state: len(state.share))
+    return joint_estimator(task, fit, outputs, lambda state: len(state.share), method="merging")

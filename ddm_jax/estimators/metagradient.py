@@ -1,4 +1,4 @@
-"""Metagradients: the exact derivative of outputs along the training weights, through all of SGD."""
+"""Metagradients: the exact derivative of outputs along the weights of points, through training."""
 
 from __future__ import annotations
 
@@ -9,27 +9,34 @@ from jax import lax
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.placement import chunked_vmap
 from ddm_jax.estimators.contract import make_estimator
-from ddm_jax.estimators.replay import ReplayState, fit_replay, replay_start, replay_step
+from ddm_jax.estimators.replay import ReplayState, make_replay_fit, replay_start, replay_step
 from ddm_jax.masks import point_weights
 from ddm_jax.train import TrainState
-from ddm_jax.types import Array, Batch, Estimator, Task
+from ddm_jax.types import Array, Batch, Estimator, Task, TrainRun
+
+SIGNS = ("lion", "sign_sgd", "signum", "rprop")  # whose steps have no slope
 
 
 def make_metagradient(task: Task) -> Estimator:
     """Make the estimator `sum_{i in D_k} d output_q(theta_S) / d w_i` at all weights one.
 
-    `theta_S` is the end of the run, replayed from its own start, batches and rates; the
-    derivative is taken by a reverse sweep that recomputes each stretch of about sqrt(S) steps, for
-    every query in turn. Engstrom et al., "Optimizing ML training with metagradient descent",
-    2025, arXiv 2503.13751.
+    `theta_S` is the end of the run, replayed by its own optimiser from its own start, batches and
+    rates; the derivative is taken by a reverse sweep that recomputes each stretch of about sqrt(S)
+    steps, for every query in turn. Engstrom et al., "Optimizing ML training with metagradient
+    descent", 2025, arXiv 2503.13751.
 
     It is exact, but of an infinitely small removal. It predicts retraining where training is
     smooth (little removed, a smooth network, a short run) and worse with ReLUs and over long
     runs, where the derivative through many steps explodes.
+
+    Raises:
+        ValueError: (in `fit`) for a run without its start, batches or learning rates, or by an
+            optimiser that cannot be made from its name, or that follows signs of gradients: their
+            derivative is zero.
     """
 
     def final_outputs(keep: Array, state: ReplayState, query: Batch) -> Array:
-        rows = state.run.rows
+        rows = jnp.asarray(state.run.rows)
         weights = point_weights(keep, state.groups)
         step = replay_step(task, state.run)
         stretch = max(round(len(rows) ** 0.5), 1)
@@ -54,4 +61,13 @@ def make_metagradient(task: Task) -> Estimator:
         unit = jnp.eye(len(values), dtype=values.dtype)
         return chunked_vmap(lambda one: pull(one)[0])(unit).T
 
-    return make_estimator(task, fit_replay, score)
+    fit = make_replay_fit("metagradient", _has_slopes)
+    return make_estimator(task, fit, score, method="metagradient")
+
+
+def _has_slopes(run: TrainRun, method: str) -> None:
+    if run.optimizer.name in SIGNS:
+        raise ValueError(
+            f"{method}: {run.optimizer.name} follows signs of gradients, whose derivative is zero: "
+            "use trak or ddm"
+        )

@@ -24,5 +24,10 @@ def make_mirrored_influence(
         ValueError: for a setting out of range.
     """
     return make_query_update(
-        task, steps=steps, learning_rate=learning_rate, optimizer="sgd", sign=1
+        task,
+        steps=steps,
+        learning_rate=learning_rate,
+        optimizer="sgd",
+        sign=1,
+        method="mirrored_influence",
     )

@@ -74,7 +74,7 @@ def make_point_influence(task: Task, **settings: Any) -> PointInfluence:
     def influence(
         params: Params, synset: Synset, data: Batch, query: Batch, weight_decay: Any = 0.0
     ) -> Array:
-        dealt = deal_items(synset, jnp.ones_like(synset.share), None)
+        dealt = deal_items(task, synset, jnp.ones_like(synset.share), None)
         return of_items(params, *take(dealt, 0), data, query, weight_decay)
 
     return influence
@@ -97,7 +97,7 @@ def make_trajectory_influence(
     def influence(
         points: Params, synset: Synset, data: Batch, query: Batch, weight_decay: Any = 0.0
     ) -> Array:
-        dealt = deal_items(synset, jnp.ones_like(synset.share), step_items)
+        dealt = deal_items(task, synset, jnp.ones_like(synset.share), step_items)
         turns, count = length(dealt), length(points)
 
         def at(item: tuple[Params, Array]) -> Array:
@@ -137,12 +137,12 @@ def _make_influence_of_items(
             return (vectors - amount.T @ rows) / diagonal
 
         def of_queries(query: Batch) -> Array:
-            wanted = jnp.split(output_gradients(task.output, params, query), cuts, 1)
+            wanted = jnp.split(output_gradients(task, params, query), cuts, 1)
             solved = [solve(part, some) for part, some in zip(parts, wanted, strict=True)]
             products = gradient_products(task.loss, params, data, jnp.concatenate(solved, 1))
             return -products.T / length(data)
 
-        if jax.eval_shape(task.output, params, query).shape != (length(query),):
+        if task.of_sets:
             return of_queries(query).T  # one output of all queries, such as an accuracy
         return map_pieces(of_queries, query, 4 * rows_at_once(params)).T
 
@@ -170,8 +170,9 @@ def curvature_rows(
         rows = map_gradients(lambda some: some, task.loss, params, items)
         return jnp.sqrt(weights)[:, None] * rows
 
-    def of_item(x: Array) -> Array:
-        return example_gradients(fisher_root(task), params, every_label(x[None], classes))
+    def of_item(x: Any) -> Array:
+        alone = jax.tree.map(lambda leaf: leaf[None], x)
+        return example_gradients(fisher_root(task), params, every_label(alone, classes))
 
     rows = lax.map(of_item, items.x, batch_size=rows_at_once(params))
     return jnp.sqrt(jnp.repeat(weights, classes))[:, None] * rows.reshape(count, -1)

@@ -10,7 +10,7 @@ from jax import lax
 
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.pieces import map_pieces
-from ddm_jax.estimators.contract import make_estimator
+from ddm_jax.estimators.contract import make_estimator, require_queries_alone
 from ddm_jax.types import Array, Batch, Estimator, Groups, Task, TrainRun
 
 
@@ -27,6 +27,8 @@ def make_random(task: Task) -> Estimator:
     with the points in another order, gives the same. Groups get the sum of their points.
     """
 
+    require_queries_alone(task, "random")
+
     def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> RandomState:
         return RandomState(key, _names(data), groups)
 
@@ -42,7 +44,7 @@ def make_random(task: Task) -> Estimator:
 
         return map_pieces(jax.vmap(one), _names(query), 16).T
 
-    return make_estimator(task, fit, score)
+    return make_estimator(task, fit, score, method="random")
 
 
 def _names(batch: Batch) -> Array:

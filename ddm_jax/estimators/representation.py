@@ -10,7 +10,7 @@ from ddm_jax.checks import require_distributions
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.placement import in_batches
 from ddm_jax.estimators._shared import task_features, unit
-from ddm_jax.estimators.contract import make_estimator
+from ddm_jax.estimators.contract import make_estimator, require_queries_alone
 from ddm_jax.gradients import group_sums
 from ddm_jax.matching import at_least_float32
 from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Task, TrainRun
@@ -32,6 +32,7 @@ def make_representation(task: Task) -> Estimator:
         ValueError: for a task without features, or whose targets are no classes.
     """
     require_distributions(task, "representation")
+    require_queries_alone(task, "representation")
     features = task_features(task, "representation")
     features_of = in_batches(features)
     sign = -1 if task.lower_is_better else 1
@@ -47,4 +48,4 @@ def make_representation(task: Task) -> Estimator:
         found = unit(features(state.params, query.x))
         return jnp.einsum("kcf,qf,qc->kq", state.features, found, 2 * query.y - 1)
 
-    return make_estimator(task, fit, score)
+    return make_estimator(task, fit, score, method="representation")

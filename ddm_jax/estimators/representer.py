@@ -13,7 +13,7 @@ from ddm_jax.checks import check_integer, check_number, require_distributions
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.placement import in_batches
 from ddm_jax.estimators._shared import task_features
-from ddm_jax.estimators.contract import make_estimator
+from ddm_jax.estimators.contract import make_estimator, require_queries_alone
 from ddm_jax.matching import at_least_float32
 from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Task, TrainRun
 
@@ -43,6 +43,7 @@ def make_representer(task: Task, *, l2: float = 1e-3, steps: int = 200) -> Estim
     check_number("l2", l2, above=0)
     check_integer("steps", steps)
     require_distributions(task, "representer")
+    require_queries_alone(task, "representer")
     features = task_features(task, "representer")
     features_of = in_batches(features)
     sign = -1 if task.lower_is_better else 1
@@ -81,7 +82,7 @@ def make_representer(task: Task, *, l2: float = 1e-3, steps: int = 200) -> Estim
         found = _with_bias(features(state.params, query.x))
         return jnp.einsum("kfc,qf,qc->kq", state.weights, found, query.y)
 
-    return make_estimator(task, fit, score)
+    return make_estimator(task, fit, score, method="representer")
 
 
 def _with_bias(features: Array) -> Array:

@@ -42,7 +42,8 @@ def make_subset_networks(train: Train, masks_of: Callable[[Array, int], Array]) 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> SubsetNetworks:
         mask_key, train_key = jax.random.split(key)
         # Groups are drawn in the order in which they first appear, whatever their numbers are.
-        order = np.argsort(np.unique(groups.ids, return_index=True)[1])
+        ids = np.asarray(groups.ids)
+        order = np.argsort(np.unique(ids[ids >= 0], return_index=True)[1])
         masks = masks_of(mask_key, len(order))[:, np.argsort(order)]
         items = _Item(masks, jax.random.split(train_key, len(masks)))
         return SubsetNetworks(masks, every(items, data, groups))
@@ -51,7 +52,12 @@ def make_subset_networks(train: Train, masks_of: Callable[[Array, int], Array]) 
 
 
 def make_subset_estimator(
-    task: Task, train: Train, regress: Callable[[Array, Array], Array], *, subsets: int
+    task: Task,
+    train: Train,
+    regress: Callable[[Array, Array], Array],
+    *,
+    subsets: int,
+    method: str,
 ) -> Estimator:
     """Make an estimator from `regress(masks [R, K], outputs [R, Q]) -> scores [K, Q]`.
 
@@ -67,7 +73,7 @@ def make_subset_estimator(
     def score(state: SubsetNetworks, query: Batch) -> Array:
         return regress(state.masks, network_outputs(task.output, state.params, query))
 
-    return make_estimator(task, fit, score)
+    return make_estimator(task, fit, score, method=method)
 
 
 def network_outputs(explained: Output, params: Params, query: Batch) -> Array:

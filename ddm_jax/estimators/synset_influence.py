@@ -14,13 +14,25 @@ from ddm_jax.cluster import make_groups
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.placement import device_vmap
 from ddm_jax.distill import DistillSettings
+from ddm_jax.estimators._shared import flat_inputs
 from ddm_jax.estimators.contract import make_estimator
 from ddm_jax.estimators.ddm import make_ddm
 from ddm_jax.estimators.points import make_trajectory_influence, spread_points
 from ddm_jax.gradients import curvature_diagonal, group_sums
 from ddm_jax.matching import at_least_float32
 from ddm_jax.train import Train
-from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Synset, Task, TrainRun, take
+from ddm_jax.types import (
+    Array,
+    Batch,
+    Estimator,
+    Groups,
+    Params,
+    Synset,
+    Task,
+    TrainRun,
+    length,
+    take,
+)
 
 
 class SynsetInfluenceState(NamedTuple):
@@ -84,7 +96,9 @@ def make_synset_influence(
             labels = np.asarray(data.y).argmax(1)
             cuts = make_groups(
                 "class_kmeans",
-                features=np.asarray(data.x),
+                features=np.asarray(
+                    flat_inputs(data.x, "synset_influence of more than `clusters`")
+                ),
                 labels=labels,
                 num_groups=max(clusters, len(np.unique(labels))),
             )
@@ -92,7 +106,7 @@ def make_synset_influence(
         distill_key, train_key = jax.random.split(key)
         if train is not None and networks > 1:
             keys = jax.random.split(train_key, networks - 1)
-            others = device_vmap(train)(keys, data, jnp.ones(len(data.x)))
+            others = device_vmap(train)(keys, data, jnp.ones(length(data)))
             runs += [take(others, index) for index in range(networks - 1)]
         keys = jax.random.split(distill_key, networks)
         synsets = [
@@ -112,4 +126,4 @@ def make_synset_influence(
 
         return jnp.mean(lax.map(one, (state.points, state.synset)), 0)
 
-    return make_estimator(task, fit, score)
+    return make_estimator(task, fit, score, method="synset_influence")

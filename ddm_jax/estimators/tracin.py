@@ -10,17 +10,17 @@ from jax import lax
 
 from ddm_jax.checks import check_integer
 from ddm_jax.compute.compiled import compiled
-from ddm_jax.estimators._shared import sum_over
+from ddm_jax.estimators._shared import require, require_plain_sgd, sum_over
 from ddm_jax.estimators.contract import make_estimator
 from ddm_jax.gradients import (
     GroupBatches,
     as_params,
-    example_gradients,
     gradient_products,
     group_batches,
     group_gradient_rows,
     group_sums,
     output_changes,
+    output_gradients,
 )
 from ddm_jax.matching import at_least_float32
 from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Task, TrainRun, length, take
@@ -34,12 +34,17 @@ class TracInState(NamedTuple):
     gradients: Array | None  # [T, K, P]; None where the groups are the points
 
 
-def checkpoint_rates(run: TrainRun) -> Array:
+def checkpoint_rates(run: TrainRun, method: str = "tracin") -> Array:
     """The learning rate of the step that led to each kept checkpoint, `[T]`.
 
     Of parameters that no step led to, those of the start, the first step's.
+
+    Raises:
+        ValueError: for a run that does not know its rates or steps, or whose steps are not SGD's.
     """
-    return run.learning_rates[jnp.maximum(jnp.asarray(run.steps) - 1, 0)]
+    require_plain_sgd(run, method)
+    rates, steps = require(run, "learning_rates", method), require(run, "steps", method)
+    return jnp.asarray(rates)[jnp.maximum(jnp.asarray(steps) - 1, 0)]
 
 
 def make_tracin(task: Task, *, checkpoints: int = 10) -> Estimator:
@@ -51,8 +56,11 @@ def make_tracin(task: Task, *, checkpoints: int = 10) -> Estimator:
     Args:
         checkpoints: T, at least 1; all where fewer are kept.
 
+    It holds for SGD, whose steps are gradients times a rate.
+
     Raises:
-        ValueError: for fewer than one checkpoint.
+        ValueError: for fewer than one checkpoint, or (in `fit`) a run by another optimiser, or
+            without its steps and learning rates.
     """
     check_integer("checkpoints", checkpoints)
 
@@ -77,11 +85,11 @@ def make_tracin(task: Task, *, checkpoints: int = 10) -> Estimator:
             params, rate, gradients = point
             if gradients is not None:
                 directions = as_params(gradients, params)
-                return rate * output_changes(task.output, params, query, directions)
-            vectors = example_gradients(task.output, params, query)
+                return rate * output_changes(task, params, query, directions)
+            vectors = output_gradients(task, params, query)
             products = gradient_products(task.loss, params, state.data, vectors)
             return rate * group_sums(products, state.groups)
 
         return -sum_over(at, (state.checkpoints, state.learning_rates, state.gradients))
 
-    return make_estimator(task, fit, score)
+    return make_estimator(task, fit, score, method="tracin")

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from ddm_jax import objectives
-from ddm_jax.checks import check_integer, check_number
+from ddm_jax.checks import check_integer, check_number, require_distributions
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.pieces import map_pieces
 from ddm_jax.compute.placement import device_vmap
 from ddm_jax.estimators._shared import sum_over
 from ddm_jax.estimators.contract import make_estimator
-from ddm_jax.gradients import example_gradients, flatten, map_gradients, rows_at_once
+from ddm_jax.gradients import example_gradients, flatten, output_gradients, rows_at_once
 from ddm_jax.masks import random_masks
 from ddm_jax.matching import at_least_float32
 from ddm_jax.objectives import Output
@@ -61,7 +61,8 @@ def make_trak(
             the task's output where its targets are no classes.
 
     Raises:
-        ValueError: for a setting out of range, or (in `fit`) no damping where D exceeds N.
+        ValueError: for a setting out of range, a task of sets without classes and `margin`, or (in
+            `fit`) no damping where D exceeds N.
     """
     check_integer("models", models)
     check_number("damping", damping, least=0)
@@ -69,7 +70,11 @@ def make_trak(
         check_integer("projection", projection)
     if margin is None:
         classes = task.targets == "distribution"
-        margin = objectives.margin(task.apply) if classes else task.output
+        if task.of_sets and not classes:
+            raise ValueError("trak needs `margin`, an output of single points, for a task of sets")
+        margin = task.output
+        if classes:
+            margin = objectives.margin(require_distributions(task, "trak"))
     of_point = margin
 
     def projection_of(params: Params, key: Array) -> Callable[[Array], Array]:
@@ -127,9 +132,9 @@ def make_trak(
     def score(state: TrakState, query: Batch) -> Array:
         def one(model: TrakState) -> Array:
             project = projection_of(model.params, model.keys)
-            features = map_gradients(project, task.output, model.params, query)
+            features = output_gradients(task, model.params, query, project)
             return (features @ model.readout).T
 
         return sum_over(one, state) / models
 
-    return make_estimator(task, fit, score)
+    return make_estimator(task, fit, score, method="trak")

@@ -35,7 +35,8 @@ class Tree(NamedTuple):
 
     def top(self) -> Groups:
         """The top node of each training point."""
-        return as_groups(np.asarray(self.parents.ids)[self.leaves.ids], count=self.parents.count)
+        of_leaf = np.append(np.asarray(self.parents.ids), -1)  # the last is the background's
+        return as_groups(of_leaf[self.leaves.ids], count=self.parents.count)
 
 
 def make_tree(features: Any, labels: Any, num_top: int, num_leaves: int, seed: int = 0) -> Tree:

@@ -75,7 +75,7 @@ def make_untrac(
         each = _Group(
             jnp.asarray(batches.reshape(groups.count, steps, batch_size)),
             jnp.asarray(weights),
-            jnp.asarray(sizes[:, 0] / sizes.sum(), jnp.float32),
+            jnp.asarray(sizes[:, 0] / len(groups.ids), jnp.float32),
         )
         params = at_least_float32(run.params)
         return UnTracState(params, unlearn_each(each, params, data))
@@ -85,4 +85,4 @@ def make_untrac(
         before = task.output(state.params, query)
         return before - lax.map(lambda params: task.output(params, query), state.unlearned)
 
-    return make_estimator(task, fit, score)
+    return make_estimator(task, fit, score, method="untrac")

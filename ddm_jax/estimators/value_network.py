@@ -14,7 +14,7 @@ from ddm_jax.checks import check_integer, check_number, require_distributions
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.placement import in_batches
 from ddm_jax.estimators._shared import task_features, unit
-from ddm_jax.estimators.contract import make_estimator
+from ddm_jax.estimators.contract import make_estimator, require_queries_alone
 from ddm_jax.estimators.subset_networks import make_subset_networks, network_outputs
 from ddm_jax.gradients import group_sums
 from ddm_jax.masks import random_masks
@@ -83,6 +83,7 @@ def make_value_network(
     check_number("learning_rate", learning_rate, above=0)
     check_number("weight_decay", weight_decay, least=0)
     require_distributions(task, "value_network")
+    require_queries_alone(task, "value_network")
     features = task_features(task, "value_network")
     train_subsets = make_subset_networks(
         train, lambda key, count: random_masks(key, subsets, count)
@@ -106,11 +107,12 @@ def make_value_network(
         spread = jnp.maximum(jnp.std(outputs - outputs.mean(0)), 1e-12)
         masks, outputs = masks - masks.mean(0), (outputs - outputs.mean(0)) / spread
         ids = jnp.asarray(groups.ids)
+        own_masks = jnp.pad(masks, ((0, 0), (0, 1)))  # the background, -1, never goes
 
         def loss(params: Params, chosen: Array) -> Array:
             brings, takes, own = ask(params, rows)
             effects = group_sums(brings, groups) @ takes[chosen].T  # [K, B]
-            told = masks @ effects + masks[:, ids[chosen]] * own[chosen]
+            told = masks @ effects + own_masks[:, ids[chosen]] * own[chosen]
             return jnp.mean((told - outputs[:, chosen]) ** 2)
 
         def step(carry, draw: Array):
@@ -140,4 +142,4 @@ def make_value_network(
         _, takes, _ = ask(state.towers, describe(state.params, query))
         return state.sums @ takes.T
 
-    return make_estimator(task, fit, score)
+    return make_estimator(task, fit, score, method="value_network")

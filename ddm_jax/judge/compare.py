@@ -276,7 +276,8 @@ def _class_rows(
     """Leave-one-out over the groups of the query's own class, and over the others."""
     labels, asked = (np.asarray(batch.y).argmax(1) for batch in (data, query))
     counts = np.zeros((groups.count, labels.max() + 1), int)
-    np.add.at(counts, (np.asarray(groups.ids), labels), 1)
+    ids = np.asarray(groups.ids)
+    np.add.at(counts, (ids[ids >= 0], labels[ids >= 0]), 1)  # the background is in no group
     group_class = counts.argmax(1)[truth.groups]  # the most frequent one
     own = group_class[:, None] == asked[part.queries]
     runs = true_runs(truth, LEAVE_ONE_OUT, part)

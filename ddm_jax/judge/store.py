@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ddm_jax.files import digest as digest
 from ddm_jax.files import read_json, write_json, write_whole
 
 MANIFEST, MASKS, ROWS = "truth.json", "masks.npy", "rows"
@@ -231,16 +232,6 @@ def checksum(outputs: np.ndarray, decimals: int = 3) -> str:
     """SHA-256 of outputs rounded to `decimals`, to tell whether a truth came out the same."""
     # Adding zero turns -0 into 0.
     return digest(np.round(np.asarray(outputs, np.float64), decimals) + 0.0)
-
-
-def digest(*arrays: Any) -> str:
-    """SHA-256 of arrays with their shapes and types, 16 characters."""
-    total = hashlib.sha256()
-    for array in arrays:
-        array = np.ascontiguousarray(array)
-        total.update(f"{array.dtype} {array.shape}".encode())
-        total.update(array.tobytes())
-    return total.hexdigest()[:16]
 
 
 def _create(folder: Path, identity: dict[str, Any], masks: np.ndarray, seeds: np.ndarray) -> None:

@@ -29,9 +29,12 @@ from ddm_jax.judge.problem import Problem, TruthSettings, retraining_of
 from ddm_jax.judge.program import program_digest
 from ddm_jax.judge.store import Store
 from ddm_jax.masks import leave_one_out_masks, random_masks, subset_size
+from ddm_jax.train import final_rate
 from ddm_jax.types import Batch, Groups
 
 VERSIONS = ("jax", "flax", "optax")  # of what retrains
+# Settings of a training that are not told where they are these: 0.9 had no others.
+IMPLIED = (("optimizer", "sgd"), ("clip", None))
 PROGRAM = "program on "  # and the kind of device: the digest of what is computed
 GROUPS_KEY = 10**6  # folded into the truth's key: which single groups are left out
 AGREE = (
@@ -195,7 +198,8 @@ def identity(
         "truth.paired": problem.truth.paired,
         "truth.removal": problem.truth.removal,
     }
-    told |= {f"train.{name}": each for name, each in dataclasses.asdict(problem.train).items()}
+    train = dataclasses.asdict(problem.train) | {"final_learning_rate": final_rate(problem.train)}
+    told |= {f"train.{name}": each for name, each in train.items() if (name, each) not in IMPLIED}
     told |= {name: packages.version(name) for name in VERSIONS} | plain(dict(described))
     told["groups"] = store.digest(groups.ids)
     if "data" not in told:

@@ -11,13 +11,13 @@ import numpy as np
 import optax
 
 from ddm_jax import metrics, unlearn
-from ddm_jax.checks import check_integer
+from ddm_jax.checks import check_integer, require_distributions
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.placement import in_batches
 from ddm_jax.estimators.points import make_trajectory_influence, spread_points
 from ddm_jax.metrics.profiles import compare_profiles, profile
 from ddm_jax.objectives import explain
-from ddm_jax.online import stable_rate, trajectory_point
+from ddm_jax.online import precondition, preconditioner, stable_rate, trajectory_point
 from ddm_jax.run import stages
 from ddm_jax.run.answer_figures import (
     bars_figure,
@@ -152,20 +152,26 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
     """Forget groups with the synset alone; with `check` beside exact retraining."""
     plan, split = run.plan, run.plan.split
     gone = _groups(run, groups)
-    online, train = plan.config.online, plan.config.train
+    online, state = plan.config.online, run.synset
     mask = np.ones(run.groups.count, np.float32)
     mask[gone] = 0
-    synset = run.synset.synset
+    synset = state.synset
     careful, rewind = unlearn.where_to_start(synset, mask, 1.0, online.rewind)
     start = trajectory_point(run.target.checkpoints, rewind)
     amount = _amount(run)
-    rate = careful * (online.learning_rate or _stable_rate(run, start))
+    scale = None
+    if state.second_moments is not None and online.optimizer != "sgd":
+        scale = preconditioner(trajectory_point(state.second_moments, rewind))
+    rate = careful * (online.learning_rate or _stable_rate(run, start, scale))
+    optimizer = optax.sgd(rate, online.momentum or None, nesterov=True)
+    if scale is not None:
+        optimizer = optax.chain(precondition(scale, state.decoupled_decay), optimizer)
     unlearned = compiled(
         unlearn.make_forget(
             plan.task,
             steps=online.steps,
-            optimizer=optax.sgd(rate, online.momentum or None, nesterov=True),
-            weight_decay=train.weight_decay,
+            optimizer=optimizer,
+            weight_decay=float(state.weight_decay),
             step_items=online.step_items,
             amount=amount,
         )
@@ -211,20 +217,22 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
     return Answer("Forgetting", sentences, rows, figure, arrays), params
 
 
-def _stable_rate(run: Finished, start: Params) -> float:
-    online, decay = run.plan.config.online, run.plan.config.train.weight_decay
+def _stable_rate(run: Finished, start: Params, scale: Params | None) -> float:
+    online, state = run.plan.config.online, run.synset
 
-    def rate(params: Params, synset: Any) -> jax.Array:
+    def rate(params: Params, synset: Any, scale: Params | None) -> jax.Array:
         return stable_rate(
             run.plan.task,
             params,
             synset,
             momentum=online.momentum,
-            weight_decay=decay,
+            weight_decay=float(state.weight_decay),
             step_items=online.step_items,
+            scale=scale,
+            decoupled=float(state.decoupled_decay),
         )
 
-    return float(compiled(rate)(start, run.synset.synset))
+    return float(compiled(rate)(start, state.synset, scale))
 
 
 def _amount(run: Finished) -> float:
@@ -328,7 +336,8 @@ def _judge(run: Finished, params: Params, forgotten: np.ndarray) -> metrics.Unle
 
 
 def _logits(run: Finished, params: Params, x: Any) -> np.ndarray:
-    return np.asarray(in_batches(run.plan.task.apply)(params, x))
+    apply = require_distributions(run.plan.task, "a run")
+    return np.asarray(in_batches(apply)(params, x))
 
 
 def _worst(run: Finished) -> np.ndarray:

@@ -138,6 +138,6 @@ def step_examples(plan: Plan, synset: Synset) -> int:
 
     def weights(synset: Synset) -> jax.Array:
         keep = jnp.ones(len(synset.share))
-        return deal_items(synset, keep, plan.config.online.step_items)[1]
+        return deal_items(plan.task, synset, keep, plan.config.online.step_items)[1]
 
     return jax.eval_shape(weights, synset).shape[1]

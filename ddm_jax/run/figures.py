@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ddm_jax.attribution import Attribution
+from ddm_jax.checks import require_distributions
 from ddm_jax.compute.placement import in_batches
 from ddm_jax.run.drawing import (
     BLUE,
@@ -93,7 +94,8 @@ def matrix_figure(attribution: Attribution, labels: np.ndarray, classes: Sequenc
 def mistakes_figure(plan: Plan, target: TrainRun, attribution: Attribution) -> Figure:
     """Misclassified queries beside members of the groups that harmed and helped them most."""
     split, scores = plan.split, attribution.scores
-    logits = np.asarray(in_batches(plan.task.apply)(target.params, split.test.x))
+    apply = require_distributions(plan.task, "a run")
+    logits = np.asarray(in_batches(apply)(target.params, split.test.x))
     labels = split.test.y.argmax(1)
     wrong = np.flatnonzero(logits.argmax(1) != labels)
     per_query = scores.shape[1] == len(labels)

@@ -61,24 +61,29 @@ def train_target(job: Job, loop: Loop) -> TrainRun:
     rows = jax.jit(trainer.batches, static_argnums=1)(job.key, len(train.x))
     advance = read_as_needed(compiled(trainer.advance), train, rows.shape[1])
     state = compiled(trainer.start)(job.key)
+    start = jax.tree.map(np.asarray, state.params)
+    kept_of = compiled(lambda state: (state.params, trainer.moments(state)))
     weights = jnp.ones(len(train.x))
-    empty = jax.tree.map(lambda leaf: np.zeros((len(kept), *leaf.shape), leaf.dtype), state.params)
+    empty = jax.tree.map(
+        lambda leaf: np.zeros((len(kept), *leaf.shape), leaf.dtype), jax.eval_shape(kept_of, state)
+    )
 
     def step(carry, position: int):
-        state, checkpoints, losses = carry
+        state, trajectory, losses = carry
         index = int(np.searchsorted(kept, position, "right"))
         end = int(kept[index])
         state, new = advance(state, rows[position:end], weights)
         losses[position:end] = new
         _check_finite(losses, "training", "train", job.plan.config.train.learning_rate)
         for all_, leaf in zip(
-            jax.tree.leaves(checkpoints), jax.tree.leaves(state.params), strict=True
+            jax.tree.leaves(trajectory), jax.tree.leaves(kept_of(state)), strict=True
         ):
             all_[index] = leaf
-        return (state, checkpoints, losses), end, f"loss {new[-1]:.4f}"
+        return (state, trajectory, losses), end, f"loss {new[-1]:.4f}"
 
-    state, checkpoints, losses = loop((state, empty, np.zeros(steps, np.float32)), steps, step)
-    return trainer.finish(job.key, state.params, checkpoints, rows, losses)
+    state, trajectory, losses = loop((state, empty, np.zeros(steps, np.float32)), steps, step)
+    checkpoints, squares = trajectory
+    return trainer.finish(job.key, start, state.params, checkpoints, rows, losses, squares)
 
 
 def cut_groups(job: Job, loop: Loop) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ddm_jax import files
 from ddm_jax.attribution import AXES, SIGN
+from ddm_jax.checks import require_distributions
 from ddm_jax.compute.placement import in_batches
 from ddm_jax.run import check as checking
 from ddm_jax.run import figures
@@ -38,7 +39,7 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
     """The numbers of a run, JSON values only."""
     split, config, target = plan.split, plan.config, results.target
     synset, info, truth = results.synset.synset, results.synset.info, results.check.truth
-    apply = in_batches(plan.task.apply)
+    apply = in_batches(require_distributions(plan.task, "a run"))
 
     def accuracy(batch) -> float:
         hits = np.asarray(apply(target.params, batch.x)).argmax(1) == batch.y.argmax(1)

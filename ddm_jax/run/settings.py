@@ -255,7 +255,7 @@ def load(path: Path) -> Config:
     """
     try:
         told = json.loads(path.read_text())
-        told = told if "settings" in told else _of_08(told)
+        told = _of_09(told if "settings" in told else _of_08(told))
         version, found, written = told["ddm_jax"], told["settings"], json.loads(told["written"])
         missing = [name for name in settings(Config()) if not _has(found, name)]
         if missing:
@@ -289,6 +289,23 @@ def _of_08(told: dict[str, Any]) -> dict[str, Any]:
     online["learning_rate"] = online["learning_rate"] or None  # 0 meant the stable one
     found = told | {"online": online, "truth": told["truth"] | {"groups": None}}
     return {"ddm_jax": "0.8", "settings": found, "written": json.dumps(found)}
+
+
+def _of_09(told: dict[str, Any]) -> dict[str, Any]:
+    """What 0.9 and before wrote, as if it had been written now: training was plain SGD."""
+    if not str(told["ddm_jax"]).startswith(("0.8", "0.9")):
+        return told
+    added = {"train": {"optimizer": "sgd", "clip": None}, "online": {"optimizer": None}}
+
+    def filled(nested: dict[str, Any]) -> dict[str, Any]:
+        new = {name: values | nested.get(name, {}) for name, values in added.items()}
+        train = new["train"]
+        if train.get("final_learning_rate") == train.get("learning_rate"):
+            train["final_learning_rate"] = None
+        return nested | new
+
+    written = json.dumps(filled(json.loads(told["written"])))
+    return told | {"settings": filled(told["settings"]), "written": written}
 
 
 def _checked(nested: dict[str, Any]) -> Config:

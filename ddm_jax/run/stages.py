@@ -18,7 +18,7 @@ import numpy as np
 
 from ddm_jax import cluster, files
 from ddm_jax.distill import Loop, straight_through
-from ddm_jax.estimators.ddm import DDMState
+from ddm_jax.estimators.ddm import distilled_run
 from ddm_jax.judge.program import program_digest
 from ddm_jax.run import jobs, settings
 from ddm_jax.run.jobs import Job, Results
@@ -246,9 +246,7 @@ STAGES = (
         computes=("loss",),
         like=jobs.like_synset,
         compute=jobs.distil,
-        opened=lambda job, kept: DDMState(
-            job.results.target.checkpoints, job.results.target.weight_decay, *kept
-        ),
+        opened=lambda job, kept: distilled_run(job.results.target, *kept),
     ),
     Stage(
         name="attribution",

@@ -46,7 +46,7 @@ def complexity_gap(task: Task, *, damping: float = 1e-4) -> Values:
         return -jnp.sum((inverse @ (y - jnp.mean(y, 0))) ** 2, 1) / jnp.diag(inverse)
 
     def checked(key: Array, run: TrainRun, data: Batch) -> Array:
-        check_points(data, 2)
+        check_points(data, "complexity_gap", 2)
         return values(data)
 
     return checked
@@ -71,7 +71,7 @@ def kernel_margins(task: Task) -> Values:
     require_distributions(task, "kernel_margins")
 
     def values(key: Array, run: TrainRun, data: Batch) -> np.ndarray:
-        check_points(data, 10)
+        check_points(data, "kernel_margins", 10)
         x, y = np.asarray(data.x), np.asarray(data.y)
         blocks = np.arange(len(x)) % -(-len(x) // BLOCK)
         margins = np.empty(len(x))

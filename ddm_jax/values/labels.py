@@ -31,15 +31,15 @@ def data_oob(task: Task, train: Train, *, models: int = 20) -> Values:
         ValueError: for fewer than two models, or a task whose targets are no classes.
     """
     check_integer("models", models, 2)
-    require_distributions(task, "data_oob")
+    apply = require_distributions(task, "data_oob")
 
     def one(key: Array, data: Batch) -> tuple[Array, Array]:
         draw_key, train_key = jax.random.split(key)
-        size = len(data.x)
+        size = length(data)
         drawn = jax.random.randint(draw_key, (size,), 0, size, jnp.int32)
         counts = jnp.zeros(size, jnp.float32).at[drawn].add(1.0)
         params = train(train_key, data, counts).params
-        right = jnp.argmax(task.apply(params, data.x), -1) == jnp.argmax(data.y, -1)
+        right = jnp.argmax(apply(params, data.x), -1) == jnp.argmax(data.y, -1)
         outside = counts == 0
         return (right & outside).astype(jnp.float32), outside.astype(jnp.float32)
 
@@ -113,7 +113,7 @@ def label_signs(task: Task, run: TrainRun, data: Batch) -> np.ndarray:
 
 def _second_guess(task: Task, run: TrainRun, data: Batch) -> np.ndarray:
     """The class other than the given one that is likeliest over the trajectory, [N]."""
-    apply = in_batches(task.apply)
+    apply = in_batches(require_distributions(task, "label_quality"))
     likely = sum(
         np.asarray(jax.nn.softmax(apply(take(run.checkpoints, point), data.x)))
         for point in range(length(run.checkpoints))

@@ -34,7 +34,7 @@ def typicality(task: Task, *, neighbours: int = 10) -> Values:
     require_distributions(task, "typicality")
 
     def values(key: Array, run: TrainRun, data: Batch) -> np.ndarray:
-        images, labels = _points(data)
+        images, labels = _points(data, "typicality")
         far = _distances(images, labels, neighbours).mean(1)
         odd = np.maximum(_deviation(np.log(far + TINY), labels), 0.0)
         if images.ndim >= 3:
@@ -56,7 +56,7 @@ def novelty(task: Task) -> Values:
             finite.
     """
     require_distributions(task, "novelty")
-    return lambda key, run, data: _distances(*_points(data), 1)[:, 0]
+    return lambda key, run, data: _distances(*_points(data, "novelty"), 1)[:, 0]
 
 
 def usefulness(points: Any, lower_is_better: bool = False) -> np.ndarray:
@@ -71,9 +71,9 @@ def usefulness(points: Any, lower_is_better: bool = False) -> np.ndarray:
     return -mean if lower_is_better else mean
 
 
-def _points(data: Batch) -> tuple[np.ndarray, np.ndarray]:
+def _points(data: Batch, method: str) -> tuple[np.ndarray, np.ndarray]:
     """Inputs [N, ...] and labels [N], checked."""
-    check_points(data)
+    check_points(data, method)
     return np.asarray(data.x.astype(wide(data.x.dtype))), np.asarray(data.y).argmax(1)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ddm_jax.checks import check_choice, require_distributions
@@ -43,7 +44,7 @@ def self_influence(task: Task) -> Values:
             squares = map_gradients(lambda rows: jnp.sum(rows**2, 1), task.loss, params, data)
             return rate * squares
 
-        return -sum_over(at, (run.checkpoints, checkpoint_rates(run)))
+        return -sum_over(at, (run.checkpoints, checkpoint_rates(run, "self_influence")))
 
     return make_values(task, lambda key, run, data: values(run, data))
 
@@ -66,7 +67,7 @@ def training_dynamics(task: Task, *, measure: str = "margin") -> Values:
         require_distributions(task, f"training_dynamics by {measure}")
 
     def margins(params: Params, data: Batch) -> Array:
-        logits = task.apply(params, data.x)
+        logits = require_distributions(task, "a margin")(params, data.x)
         labels = jnp.argmax(data.y, -1)
         own = jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
         others = jnp.where(jax.nn.one_hot(labels, logits.shape[-1]) > 0, -jnp.inf, logits)
@@ -120,8 +121,12 @@ def triage_scores(task: Task, run: TrainRun, data: Batch) -> tuple[Array, Array]
     Raises:
         ValueError: for more than one target.
     """
-    if data.y.ndim != 2 or data.y.shape[1] != 1:
-        raise ValueError(f"the data have targets of shape {data.y.shape}; TRIAGE takes [N, 1]")
+    shape = np.shape(data.y) if isinstance(data.y, jax.Array | np.ndarray) else None
+    apply = task.apply
+    if apply is None or shape is None or len(shape) != 2 or shape[1] != 1:
+        raise ValueError(
+            f"TRIAGE takes real targets [N, 1] and a task with `apply`; these targets are {shape}"
+        )
 
     @compiled
     def scores(run: TrainRun, data: Batch) -> tuple[Array, Array]:
@@ -133,7 +138,7 @@ def triage_scores(task: Task, run: TrainRun, data: Batch) -> tuple[Array, Array]
             return (below + above) / 2 / len(residuals)
 
         residuals = over_checkpoints(
-            lambda params, piece: (piece.y - task.apply(params, piece.x))[:, 0], run, data
+            lambda params, piece: (piece.y - apply(params, piece.x))[:, 0], run, data
         )
         every = lax.map(rank, residuals)
         return every.mean(0), every.std(0)
