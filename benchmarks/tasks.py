@@ -11,7 +11,7 @@ Settings are chosen on a quarter of the halves and queries and reported on the r
 estimator alike (`judge.compare`).
 
     python benchmarks/tasks.py [--quick] [--partitions 10 11 12] [--cases pairs ...]
-        [--estimators ddm ...]
+        [--estimators ddm ...] [--estimators averages]
 """
 
 from __future__ import annotations
@@ -284,31 +284,30 @@ def candidates_of(name: str, case: Case) -> Candidates:
 
 
 def main() -> None:
-    """Judge every estimator on every case and partition; write after each case."""
+    """Judge every estimator on every case and partition; each case has a file of results."""
     options = harness.arguments(
         __doc__,
         quick="the smallest form of two cases",
         cases={"nargs": "+", "default": list(CASES), "choices": list(CASES)},
         estimators={
             "nargs": "+",
-            "default": [*ESTIMATORS, AVERAGES],
+            "default": list(ESTIMATORS),
             "choices": [*CANDIDATES, AVERAGES],
         },
     )
     names = QUICK_ESTIMATORS if options.quick else options.estimators
     cases = ("diabetes", "nnx-convnet") if options.quick else options.cases
-    written = options.output or harness.RESULTS / "tasks.json"
-    results: dict[str, Any] = {}
-    if not options.quick and written.exists():  # cases can be measured again alone
-        results = json.loads(written.read_text())["cases"]
     for name in cases:
+        path = options.output or harness.RESULTS / f"tasks_{name}.json"
+        kept = {}
+        if not options.quick and path.exists():  # estimators can be measured again alone
+            kept = json.loads(path.read_text())["rows"]
         measured = []
         for seed in options.partitions:
             say(f"{name}, partition {seed}")
             measured.append(judged(name, seed, names, options))
-        kept = results.get(name, {})
-        results[name] = kept | {each: [rows[each] for rows in measured] for each in names}
-        harness.write(options, {"cases": results})
+        rows = kept | {each: [found[each] for found in measured] for each in names}
+        harness.write(options, {"case": name, "rows": rows}, f"_{name}")
 
 
 def interleaved(runs: list[ddm.TrainRun]) -> ddm.TrainRun:

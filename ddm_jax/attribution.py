@@ -141,7 +141,7 @@ def make_attribution(
 
     Args:
         scores: [K, Q].
-        groups: `Groups`, or [N] integers 0..K-1.
+        groups: `Groups`, or [N] integers 0..K-1, -1 for the background.
         query_ids: [Q]; default 0..Q-1.
         metadata: JSON values, such as `{"lower_is_better": task.lower_is_better}`.
 

@@ -189,7 +189,7 @@ def curve_masks(value: Any, sizes: Any, fractions: Sequence[float], first: str) 
     Args:
         value: [K], for example the mean score over queries.
         sizes: [K] training points in each group.
-        fractions: of the points to remove, each in [0, 1).
+        fractions: of the groups' points to remove, each in [0, 1).
         first: "lowest" or "highest".
 
     Raises:

@@ -56,6 +56,7 @@ class UpdateSettings:
     step_items: Annotated[int, Field(ge=1)] | None = 5
     optimizer: Literal["sgd", "preconditioned"] | None = None
     learning_rate: Annotated[float, Field(gt=0)] | None = None
+    schedule: Literal["constant", "cosine"] = "constant"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     rewind: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
@@ -322,7 +323,10 @@ def make_counterfactual(task: Task, update: UpdateSettings | None = None) -> Cal
     def response(
         keep: Array, rate: Array, taken: Taken, params: Params, synset: Synset, query: Batch | None
     ) -> Any:
-        optimizer = optax.sgd(rate, update.momentum or None, nesterov=True)
+        rates = rate
+        if update.schedule == "cosine":
+            rates = lambda step: rate * 0.5 * (1 + jnp.cos(jnp.pi * step / update.steps))  # noqa: E731
+        optimizer = optax.sgd(rates, update.momentum or None, nesterov=True)
         scale = scale_of(taken)
         if scale is not None:
             optimizer = optax.chain(precondition(scale, taken.decoupled_decay), optimizer)

@@ -163,6 +163,18 @@ def test_every_damaged_byte_is_noticed(attribution, tmp_path):
             Attribution.load(path)
 
 
+def test_a_background_is_kept_and_is_no_group(tmp_path):
+    made = make_attribution(SCORES, [2, -1, 0, 1, -1, 0])
+    made.save(tmp_path / "a.npz")
+    read = Attribution.load(tmp_path / "a.npz")
+    np.testing.assert_array_equal(read.groups.ids, [2, -1, 0, 1, -1, 0])
+    assert read.groups.count == 3
+    assert read.members(0).tolist() == [2, 5]
+    assert read.to_dataframe()["size"].tolist() == [2, 2, 1, 1, 1, 1]
+    with pytest.raises(ValueError, match="group -1; name one of"):
+        read.members(-1)
+
+
 def test_the_file_is_a_plain_npz_of_four_arrays(attribution, tmp_path):
     attribution.save(tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
@@ -181,7 +193,8 @@ def test_the_file_is_a_plain_npz_of_four_arrays(attribution, tmp_path):
         (SCORES, [0, 1, 1], None, r"scores have shape \(3, 2\); 2 groups need \(2, Q\)"),
         (SCORES, [0, 1, 2, 3], None, r"scores have shape \(3, 2\); 4 groups need \(4, Q\)"),
         (SCORES, [0, 1, 3, 3], None, "group 2 is empty"),
-        (SCORES, [0, 1, -1], None, "group -1 is negative"),
+        (SCORES, [0, 1, -2], None, "group -2 is negative"),
+        (SCORES, [0, 1, -1], None, "2 groups need"),
         (SCORES, [0.0, 1.0, 2.0], None, "groups are float64"),
         (
             SCORES + np.array([[0], [np.nan], [np.inf]]),

@@ -279,8 +279,8 @@ def test_random_scores_are_normal_and_depend_on_the_key(linear):
 
 
 OF_CLASSES = """
-    class_fraction ddm density_support ekfac forward_matching gauss_newton knn_shapley
-    representation representer source synset_influence value_network
+    class_fraction density_support ekfac gauss_newton knn_shapley representation representer
+    source synset_influence value_network
 """
 
 

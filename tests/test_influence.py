@@ -568,7 +568,7 @@ def test_an_output_of_all_queries_has_one_column(logistic):
 
     for groups in (GROUPS, POINTS):
         whole = logistic.scores(make_influence_exact, groups, damping=DAMPING)
-        task = logistic.task._replace(output=mean_margin)
+        task = logistic.task._replace(output=mean_margin, of_sets=True)
         estimator = make_influence_exact(task, damping=DAMPING)
         state = estimator.fit(jax.random.key(5), logistic.run, logistic.data, groups)
         got = np.asarray(estimator.score(state, logistic.query))

@@ -108,8 +108,8 @@ def test_one_output_of_all_queries_has_one_column(small):
     ready, synset, some, few = small
     mean = lambda params, batch: jnp.mean(ready.task.loss(params, batch), keepdims=True)  # noqa: E731
     whole, each = (
-        make_point_influence(ready.task._replace(output=output), damping=0.02)
-        for output in (mean, ready.task.loss)
+        make_point_influence(ready.task._replace(output=output, of_sets=whole), damping=0.02)
+        for output, whole in ((mean, True), (ready.task.loss, False))
     )
     args = (ready.run.params, synset, some, few)
     one = jax.jit(whole)(*args)
@@ -273,5 +273,5 @@ def test_an_output_without_an_axis_is_refused(small):
     ready, synset, some, few = small
     scalar = lambda params, batch: jnp.mean(ready.task.loss(params, batch))  # noqa: E731
     influence = make_point_influence(ready.task._replace(output=scalar))
-    with pytest.raises(ValueError, match=r"shape \(\); it must be \[Q\]"):
+    with pytest.raises(ValueError, match=r"shape \(\) for .* it must be \[Q\]"):
         influence(ready.run.params, synset, some, few)

@@ -1,6 +1,10 @@
 """The code of the pages runs, their tables are those of the results, and their links lead on."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +28,6 @@ def scope(tmp_path_factory):
     """What the README's blocks leave behind, and what they print."""
     import contextlib
     import io
-    import os
 
     before = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("pages"))  # one of them keeps a truth
@@ -67,6 +70,58 @@ def test_the_estimators_run_and_are_judged(scope, capsys):
     assert "(1000, 797)" in printed
     assert re.search(r"\nLDS 0\.\d\d, 95 % over subsets", printed)
     assert re.search(r"\nLDS, keep 0\.5: 0\.\d\d of 0\.\d\d, \{'width'", printed)
+
+
+# Many small programs, each run once: compiled fast, not well. XLA reads its flags at the start.
+FAST = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+}
+# Each recipe goes on from the common block, the first, and from no other.
+RECIPES = """
+import json, sys
+common, *recipes = json.load(sys.stdin)
+before = {}
+exec(compile(common, "the common part", "exec"), before)
+for number, recipe in enumerate(recipes):
+    print(f"recipe {number}")
+    exec(compile(recipe, f"recipe {number}", "exec"), dict(before))
+"""
+
+
+@pytest.mark.slow
+def test_the_recipes_run_and_agree_with_retraining(tmp_path):
+    page = blocks("your-model.md", "python")
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", RECIPES],
+        input=json.dumps(page),
+        cwd=tmp_path,
+        env=os.environ | FAST | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = re.split(r"^recipe \d+\n", done.stdout, flags=re.MULTILINE)[1:]
+    assert len(told) == len(page) - 1
+    for recipe, lines in zip(page[1:], told, strict=True):
+        found = re.findall(
+            r"^.+: LDS (-?\d\.\d\d) \[.+\]; one retraining (-?\d\.\d\d), perfect \d\.\d\d$",
+            lines,
+            flags=re.MULTILINE,
+        )
+        assert found, recipe
+        assert len(found) == len(lines.splitlines()), lines
+        for value, one_retraining in found:
+            assert float(value) > float(one_retraining) - 0.2, lines
+
+
+def test_every_recipe_is_in_the_table_of_contents():
+    text = TEXT["your-model.md"]
+    heads = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    table = re.findall(r"^\| .+ \| \[(.+)\]\(#", text, re.MULTILINE)
+    assert heads[0] == "The common part"
+    assert [head.lower() for head in heads[1:]] == [row.lower() for row in table]
 
 
 @pytest.mark.parametrize("page", TEXT)

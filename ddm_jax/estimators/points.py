@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from ddm_jax.checks import check_choice, check_integer, require_distributions
+from ddm_jax.checks import check_choice, check_integer, count_outputs, require_distributions
 from ddm_jax.compute.memory import bytes_of, refuse_larger
 from ddm_jax.compute.pieces import map_pieces
 from ddm_jax.estimators._shared import sum_over
@@ -125,6 +125,7 @@ def _make_influence_of_items(
     def influence(
         params: Params, items: Batch, weights: Array, data: Batch, query: Batch, weight_decay: Any
     ) -> Array:
+        count_outputs(task, query)  # refuses an output of another shape
         diagonal = curvature_diagonal(damping, weight_decay)
         rows = curvature_rows(task, params, items, weights, curvature)
         cuts = layer_cuts(params) if blocks == "layer" else []

@@ -78,7 +78,7 @@ def against_retraining(
     mask_key, train_key = jax.random.split(key)
     masks = _masks(mask_key, subsets, groups, keep)
     said = _said(answers, masks, count_outputs(task, query))
-    retraining = make_retraining(task, train, folder=folder)  # type: ignore[arg-type]
+    retraining = make_retraining(task, train, folder=folder)
     some = make_run(compiled(task.init)(train_key))  # retraining looks at none
     runs = []
     for seed in range(seeds):
@@ -100,7 +100,7 @@ def _masks(key: Array, subsets: Any, groups: Groups, keep: float) -> np.ndarray:
     if np.ndim(subsets) == 0:
         check_integer("subsets", subsets, 4)
         return np.asarray(random_masks(key, subsets, groups.count, keep))
-    masks = np.asarray(check_masks(subsets, groups.count, background=groups.background))
+    masks = np.asarray(check_masks(subsets, groups.count, background=bool(groups.background)))
     check_integer("the number of subsets", len(masks), 4)
     return masks
 

@@ -122,7 +122,8 @@ def pooled_correlation(predicted: Any, truth: Any, kind: str = "pearson") -> flo
 def additive_outputs(scores: Any, masks: Any) -> np.ndarray:
     """Add up the effects of what is kept: scores `[K, Q]`, masks `[R, K]` -> `[R, Q]`.
 
-    The outputs of a linear datamodel, up to a constant a query.
+    The outputs of a linear datamodel, up to a constant a query. Masks are weights: what counts
+    double has its effect twice.
     """
     return np.asarray(masks, np.float64) @ np.asarray(scores, np.float64)
 
