@@ -13,7 +13,6 @@ has no wrong labels), settings chosen on another partition.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import subprocess
@@ -30,7 +29,7 @@ import protocol
 from harness import say
 
 from ddm_jax import metrics
-from ddm_jax.judge.candidates import CANDIDATES
+from ddm_jax.judge.candidates import CANDIDATES, every_choice
 from ddm_jax.run import evaluate
 
 DATASETS = {"digits": "digits", "cifar10-convnet": "cifar10"}  # of a preset; the others: mnist
@@ -89,9 +88,9 @@ def suspicion(case: str, name: str, seed: int, options: argparse.Namespace) -> d
     target = jax.jit(plan.trainer.train)(jax.random.key(seed), data, jnp.ones(len(data.x)))
     candidates = CANDIDATES[name]
     found: dict[str, Any] = {"settings": [], "auc": [], "average_precision": [], "seconds": []}
-    for offline in _product(candidates.offline):
+    for offline in every_choice(candidates.offline):
         state, fitting = None, 0.0
-        for online in _product(candidates.online):
+        for online in every_choice(candidates.online):
             fixed = {"items": 1} if name == "ddm" else {}  # a group is a point
             estimator = candidates.make(plan.truth, fixed | offline | online)
             if state is None:
@@ -106,11 +105,6 @@ def suspicion(case: str, name: str, seed: int, options: argparse.Namespace) -> d
             found["auc"].append(told.auc)
             found["average_precision"].append(told.average_precision)
     return found
-
-
-def _product(choices: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
-    every = itertools.product(*choices.values())
-    return [dict(zip(choices, each, strict=True)) for each in every]
 
 
 def mislabelled(case: str, name: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from .train import make_train as make_train
 from .types import Batch as Batch
 from .types import Estimator as Estimator
 from .types import Groups as Groups
+from .types import Items as Items
 from .types import Synset as Synset
 from .types import Task as Task
 from .types import TrainRun as TrainRun

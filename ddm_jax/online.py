@@ -47,7 +47,8 @@ class UpdateSettings:
       the training's optimiser (`preconditioner`). None follows the training: "preconditioned" after
       one of Adam's kind whose moments were kept.
     - `learning_rate`: with Nesterov `momentum`; None is half of what is stable on the synset,
-      `stable_rate`.
+      `stable_rate`. `schedule`: it stays, or goes down to zero along a "cosine". That is better
+      with a rewound start where the training's own went down and did not come to rest.
     - `rewind`: start this part of the training before its end, `trajectory_point`.
     """
 
@@ -252,6 +253,24 @@ def precondition(scale: Params, decoupled: Array | float) -> optax.GradientTrans
     return optax.stateless(update)
 
 
+def update_rule(
+    update: UpdateSettings,
+    rate: Array | float,
+    scale: Params | None = None,
+    decoupled: Array | float = 0.0,
+) -> optax.GradientTransformation:
+    """The optimiser of the updates: Nesterov SGD at a rate, on its schedule, of scaled gradients."""
+    rates: Any = rate
+
+    def down(step: Any) -> Array:
+        return 0.5 * rate * (1 + jnp.cos(jnp.pi * step / update.steps))
+
+    if update.schedule == "cosine":
+        rates = down
+    rule = optax.sgd(rates, update.momentum or None, nesterov=True)
+    return rule if scale is None else optax.chain(precondition(scale, decoupled), rule)
+
+
 def ddm_response(finetune: Finetune, output: Output) -> Response:
     """Make `response(keep [K], params, synset, query) -> [Q]` of the distilled datamodel."""
 
@@ -294,7 +313,8 @@ def make_counterfactual(task: Task, update: UpdateSettings | None = None) -> Cal
     leaves `[R, ...]`. The updates start at `params`, which for `update.rewind` the caller takes
     from the trajectory (`trajectory_point`); the weight decay is the training objective's. After a
     training of Adam's kind, `second_moments` are a point of the run's and `decoupled_decay` is the
-    decay that AdamW adds to its steps.
+    decay that AdamW adds to its steps. `trained` is the trained network, where the updates start
+    before it: the curvature of an adapter that begins at zero is small there, and grows.
 
     Raises:
         ValueError: (when called) for masks that do not fit the synset, or updates that need
@@ -323,13 +343,7 @@ def make_counterfactual(task: Task, update: UpdateSettings | None = None) -> Cal
     def response(
         keep: Array, rate: Array, taken: Taken, params: Params, synset: Synset, query: Batch | None
     ) -> Any:
-        rates = rate
-        if update.schedule == "cosine":
-            rates = lambda step: rate * 0.5 * (1 + jnp.cos(jnp.pi * step / update.steps))  # noqa: E731
-        optimizer = optax.sgd(rates, update.momentum or None, nesterov=True)
-        scale = scale_of(taken)
-        if scale is not None:
-            optimizer = optax.chain(precondition(scale, taken.decoupled_decay), optimizer)
+        optimizer = update_rule(update, rate, scale_of(taken), taken.decoupled_decay)
         finetune = make_finetune(
             task,
             update=update.update,
@@ -352,6 +366,7 @@ def make_counterfactual(task: Task, update: UpdateSettings | None = None) -> Cal
         *,
         second_moments: Params | None = None,
         decoupled_decay: Any = 0.0,
+        trained: Params | None = None,
     ) -> Any:
         if np.ndim(masks) == 1:
             masks = jnp.asarray(masks)[None]
@@ -366,6 +381,9 @@ def make_counterfactual(task: Task, update: UpdateSettings | None = None) -> Cal
         taken = Taken(decays[0], second_moments, decays[1])
         if update.learning_rate is None:
             rate = rate_of(params, synset, taken)
+            if trained is not None:
+                # Half of what is stable there; no more than what is stable where they lead.
+                rate = jnp.minimum(rate, 2 * rate_of(trained, synset, taken))
         else:
             rate = jnp.asarray(update.learning_rate, jnp.float32)
         return mapped(masks, rate, taken, params, synset, query)

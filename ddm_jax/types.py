@@ -66,7 +66,7 @@ class Task(NamedTuple):
     # What `y` holds: "distribution", rows over classes that sum to one and are compared with the
     # softmax of `apply`, which a Fisher matrix needs; or "any".
     targets: str = "distribution"
-    # How synthetic examples are made; None: see `synset.items_of`.
+    # How synthetic examples are made; None: see `items.items_of`.
     items: Items | None = None
     # Whether an output is one of sets of queries, `output(params, batch) -> [S]` for S sets that it
     # knows of, and not one of each example.

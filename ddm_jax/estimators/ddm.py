@@ -117,6 +117,7 @@ def make_ddm(
             state.weight_decay,
             second_moments=moments,
             decoupled_decay=state.decoupled_decay,
+            trained=trajectory_point(state.checkpoints, 0.0) if update.rewind else None,
         )
 
     return joint_estimator(task, fit, outputs, lambda state: len(state.synset.share), method="ddm")

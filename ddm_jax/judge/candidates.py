@@ -7,6 +7,7 @@ The settings to choose from are those that its paper tunes, BUDGET combinations 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,11 +29,22 @@ Maker = Callable[[Problem, Settings], Estimator]
 
 
 class Candidates(NamedTuple):
-    """An estimator and the settings that it may choose from."""
+    """An estimator and the settings that it may choose from; a dict is several that go together."""
 
     make: Maker
     offline: dict[str, tuple[Any, ...]]  # of `fit`
     online: dict[str, tuple[Any, ...]]  # of `score` and `outputs` alone: they share a fit
+
+
+def every_choice(choices: dict[str, tuple[Any, ...]]) -> list[Settings]:
+    """Each with each, as settings."""
+    found = []
+    for values in itertools.product(*choices.values()):
+        settings: Settings = {}
+        for name, value in zip(choices, values, strict=True):
+            settings |= value if isinstance(value, dict) else {name: value}
+        found.append(settings)
+    return found
 
 
 def make_ddm_candidate(problem: Problem, chosen: Settings) -> Estimator:
@@ -91,9 +103,16 @@ def _of_task(make: Callable[..., Estimator]) -> Maker:
     return lambda problem, chosen: make(problem.task, **chosen)
 
 
+# Of the updates: from the end, or from before it, at a rate that stays or goes down to zero.
+PATHS = (
+    {"schedule": "constant", "rewind": 0.0},
+    {"schedule": "constant", "rewind": 0.75},
+    {"schedule": "cosine", "rewind": 0.75},
+)
+
 # What may be chosen: of `fit`, and of `score` and `outputs` alone.
 CHOICES: dict[str, tuple[dict[str, tuple[Any, ...]], dict[str, tuple[Any, ...]]]] = {
-    "ddm": ({}, {"steps": (20, 40, 100), "rewind": (0.0, 0.75)}),
+    "ddm": ({}, {"steps": (40, 100), "path": PATHS}),
     "retraining": ({}, {}),
     "short_retraining": ({"epochs": (1, 2, 5)}, {}),
     # Networks trained on subsets.

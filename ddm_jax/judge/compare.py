@@ -10,7 +10,6 @@ score apart.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,13 @@ import jax
 import numpy as np
 
 from ddm_jax import metrics
-from ddm_jax.judge.candidates import BUDGET, CANDIDATES, Candidates, Settings
+from ddm_jax.judge.candidates import (
+    BUDGET,
+    CANDIDATES,
+    Candidates,
+    Settings,
+    every_choice,
+)
 from ddm_jax.judge.flops import count_flops
 from ddm_jax.judge.problem import Problem
 from ddm_jax.judge.program import program_digest, source_digest, text_digest
@@ -93,7 +98,7 @@ def check_estimators(names: Sequence[str], problem: Problem, query: Batch) -> No
             raise ValueError(f"unknown estimator {name!r}; choose from {', '.join(CANDIDATES)}")
         if list(names).count(name) > 1:
             raise ValueError(f"estimator {name!r} is named twice")
-        every = _product(CANDIDATES[name].offline | CANDIDATES[name].online)
+        every = every_choice(CANDIDATES[name].offline | CANDIDATES[name].online)
         if len(every) > BUDGET:
             raise ValueError(f"{name} has {len(every)} candidates; the budget is {BUDGET}")
         for settings in every:
@@ -294,9 +299,9 @@ def _fit(
 ) -> list[Fitted]:
     """Every candidate, those with the same offline settings sharing one fit."""
     fitted = []
-    for offline in _product(candidates.offline):
+    for offline in every_choice(candidates.offline):
         state, seconds = None, 0.0
-        for online in _product(candidates.online):
+        for online in every_choice(candidates.online):
             estimator = candidates.make(problem, offline | online)
             if state is None:
                 begin = time.perf_counter()
@@ -350,7 +355,7 @@ def program_of(
     """
     chosen = CANDIDATES[name] if candidates is None else candidates
     choices = chosen.offline | chosen.online
-    estimator = chosen.make(problem, {setting: each[0] for setting, each in choices.items()})
+    estimator = chosen.make(problem, every_choice(choices)[0])
     masks = np.ones((1, groups.count), np.float32)
 
     def program(key: jax.Array, run: TrainRun, data: Batch, query: Batch) -> Any:
@@ -394,8 +399,3 @@ def _peak_gib() -> float:
 
 def _all_of(truth: Truth) -> Part:
     return Part(np.arange(len(truth.keep)), np.arange(truth.subsets.shape[-1]))
-
-
-def _product(choices: dict[str, tuple[Any, ...]]) -> list[Settings]:
-    every = itertools.product(*choices.values())
-    return [dict(zip(choices, values, strict=True)) for values in every]

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ddm_jax import metrics, unlearn
 from ddm_jax.checks import check_integer, require_distributions
@@ -17,7 +16,7 @@ from ddm_jax.compute.placement import in_batches
 from ddm_jax.estimators.points import make_trajectory_influence, spread_points
 from ddm_jax.metrics.profiles import compare_profiles, profile
 from ddm_jax.objectives import explain
-from ddm_jax.online import precondition, preconditioner, stable_rate, trajectory_point
+from ddm_jax.online import preconditioner, stable_rate, trajectory_point, update_rule
 from ddm_jax.run import stages
 from ddm_jax.run.answer_figures import (
     bars_figure,
@@ -163,9 +162,7 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
     if state.second_moments is not None and online.optimizer != "sgd":
         scale = preconditioner(trajectory_point(state.second_moments, rewind))
     rate = careful * (online.learning_rate or _stable_rate(run, start, scale))
-    optimizer = optax.sgd(rate, online.momentum or None, nesterov=True)
-    if scale is not None:
-        optimizer = optax.chain(precondition(scale, state.decoupled_decay), optimizer)
+    optimizer = update_rule(online, rate, scale, state.decoupled_decay)
     unlearned = compiled(
         unlearn.make_forget(
             plan.task,
