@@ -81,7 +81,6 @@ def _regression(
     cut = ddm.make_groups(
         "kmeans",
         features=x[train],
-        labels=np.zeros(len(x[train]), int),
         num_groups=groups,
         seed=seed,
     )
@@ -110,6 +109,8 @@ def friedman(seed: int, quick: bool) -> Case:
     return _regression(
         x, y, count - (600 if quick else 5000), seed, 20 if quick else 50, epochs=20,
         batch_size=100, learning_rate=0.1, final_learning_rate=0.005, weight_decay=3e-3,
+    )._replace(
+        distill=ddm.DistillSettings(items=30, steps=500), update=ddm.UpdateSettings(step_items=10)
     )  # fmt: skip
 
 
@@ -131,9 +132,7 @@ def pairs(seed: int, quick: bool) -> Case:
         return ddm.Batch(np.concatenate([images[left], images[right]], 2), y)
 
     train, test = draw(0, split, counts[0]), draw(split, len(images), counts[1])
-    groups = ddm.make_groups(
-        "kmeans", features=train.x, labels=np.zeros(counts[0], int), num_groups=40, seed=seed
-    )
+    groups = ddm.make_groups("kmeans", features=train.x, num_groups=40, seed=seed)
     return Case(
         task=ddm.multilabel(MLP(10, (64,)), (8, 16)),
         train=train,
@@ -203,6 +202,7 @@ def nnx_convnet(seed: int, quick: bool) -> Case:
         training=TrainSettings(
             epochs=8 if quick else 20, batch_size=50, weight_decay=1e-2, **ADAMW
         ),
+        update=ddm.UpdateSettings(momentum=0.95),
     )
 
 
@@ -234,6 +234,7 @@ def nnx_lora(seed: int, quick: bool) -> Case:
             epochs=10 if quick else 40, batch_size=50, weight_decay=1e-2,
             **ADAMW | {"learning_rate": 1e-2},
         ),
+        update=ddm.UpdateSettings(momentum=0.95),
     )  # fmt: skip
 
 
@@ -306,8 +307,8 @@ def main() -> None:
         for seed in options.partitions:
             say(f"{name}, partition {seed}")
             measured.append(judged(name, seed, names, options))
-        rows = kept | {each: [found[each] for found in measured] for each in names}
-        harness.write(options, {"case": name, "rows": rows}, f"_{name}")
+            rows = kept | {each: [found[each] for found in measured] for each in names}
+            harness.write(options, {"case": name, "rows": rows}, f"_{name}")
 
 
 def interleaved(runs: list[ddm.TrainRun]) -> ddm.TrainRun:

@@ -17,8 +17,8 @@ def make_groups(
     method: str,
     *,
     features: np.ndarray,
-    labels: np.ndarray,
     num_groups: int,
+    labels: np.ndarray | None = None,
     seed: int = 0,
 ) -> Groups:
     """Assign each training point to a group.
@@ -29,8 +29,8 @@ def make_groups(
             (equal sizes up to one), "class" (one group a class), "point" (one group a point:
             per-point attribution).
         features: [N, ...], flattened; pixels or penultimate features.
-        labels: [N] integer classes.
         num_groups: K; for "class" and "point" it follows from the data and is ignored.
+        labels: [N] integer classes, of "class_kmeans" and "class".
         seed: of k-means and of the random groups.
 
     Returns:
@@ -39,12 +39,18 @@ def make_groups(
     Raises:
         ValueError: for an unknown method, a K that the data cannot fill, or an empty group.
     """
-    features = np.asarray(features, np.float32).reshape(len(labels), -1)
+    check_choice("method", method, METHODS)
+    if labels is None:
+        if method in ("class_kmeans", "class"):
+            raise ValueError(
+                f"method={method!r} needs labels= [N]; without classes choose kmeans, random or point"
+            )
+        labels = np.zeros(len(features), np.int32)
     labels = np.asarray(labels)
+    features = np.asarray(features, np.float32).reshape(len(labels), -1)
     if labels.ndim != 1:
         raise ValueError(f"labels have shape {labels.shape}; give classes [N], as y.argmax(1) is")
     size = len(labels)
-    check_choice("method", method, METHODS)
     if method == "point":
         return as_groups(np.arange(size))
     _, dense = np.unique(labels, return_inverse=True)

@@ -259,7 +259,7 @@ def update_rule(
     scale: Params | None = None,
     decoupled: Array | float = 0.0,
 ) -> optax.GradientTransformation:
-    """The optimiser of the updates: Nesterov SGD at a rate, on its schedule, of scaled gradients."""
+    """The optimiser of the updates: Nesterov SGD at a rate on its schedule, of scaled gradients."""
     rates: Any = rate
 
     def down(step: Any) -> Array:

@@ -18,7 +18,14 @@ import optax
 from jax import lax
 from pydantic import AfterValidator, Field
 
-from ddm_jax.checks import check_choice, check_integer, check_number, is_concrete, settings
+from ddm_jax.checks import (
+    check_choice,
+    check_integer,
+    check_loss,
+    check_number,
+    is_concrete,
+    settings,
+)
 from ddm_jax.compute.pieces import value_and_gradient
 from ddm_jax.optimizers import (
     as_optimizer,
@@ -272,6 +279,7 @@ def make_trainer(
                 f"data of shapes {shapes} and weights {weights.shape} must have one entry for each "
                 "training point"
             )
+        check_loss(task, data)
         given = np.asarray(weights) if is_concrete(weights) else np.ones(1)
         if not (np.isfinite(given) & (given >= 0)).all():
             raise ValueError("weights must be finite and at least 0; 0 leaves a point out")
@@ -338,6 +346,11 @@ def steps_an_epoch(num_examples: int, batch_size: int, last_batch: str = "drop")
 def make_train(task: Task, **settings: Any) -> Train:
     """Make `train(key, data, weights [N]) -> TrainRun`; the settings are `make_trainer`'s."""
     return make_trainer(task, **settings).train
+
+
+def params_of(trained: Any) -> Params:
+    """The parameters of what a training returns: those of a `TrainRun`, or they themselves."""
+    return trained.params if isinstance(trained, TrainRun) else trained
 
 
 def make_run(

@@ -13,6 +13,7 @@ import numpy as np
 from ddm_jax import files
 from ddm_jax.checks import check_run
 from ddm_jax.compute.compiled import compiled
+from ddm_jax.train import params_of
 from ddm_jax.types import Array, Batch, Params, Task, TrainRun
 
 # key, data, weights [N] -> TrainRun or parameters; it needs not be traceable
@@ -61,7 +62,7 @@ class KeptNetworks:
         if files.exists(path):
             return files.load(path, self.like)
         found = self.train(key, data, weights)
-        params = found.params if isinstance(found, TrainRun) else found
+        params = params_of(found)
         check_run(self.task, TrainRun(key, params, params))
         params = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), params, self.like)
         files.save(path, params, identity)

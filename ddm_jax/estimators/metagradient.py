@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ddm_jax.checks import is_concrete
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.placement import chunked_vmap
 from ddm_jax.estimators.contract import make_estimator
@@ -15,6 +18,8 @@ from ddm_jax.train import TrainState
 from ddm_jax.types import Array, Batch, Estimator, Task, TrainRun
 
 SIGNS = ("lion", "sign_sgd", "signum", "rprop")  # whose steps have no slope
+
+EXPLODED = 10.0  # times what the whole training changed in the outputs
 
 
 def make_metagradient(task: Task) -> Estimator:
@@ -33,6 +38,9 @@ def make_metagradient(task: Task) -> Estimator:
         ValueError: (in `fit`) for a run without its start, batches or learning rates, or by an
             optimiser that cannot be made from its name, or that follows signs of gradients: their
             derivative is zero.
+
+    Warns:
+        UserWarning: of a derivative that has exploded.
     """
 
     def final_outputs(keep: Array, state: ReplayState, query: Batch) -> Array:
@@ -54,12 +62,25 @@ def make_metagradient(task: Task) -> Estimator:
         return task.output(moment.params, query)
 
     @compiled
-    def score(state: ReplayState, query: Batch) -> Array:
+    def slopes(state: ReplayState, query: Batch) -> tuple[Array, Array]:
         # A group's weight moves the weights of its points together.
         every = jnp.ones(state.groups.count)
         values, pull = jax.vjp(lambda keep: final_outputs(keep, state, query), every)
         unit = jnp.eye(len(values), dtype=values.dtype)
-        return chunked_vmap(lambda one: pull(one)[0])(unit).T
+        found = chunked_vmap(lambda one: pull(one)[0])(unit).T
+        learnt = values - task.output(replay_start(task, state.run).params, query)
+        return found, jnp.max(jnp.abs(found)) / jnp.maximum(jnp.max(jnp.abs(learnt)), 1e-30)
+
+    def score(state: ReplayState, query: Batch) -> Array:
+        found, size = slopes(state, query)
+        if is_concrete(size) and float(size) > EXPLODED:
+            warnings.warn(
+                f"metagradient: the effect of a group is up to {float(size):.0f} times what the "
+                "whole training changed, so the derivative through its steps has exploded (Adam's "
+                "kind on full batches divides by roots that vanish); use ddm, trak or influence_cg",
+                stacklevel=4,
+            )
+        return found
 
     fit = make_replay_fit("metagradient", _has_slopes)
     return make_estimator(task, fit, score, method="metagradient")

@@ -18,7 +18,7 @@ from ddm_jax.estimators.contract import joint_estimator
 from ddm_jax.masks import check_masks, point_weights
 from ddm_jax.objectives import Output
 from ddm_jax.online import Response
-from ddm_jax.train import Train
+from ddm_jax.train import Train, params_of
 from ddm_jax.types import Array, Batch, Estimator, Groups, Task, TrainRun, take
 
 # What JAX raises where Python looks at the values of what is traced.
@@ -50,7 +50,7 @@ def retraining_response(train: Train, output: Output) -> Response:
     """
 
     def response(keep: Array, key: Array, data: Batch, groups: Groups, query: Batch) -> Array:
-        return output(train(key, data, point_weights(keep, groups)).params, query)
+        return output(params_of(train(key, data, point_weights(keep, groups))), query)
 
     return response
 
@@ -67,7 +67,7 @@ def subset_retraining_response(train: Train, output: Output, size: int) -> Respo
         weights = point_weights(keep, groups)
         rows = jnp.flatnonzero(weights > 0, size=size, fill_value=-1)
         kept = jnp.where(rows >= 0, weights[rows], 0.0).astype(jnp.float32)
-        params = train(key, take(data, rows), kept).params
+        params = params_of(train(key, take(data, rows), kept))
         return jnp.where(jnp.sum(weights > 0) > size, jnp.nan, output(params, query))
 
     return response

@@ -14,7 +14,7 @@ from ddm_jax.compute.placement import chunked_vmap, device_vmap
 from ddm_jax.estimators.contract import Fit, make_estimator
 from ddm_jax.masks import point_weights, random_masks
 from ddm_jax.objectives import Output
-from ddm_jax.train import Train
+from ddm_jax.train import Train, params_of
 from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Task, TrainRun
 
 
@@ -35,7 +35,7 @@ def make_subset_networks(train: Train, masks_of: Callable[[Array, int], Array]) 
     """
 
     def one(item: _Item, data: Batch, groups: Groups) -> Params:
-        return train(item.key, data, point_weights(item.mask, groups)).params
+        return params_of(train(item.key, data, point_weights(item.mask, groups)))
 
     every = device_vmap(one)
 

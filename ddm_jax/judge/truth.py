@@ -116,6 +116,11 @@ def open_truth(
     """
     rows = declare(problem.truth, problem.seed, groups.count)
     if problem.truth.removal == "subset":
+        if groups.background:
+            raise ValueError(
+                "truth.removal=subset has no place for a background (group -1): use "
+                "truth.removal=weights"
+            )
         size = subset_size(problem.num_points, problem.truth.keep[0])
         kept = rows.masks @ groups.sizes()
         if (kept != size).any():
