@@ -174,6 +174,13 @@ def check_batch(task: Task, batch: Batch, what: str = "data", need: int = 1) -> 
             raise ValueError(f"{what} holds NaN or infinity; leave those examples out")
     if task.targets == "distribution":
         _check_distributions(task, batch, what)
+    if task.targets == "labels" and is_concrete(batch.y):
+        y = np.asarray(batch.y, np.float32)
+        if y.size and not (y.min() >= 0 and y.max() <= 1):
+            raise ValueError(
+                f"the labels of {what} are {y.min():g} to {y.max():g}; they must be in 0..1, 1 for "
+                "a label that holds"
+            )
 
 
 def check_loss(task: Task, data: Batch, what: str = "data") -> None:
@@ -188,6 +195,24 @@ def check_loss(task: Task, data: Batch, what: str = "data") -> None:
             f"the loss of the task has shape {shape} for {length(data)} examples; it must be [B], "
             "one number an example, and no mean over them"
         )
+
+
+def check_alone(task: Task, params: Params, data: Batch) -> None:
+    """Check that the loss of an example depends on that example alone, on a few of them.
+
+    Raises:
+        ValueError: for a loss that mixes examples, as a mean of the batch or a `[B, 1] - [B]` does.
+    """
+    few = jax.tree.map(lambda leaf: jnp.asarray(leaf[:3]), data)
+    together = np.asarray(task.loss(params, few), np.float32)
+    for place in range(len(together)):
+        alone = jax.tree.map(lambda leaf, n=place: leaf[n : n + 1], few)
+        apart = np.abs(np.asarray(task.loss(params, alone), np.float32)[0] - together[place])
+        if apart > 1e-2 * np.abs(together).max() + 1e-5:
+            raise ValueError(
+                f"the loss of example {place} is another one among others: a loss must be of each "
+                "example alone (a [B, 1] minus a [B] mixes them, and so does a mean of the batch)"
+            )
 
 
 def count_outputs(task: Task, query: Batch) -> int:

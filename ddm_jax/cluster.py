@@ -10,6 +10,7 @@ import numpy as np
 from ddm_jax.checks import check_choice, check_integer
 from ddm_jax.types import Groups
 
+BACKGROUND = "-1"  # among names; None is the same
 METHODS = ("class_kmeans", "kmeans", "random", "class", "point")
 
 
@@ -43,7 +44,7 @@ def make_groups(
     if labels is None:
         if method in ("class_kmeans", "class"):
             raise ValueError(
-                f"method={method!r} needs labels= [N]; without classes choose kmeans, random or point"
+                f"method={method!r} needs labels= [N]; without classes choose kmeans or random"
             )
         labels = np.zeros(len(features), np.int32)
     labels = np.asarray(labels)
@@ -141,8 +142,8 @@ def as_groups(
     in the training and in N, in no group, and no score is of it. K is the number of asked groups.
 
     Args:
-        ids: the group of each training point, -1 for the background; or its name: groups are then
-            in the names' order.
+        ids: the group of each training point, -1 or None for the background; or its name: groups
+            are then in the names' order.
         num_points: N, where it is known.
         count: K; default the largest id and one.
         names: of the K groups.
@@ -155,12 +156,16 @@ def as_groups(
         if num_points is not None and len(ids.ids) != num_points:
             raise ValueError(f"groups are of {len(ids.ids)} points, and there are {num_points}")
         return ids
+    if isinstance(ids, list | tuple) or str(getattr(ids, "dtype", "")) in ("object", "str"):
+        ids = [-1 if each is None or each != each else each for each in ids]  # NaN too
     ids = np.asarray(ids)
     wanted = (num_points,) if num_points is not None else ("N",)
     if ids.ndim != 1 or num_points not in (None, len(ids)):
         raise ValueError(f"groups have shape {ids.shape}; they must be ({wanted[0]},)")
     if ids.dtype.kind == "U" and names is None:
-        found, ids = np.unique(ids, return_inverse=True)
+        found, places = np.unique(ids[ids != BACKGROUND], return_inverse=True)
+        ids = np.where(ids == BACKGROUND, -1, 0)
+        ids[ids == 0] = places
         names = tuple(found.tolist())
     if not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(

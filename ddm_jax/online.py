@@ -21,7 +21,7 @@ import optax
 from jax import lax
 from pydantic import Field
 
-from ddm_jax.checks import check_choice, check_integer, check_number, is_concrete, settings
+from ddm_jax.checks import check_choice, check_integer, check_number, settings
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.pieces import value_and_gradient
 from ddm_jax.compute.placement import chunked_vmap, device_vmap
@@ -45,7 +45,7 @@ class UpdateSettings:
     - `step_items`: items of each group that a step takes, in turn; None takes all.
     - `optimizer`: "sgd", or "preconditioned": SGD with a scale for each parameter, taken over from
       the training's optimiser (`preconditioner`). None follows the training: "preconditioned" after
-      one of Adam's kind whose moments were kept.
+      one of Adam's kind whose moments were kept. "sgd" leaves a decoupled weight decay out.
     - `learning_rate`: with Nesterov `momentum`; None is half of what is stable on the synset,
       `stable_rate`. `schedule`: it stays, or goes down to zero along a "cosine". That is better
       with a rewound start where the training's own went down and did not come to rest.
@@ -131,10 +131,9 @@ def make_finetune(
     return finetune
 
 
-def background_share(synset: Synset) -> Array:
+def background_share(synset: Synset) -> Array | float:
     """The part of the training set that is in no group."""
-    rest = jnp.maximum(1 - jnp.sum(synset.share), 0.0)
-    return jnp.where(jnp.any(synset.group < 0), rest, 0.0)
+    return 0.0 if synset.background is None else synset.background
 
 
 def deal_items(
@@ -153,6 +152,7 @@ def deal_items(
     the synset.
     """
     items, count = length(synset.items), len(synset.share)
+    count += synset.background is not None
     each = -(-items // count)
     turns = -(-each // min(step_items or each, each))
     own = background_share(synset) * background  # group -1 is the last one
@@ -370,7 +370,7 @@ def make_counterfactual(task: Task, update: UpdateSettings | None = None) -> Cal
     ) -> Any:
         if np.ndim(masks) == 1:
             masks = jnp.asarray(masks)[None]
-        there = is_concrete(synset.group) and bool((np.asarray(synset.group) < 0).any())
+        there = synset.background is not None
         masks = check_masks(masks, len(synset.share), background=there)
         if update.optimizer == "preconditioned" and second_moments is None:
             raise ValueError(

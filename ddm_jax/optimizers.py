@@ -26,6 +26,7 @@ USUAL = ("sgd", "adam", "adamw", "lion", "rmsprop", "adagrad", "adafactor", "lam
 
 # States of optax that hold a running mean of squared gradients, by whose root it divides.
 SQUARES = ("ScaleByAdamState", "ScaleByRmsState", "ScaleByRmsWithCountState")
+MAXIMA = ("adamax", "adamaxw")  # keep the largest gradient there, and call it the same
 
 
 def as_optimizer(
@@ -188,7 +189,7 @@ def second_moments(spec: Optimizer, state: Any, params: Params) -> Params | None
     None of an optimiser that keeps none: not of Adam's kind. Of a transformation of one's own
     `b2` is taken to be optax's default, .999: after a few thousand updates it does not matter.
     """
-    found = _squares(state, params)
+    found = None if spec.name in MAXIMA else _squares(state, params)
     if found is None:
         return None
     if "count" not in found._fields:

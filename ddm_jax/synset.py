@@ -33,9 +33,9 @@ def by_group(synset: Synset) -> Synset:
     Runs on the host, as M depends on the values of `group`.
     """
     place_of, share = np.asarray(synset.group), synset.share
-    if (place_of < 0).any():
+    if synset.background is not None:
         place_of = np.where(place_of < 0, len(share), place_of)
-        share = jnp.append(share, 1 - jnp.sum(share))
+        share = jnp.append(share, synset.background)
     counts = np.bincount(place_of, minlength=len(share))
     place = np.arange(counts.max())
     rows = (np.cumsum(counts) - counts)[:, None] + np.minimum(place, counts[:, None] - 1)
@@ -63,6 +63,8 @@ def flat(groups: Synset, counts: np.ndarray | None = None) -> Synset:
 
 def join(first: Synset, second: Synset) -> Synset:
     """Two synsets as one, with the groups of the second after those of the first."""
+    if first.background is not None or second.background is not None:
+        raise ValueError("synsets with a background cannot be joined; give every point a group")
     second = second._replace(group=second.group + len(first.share))
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
 

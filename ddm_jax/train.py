@@ -413,6 +413,15 @@ def make_run(
     ends = jax.tree.map(lambda leaf, last: bool((leaf[-1] == last).all()), path, params)
     added = not all(jax.tree.leaves(ends))
     if added:
+        same = jax.tree.map(
+            lambda leaf, last: (leaf == last).reshape(len(leaf), -1).all(1), path, params
+        )
+        earlier = np.flatnonzero(np.all(jax.tree.leaves(same), 0))
+        if earlier.size:
+            raise ValueError(
+                f"checkpoint {earlier[0]} of {length(path)} is params, which come last: give the "
+                "checkpoints in the order of training"
+            )
         path = jax.tree.map(lambda leaf, last: jnp.concatenate([leaf, last[None]]), path, params)
     count = length(path)
     taken = None if rows is None else _check_rows(rows)
@@ -453,6 +462,13 @@ def make_run(
         second_moments = _moments_of(spec, optimizer_state, params, count)
     if second_moments is not None:
         second_moments = _stacked("second_moments", second_moments, params, count)
+        if spec.name == "sgd":
+            raise ValueError(
+                "second_moments= are of an optimiser of Adam's kind, and optimizer='sgd': name the "
+                "one that trained"
+            )
+        if min(float(jnp.min(leaf)) for leaf in jax.tree.leaves(second_moments)) < 0:
+            raise ValueError("second_moments are negative; they are means of squared gradients")
     return TrainRun(
         key=jax.random.key(0) if key is None else key,
         params=params,

@@ -64,7 +64,7 @@ class Task(NamedTuple):
     training_loss: Callable[[Params, Batch, Array], Array] | None = None
     lower_is_better: bool = False  # whether a larger output is worse, as of a loss
     # What `y` holds: "distribution", rows over classes that sum to one and are compared with the
-    # softmax of `apply`, which a Fisher matrix needs; or "any".
+    # softmax of `apply`, which a Fisher matrix needs; "labels", each in [0, 1]; or "any".
     targets: str = "distribution"
     # How synthetic examples are made; None: see `items.items_of`.
     items: Items | None = None
@@ -152,13 +152,14 @@ class Synset(NamedTuple):
     The gradient of group k is `h_k(theta) = share_k * sum_{m in k} mass_m * grad loss(theta;
     item_m)` and is distilled to equal `g_k(theta) = (1/N) sum_{i in D_k} grad loss_i(theta)`.
     Groups may have any number of items each; the items of a group lie side by side, in the order
-    of the groups. Those of the background come last; its share is what the others leave of one.
+    of the groups. Those of a background, which is always kept, come last.
     """
 
     items: Batch  # the leaves of `Task.items`, [I, ...]; in classification y are label logits
     group: Leaf  # [I] int32; -1 for the background
     mass: Leaf  # [I] signed weights, of order 1/M
     share: Leaf  # [K] the part of the training set in the group, |D_k| / N
+    background: Leaf | None = None  # scalar, that in no group; None where there is no background
 
 
 def take(tree: Any, index: Any) -> Any:

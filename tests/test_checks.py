@@ -495,3 +495,30 @@ def test_sets_of_other_queries_are_refused_by_shape():
     sets = ddm.objectives.over_sets(by_hand().output, np.ones((2, 4)))
     told = refusal(count_outputs, by_hand(output=sets, of_sets=True), FIVE)
     assert told.startswith("the output of the task fails on the query: the sets are of 4 queries")
+
+
+def test_a_loss_that_mixes_examples_is_refused():
+    """`[B, 1] - [B]` is `[B, B]`: every example against every target."""
+
+    def mixed(params, batch):
+        return ((batch.x @ params - batch.y) ** 2).mean(1)
+
+    task = ddm.Task(lambda key: jnp.ones((2, 1)), mixed, mixed, targets="any")
+    rng = np.random.default_rng(0)
+    data = ddm.Batch(
+        rng.normal(size=(12, 2)).astype(np.float32), rng.normal(size=12).astype(np.float32)
+    )
+    made = ddm.make_ddm(task, ddm.DistillSettings(items=1, steps=0))
+    run = ddm.make_run(jnp.ones((2, 1)))
+    with pytest.raises(ValueError, match="loss of example 0 is another one among others"):
+        made.fit(jax.random.key(0), run, data, np.arange(12) % 3)
+    apart = task._replace(loss=lambda p, b: (b.x @ p - b.y[:, None])[:, 0] ** 2)
+    made = ddm.make_ddm(apart, ddm.DistillSettings(items=1, steps=0))
+    made.fit(jax.random.key(0), run, data, np.arange(12) % 3)
+
+
+def test_labels_are_between_nothing_and_one():
+    task = ddm.multilabel(lambda params, x: x @ params, params=jnp.ones((2, 2)))
+    data = ddm.Batch(np.ones((6, 2), np.float32), np.array([[1, -1]] * 6, np.float32))
+    with pytest.raises(ValueError, match=r"the labels of data are -1 to 1; they must be in 0\.\.1"):
+        check_batch(task, data)

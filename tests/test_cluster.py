@@ -157,7 +157,7 @@ def test_groups_are_counted_once_and_int32():
         ([0, 1], None, r"groups have shape \(2,\); they must be \(3,\)"),
         ([[0, 1, 2]], None, r"groups have shape \(1, 3\)"),
         ([0.0, 1.0, 2.0], None, r"groups are float64; they must be integers 0..K-1, as np.unique"),
-        ([None, "b", "a"], None, "groups are object; they must be integers"),
+        (np.array([1j, 1j, 1j]), None, "groups are complex128; they must be integers"),
         ([0, -2, 1], None, r"group -2 is negative; .* 0..K-1, and -1 for the background"),
         ([-1, -1, -1], None, "all points are background"),
         ([-1, 0, 0], None, "there is one group"),
@@ -230,3 +230,23 @@ def test_one_hot_labels_are_named():
 def test_names_are_one_for_each_group(names):
     with pytest.raises(ValueError, match=r"names=.*; give 2 different ones, one for each group"):
         as_groups([0, 1, 0], names=names)
+
+
+@pytest.mark.parametrize("nobody", [-1, None])
+def test_names_and_a_background(nobody):
+    groups = as_groups(["bob", nobody, "alice", "bob"])
+    np.testing.assert_array_equal(groups.ids, [1, -1, 0, 1])
+    assert groups.names == ("alice", "bob")
+    assert groups.background
+    import pandas as pd
+
+    other = as_groups(pd.Series(["bob", nobody, "alice", "bob"]))
+    np.testing.assert_array_equal(other.ids, groups.ids)
+
+
+def test_labels_are_needed_where_classes_are():
+    features = np.random.default_rng(0).normal(size=(20, 2))
+    for method in ("kmeans", "random"):
+        assert make_groups(method, features=features, num_groups=3).count == 3
+    with pytest.raises(ValueError, match=r"method='class_kmeans' needs labels= \[N\]"):
+        make_groups("class_kmeans", features=features, num_groups=3)

@@ -7,6 +7,7 @@ import pytest
 
 import ddm_jax as ddm
 from ddm_jax.items import SOFT_LABELS, free_leaves, items_of, leaf_names, leaf_units
+from ddm_jax.online import deal_items
 from ddm_jax.synset import by_group, initial_synset
 from ddm_jax.types import Items
 
@@ -194,7 +195,9 @@ def with_background(groups, gone):
 def background(mixed):
     """The same synset for K groups, and for K - 1 of them and a background."""
     data, groups, _, run = mixed
-    made = ddm.make_ddm(mixed_task(), ddm.DistillSettings(items=3, steps=30))
+    # Three items a group, of which a step takes three: one batch.
+    update = ddm.UpdateSettings(steps=20, step_items=3)
+    made = ddm.make_ddm(mixed_task(), ddm.DistillSettings(items=3, steps=30), update)
     cut = with_background(groups, K - 1)
     return made, *(made.fit(jax.random.key(1), run, data, each) for each in (groups, cut))
 
@@ -213,6 +216,11 @@ def test_a_background_is_a_group_that_is_always_there(mixed, background):
         for state, each in ((whole, np.c_[masks, np.ones(2, np.float32)]), (some, masks))
     ]
     np.testing.assert_allclose(both[1], both[0], atol=1e-5)
+    dealt = [
+        deal_items(mixed_task(), state.synset, jnp.ones(k), 2)[1]
+        for state, k in ((whole, K), (some, K - 1))
+    ]
+    assert dealt[0].shape == dealt[1].shape  # the background is one more group, not more of each
     grouped = by_group(some.synset)
     assert grouped.share.shape == (K,)
     np.testing.assert_allclose(grouped.share, by_group(whole.synset).share, rtol=1e-6)

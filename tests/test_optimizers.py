@@ -170,3 +170,12 @@ def test_a_spec_is_hashed_compared_and_has_no_leaves():
     assert hash(spec) == hash(as_optimizer({"name": "adamw", "weight_decay": np.float64(0.1)}))
     assert jax.tree.leaves(spec) == []
     assert ddm.TrainRun(None, None, None).optimizer == Optimizer()
+
+
+@pytest.mark.parametrize("name", ["adamax", "adamaxw"])
+def test_the_largest_gradients_are_no_squares(name):
+    spec = as_optimizer(name)
+    params = {"w": jnp.ones(2)}
+    rule = transformation(spec, 0.1)
+    _, state = rule.update({"w": jnp.full(2, 0.1)}, rule.init(params), params)
+    assert second_moments(spec, state, params) is None

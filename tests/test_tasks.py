@@ -264,7 +264,9 @@ def test_every_kind_of_task_of_every_framework_by_hand(name, kind):
     np.testing.assert_allclose(task.loss(params, batch), losses, rtol=1e-6)
     np.testing.assert_allclose(task.output(params, batch), outputs, rtol=1e-6)
     assert task.training_loss is None
-    assert task.targets == ("distribution" if kind == "classification" else "any")
+    assert task.targets == {"classification": "distribution", "multilabel": "labels"}.get(
+        kind, "any"
+    )
     slopes = jax.jit(jax.grad(lambda p: task.loss(p, batch).sum()))(params)
     assert jax.tree.structure(slopes) == jax.tree.structure(params)
     assert all(jnp.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(slopes))
@@ -759,3 +761,25 @@ def test_equinox_and_nnx_are_imported_by_their_users_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_freeze_refuses_paths_that_are_the_same():
+    params = {"a": {"b": jnp.ones(2)}, "a/b": jnp.ones(2)}
+    task = ddm.Task(lambda key: params, loss=None, output=None, targets="any")
+    with pytest.raises(ValueError, match="two parameters have the same path"):
+        ddm.freeze(task, params, "*")
+
+
+def test_freeze_refuses_what_is_not_finite():
+    task = ddm.Task(lambda key: {"a": jnp.ones(2)}, loss=None, output=None, targets="any")
+    with pytest.raises(ValueError, match="a is not finite"):
+        ddm.freeze(task, {"a": jnp.array([1.0, jnp.nan])}, "*")
+
+
+def test_freeze_takes_an_nnx_module():
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    task = ddm.classification(model)
+    tuned = ddm.freeze(task, model, "bias")
+    assert set(tuned.init(jax.random.key(0))) == {"bias"}
+    x = jnp.ones((4, 2))
+    np.testing.assert_allclose(tuned.apply(tuned.init(jax.random.key(0)), x), model(x), rtol=1e-6)

@@ -710,3 +710,16 @@ def test_parts_of_a_run_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(ValueError, match=message) as told:
         ddm.make_run(LATE, **settings)
     assert "\n" not in str(told.value)
+
+
+def test_a_run_that_is_told_backwards_is_refused():
+    params = {"w": jnp.ones(2)}
+    early = {"w": jnp.zeros(2)}
+    with pytest.raises(ValueError, match="checkpoint 0 of 2 is params, which come last"):
+        ddm.make_run(params, [params, early])
+    moments = {"w": jnp.ones(2)}
+    with pytest.raises(ValueError, match="second_moments= are of an optimiser of Adam's kind"):
+        ddm.make_run(params, second_moments=[moments])
+    negative = {"w": -jnp.ones(2)}
+    with pytest.raises(ValueError, match="second_moments are negative"):
+        ddm.make_run(params, second_moments=[negative], optimizer="adam")

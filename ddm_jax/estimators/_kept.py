@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,20 @@ Tell = Callable[[int, int], None]  # networks done, networks in all
 class KeptNetworks:
     """The networks of a folder: read where they are there, trained where they are not.
 
-    A network is known by the name of the training, its key, the data and the points' weights, and
-    by nothing else: a training that was changed needs another name, or another folder.
+    A network is known by the name of the training and the text of its function, its key, the data
+    and the points' weights, and by nothing else: where what the function takes from elsewhere was
+    changed, it needs another name, or another folder.
     """
 
     def __init__(self, task: Task, train: AnyTrain, folder: Path, name: str) -> None:
         self.task, self.train, self.folder, self.name = task, train, folder, name
         self.like = jax.eval_shape(task.init, jax.random.key(0))
         self.ask = compiled(task.output)
+        try:
+            text = inspect.getsource(train)
+        except (OSError, TypeError):  # of a session without files, or of an object
+            text = ""
+        self.text = files.digest(np.frombuffer(text.encode(), np.uint8))
 
     def outputs(
         self, keys: Array, data: Batch, weights: np.ndarray, query: Batch, tell: Tell
@@ -54,6 +61,7 @@ class KeptNetworks:
         """
         identity = {
             "training": self.name,
+            "text": self.text,
             "key": files.digest(jax.random.key_data(key)),
             "data": known,
             "weights": files.digest(weights),

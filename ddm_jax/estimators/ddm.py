@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddm_jax.blocks import plan_blocks
-from ddm_jax.checks import check_integer
+from ddm_jax.checks import check_alone, check_integer, is_concrete
 from ddm_jax.cluster import with_background
 from ddm_jax.distill import DistillSettings, Loop, make_blockwise, straight_through
 from ddm_jax.estimators.contract import joint_estimator
@@ -84,6 +84,8 @@ def make_ddm(
         matched, held_out = trajectory_indices(length(run.checkpoints), distill.part)
         check_integer("distill.offset", distill.offset, 0, length(run.checkpoints) - 1)
         check_learnt(task, distill, data)
+        if is_concrete((run.params, data)):
+            check_alone(task, run.params, data)
         asked, groups = groups.count, with_background(groups)
         initial_key, draw_key = jax.random.split(key)
         start = initial_synset(
@@ -133,8 +135,10 @@ def distilled_run(run: TrainRun, synset: Synset, info: DistillInfo) -> DDMState:
 
 def apart_from_background(synset: Synset, count: int) -> Synset:
     """The synset of `count` groups and, where there is one more, the background as group -1."""
+    if len(synset.share) == count:
+        return synset
     group = jnp.where(synset.group >= count, -1, synset.group)
-    return synset._replace(group=group, share=synset.share[:count])
+    return synset._replace(group=group, share=synset.share[:count], background=synset.share[count])
 
 
 def check_learnt(task: Task, distill: DistillSettings, data: Batch) -> None:

@@ -28,7 +28,11 @@ def over_networks(estimator: Estimator) -> Estimator:
     """
 
     def fit(key: Array, runs: Sequence[TrainRun], data: Batch, groups: Groups) -> tuple[State, ...]:
-        if isinstance(runs, TrainRun) or len(runs) == 0:
+        if (
+            isinstance(runs, TrainRun)
+            or not all(isinstance(run, TrainRun) for run in runs)
+            or not runs
+        ):
             raise ValueError("over_networks takes a list of runs: [train(key, ...) for each key]")
         return tuple(
             estimator.fit(jax.random.fold_in(key, number), run, data, groups)

@@ -7,14 +7,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from ddm_jax.checks import is_concrete
 from ddm_jax.estimators._shared import require
 from ddm_jax.estimators.contract import Fit
 from ddm_jax.matching import at_least_float32
 from ddm_jax.optimizers import setting, transformation
 from ddm_jax.train import TrainState, make_step, start_state
-from ddm_jax.types import Array, Batch, Groups, Optimizer, Task, TrainRun
+from ddm_jax.types import Array, Batch, Groups, Optimizer, Task, TrainRun, length
 
 # Added to Adam's squares before their root is taken: its slope at zero is infinite, and a parameter
 # whose gradients are all zero would have a derivative of NaN. Against `eps`, 1e-8, it is nothing.
@@ -45,6 +47,12 @@ def make_replay_fit(method: str, holds: Callable[[TrainRun, str], None]) -> Fit:
         holds(run, method)
         for part in ("start", "rows", "learning_rates"):
             require(run, part, method)
+        last = int(np.asarray(run.rows).max()) if is_concrete(run.rows) else 0
+        if last >= length(data):
+            raise ValueError(
+                f"{method}: the run's rows go to {last}, and there are {length(data)} "
+                "training points; give the data that it was trained on"
+            )
         return ReplayState(run, data, groups)
 
     return fit

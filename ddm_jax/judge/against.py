@@ -52,6 +52,7 @@ def against_retraining(
     seeds: int = 3,
     keep: float = 0.5,
     folder: str | Path | None = None,
+    name: str = "train",
 ) -> Agreement:
     """Retrain on random subsets of the groups, and compare: `subsets * seeds` trainings.
 
@@ -66,6 +67,7 @@ def against_retraining(
         keep: the part of the groups that a random subset keeps, in (0, 1).
         folder: keeps the networks, see `make_retraining`: another method is then judged by the
             same key without a training.
+        name: of the training, in a folder; another training needs another.
 
     Raises:
         ValueError: for too few subsets or seeds, or answers of another shape or that are not
@@ -78,7 +80,7 @@ def against_retraining(
     mask_key, train_key = jax.random.split(key)
     masks = _masks(mask_key, subsets, groups, keep)
     said = _said(answers, masks, count_outputs(task, query))
-    retraining = make_retraining(task, train, folder=folder)
+    retraining = make_retraining(task, train, folder=folder, name=name)
     some = make_run(compiled(task.init)(train_key))  # retraining looks at none
     runs = []
     for seed in range(seeds):

@@ -161,7 +161,10 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
     scale = None
     if state.second_moments is not None and online.optimizer != "sgd":
         scale = preconditioner(trajectory_point(state.second_moments, rewind))
-    rate = careful * (online.learning_rate or _stable_rate(run, start, scale))
+    stable = _stable_rate(run, start, scale)
+    if rewind:  # as in `online.make_counterfactual`
+        stable = min(stable, 2 * _stable_rate(run, run.target.params, scale))
+    rate = careful * (online.learning_rate or stable)
     optimizer = update_rule(online, rate, scale, state.decoupled_decay)
     unlearned = compiled(
         unlearn.make_forget(

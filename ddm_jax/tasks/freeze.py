@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from ddm_jax.checks import is_concrete
 from ddm_jax.tasks.paths import leaves_by_path, nested, put, some_paths
 from ddm_jax.types import Array, Params, Task
 
@@ -27,7 +29,8 @@ def freeze(task: Task, params: Params, trainable: Trainable) -> Task:
         merge(run.params, tuned_run.params)     # all of them, in the structure of run.params
 
     Args:
-        params: of the task, any pytree; trained elsewhere, or `task.init(key)`.
+        params: of the task, any pytree; trained elsewhere, or `task.init(key)`. An NNX module
+            or its state serves as well.
         trainable: a glob or several over the paths of the leaves, "/"-joined ("head/*", "*lora*";
             `*` matches "/" too), or a predicate of the path.
 
@@ -38,9 +41,14 @@ def freeze(task: Task, params: Params, trainable: Trainable) -> Task:
         ValueError: for params that are not the task's, a pattern that matches no path, or where
             nothing is trainable.
     """
-    leaves = leaves_by_path(jax.tree.map(jnp.asarray, params))
+    leaves = leaves_by_path(jax.tree.map(jnp.asarray, as_plain(params)))
     _check_shapes(task, leaves)
     names = {"/".join(path): path for path in leaves}
+    if len(names) < len(leaves):
+        raise ValueError(
+            'two parameters have the same path, as {"a": {"b": ...}} and {"a/b": ...} have: rename '
+            "one of them"
+        )
     if callable(trainable):
         chosen = [name for name in names if trainable(name)]
     else:
@@ -54,7 +62,7 @@ def freeze(task: Task, params: Params, trainable: Trainable) -> Task:
     if not chosen:
         raise ValueError(f"nothing is trainable; there are {some_paths(leaves)}")
     start = nested({names[name]: leaves[names[name]] for name in chosen})
-    whole = jax.tree.unflatten(jax.tree.structure(params), leaves.values())
+    whole = jax.tree.unflatten(jax.tree.structure(as_plain(params)), leaves.values())
 
     def of_whole(fn: Any) -> Any:
         """The same function, of the trainable leaves."""
@@ -71,6 +79,16 @@ def freeze(task: Task, params: Params, trainable: Trainable) -> Task:
         features=of_whole(task.features),
         training_loss=of_whole(task.training_loss),
     )
+
+
+def as_plain(params: Any) -> Any:
+    """Params as they are; of an NNX module or its state as its task has them."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None or not isinstance(params, nnx.Module | nnx.State):
+        return params
+    from ddm_jax.tasks.nnx import as_params
+
+    return as_params(nnx.state(params, nnx.Param) if isinstance(params, nnx.Module) else params)
 
 
 def merge(whole: Any, params: Params) -> Any:
@@ -102,6 +120,8 @@ def _check_shapes(task: Task, leaves: dict[tuple[str, ...], Any]) -> None:
             f"{some_paths(want)}"
         )
     for path, leaf in leaves.items():
+        if is_concrete(leaf) and not np.isfinite(np.asarray(leaf, np.float32)).all():
+            raise ValueError(f"{'/'.join(path)} is not finite; give parameters that are")
         if leaf.shape != want[path].shape:
             raise ValueError(
                 f"the params are not of this task: {'/'.join(path)} is {leaf.shape} for "

@@ -112,7 +112,7 @@ def multilabel(
     """
     made = as_model(model, input_shape, init, params, frozen_state, trainable)
     task = _make_task(made, input_shape, _binary_cross_entropy, None)
-    return task._replace(targets="any", items=SOFT_MULTI_HOT)
+    return task._replace(targets="labels", items=SOFT_MULTI_HOT)
 
 
 def _cross_entropy(logits: Array, labels: Array) -> Array:
@@ -138,7 +138,8 @@ def _check_same(predictions: Array, targets: Any, what: str) -> None:
     if shape != predictions.shape:
         raise ValueError(
             f"the {what} have shape {shape} and the model returns "
-            f"{predictions.shape}; they must have the same shape [B, C]"
+            f"{predictions.shape}; they must have the same shape [B, C] (of classes, "
+            "`data.make_batch` makes rows)"
         )
 
 
