@@ -833,6 +833,73 @@ KINDS_NOTE = (
 )
 
 
+# Tasks beyond softmax and SGD: a file of results each
+
+TASKS = {
+    "diabetes": "regression, diabetes",
+    "friedman": "regression, 5,000 points",
+    "pairs": "several labels",
+    "nnx-convnet": "NNX ConvNet, AdamW",
+    "nnx-lora": "adapters, AdamW",
+}
+
+
+def tasks_together(result: Result) -> str:
+    """Halves and single groups of every estimator on every task, means over partitions."""
+    found = {
+        case: json.loads(path.read_text())
+        for case in TASKS
+        if (path := RESULTS / f"tasks_{case}.json").exists()
+    }
+    best: Row = {"estimator": "*perfect predictor*"}
+    rows: dict[str, Row] = {}
+    for case, measured in found.items():
+        for name, parts in measured["rows"].items():
+            if name == "averages":
+                continue
+            row = rows.setdefault(name, {"estimator": name.replace("_", "-")})
+            judged = [part for part in parts if not isinstance(part, str)]
+            if not judged:
+                row[case] = "refuses"
+                continue
+            row[case] = _halves_and_groups(judged, "value")
+            if name == "retraining":
+                best[case] = _halves_and_groups(judged, "ceiling")
+    columns: dict[str, Cell] = {"": cell("{}", "estimator")} | {
+        TASKS[case]: lambda row, case=case: row.get(case, "") for case in found
+    }
+    told = "; ".join(
+        f"{TASKS[case]}: {', '.join(map(str, one['partitions']))}" for case, one in found.items()
+    )
+    note = f"Halves of the groups / single groups. Partitions: {told}. {machine(result)}"
+    return f"{markdown(columns, [best, *rows.values()])}\n\n{note}"
+
+
+def _halves_and_groups(parts: list[list[Row]], value: str) -> str:
+    each = [
+        [row[value] for part in parts for row in part if row["score"].startswith(kind)]
+        for kind in ("LDS", "leave")
+    ]
+    return " / ".join(f"{sum(values) / len(values):.2f}" for values in each)
+
+
+def task_averages(result: Result) -> str:
+    """DDM over several target networks at equal online cost, means over partitions."""
+    rows = []
+    for same in zip(*result["rows"]["averages"], strict=True):
+        row: Row = {"networks": same[0]["networks"], "synset": same[0]["synset"]}
+        for score_name in ("LDS, keep 0.5", "leave-one-out"):
+            row[score_name[:3]] = sum(one[score_name] for one in same) / len(same)
+        rows.append(row)
+    columns: dict[str, Cell] = {
+        "target networks": cell("{}", "networks"),
+        "synset": cell("{}", "synset"),
+        "halves": cell("{:.2f}", "LDS"),
+        "single groups": cell("{:.2f}", "lea"),
+    }
+    return f"{markdown(columns, rows)}\n\n{partitions(result)}120 steps for all networks together."
+
+
 POINT_COLUMNS: dict[str, Cell] = {
     "": text("estimator"),
     "LDS": ranged("group_lds"),
@@ -996,6 +1063,8 @@ TABLES: dict[str, Table | Callable[[Result], str]] = {
         note=torch_note,
     ),
     "kinds": Table(kind_columns, note=KINDS_NOTE),
+    "tasks_diabetes.together": tasks_together,
+    "tasks_diabetes.averages": task_averages,
     "peers": Table(
         {
             "": peer_name,

@@ -382,8 +382,8 @@ def make_counterfactual(task: Task, update: UpdateSettings | None = None) -> Cal
         if update.learning_rate is None:
             rate = rate_of(params, synset, taken)
             if trained is not None:
-                # Half of what is stable there; no more than what is stable where they lead.
-                rate = jnp.minimum(rate, 2 * rate_of(trained, synset, taken))
+                # Where they lead it must be stable too.
+                rate = jnp.minimum(rate, rate_of(trained, synset, taken))
         else:
             rate = jnp.asarray(update.learning_rate, jnp.float32)
         return mapped(masks, rate, taken, params, synset, query)

@@ -8,7 +8,7 @@ from counting import compilations
 import ddm_jax as ddm
 from ddm_jax.estimators.retraining import retraining_response
 from ddm_jax.matching import make_synset_gradient
-from ddm_jax.online import deal_items, stable_rate
+from ddm_jax.online import deal_items, stable_rate, update_rule
 from ddm_jax.synset import by_group, join
 
 DECAY = 0.05
@@ -569,3 +569,39 @@ def test_masks_may_be_lists(ready, synset):
     one = ask(*args, keep, ready.query)
     np.testing.assert_array_equal(one, ask(*args, [keep], ready.query))
     assert one.shape == (1, 50)
+
+
+def test_a_rewound_start_is_no_faster_than_what_is_stable_at_the_end():
+    """An adapter that begins at zero is flat there, and the curvature grows on the way."""
+
+    def loss(params, batch):
+        return 0.5 * (params["a"] * params["b"] * batch.x[:, 0] - 1) ** 2
+
+    task = ddm.Task(
+        init=lambda key: {"a": jnp.zeros(()), "b": jnp.ones(())},
+        loss=loss,
+        output=lambda params, batch: params["a"] * batch.x[:, 0],
+        targets="any",
+    )
+    items = ddm.Batch(jnp.array([[1.0], [2.0]]), None)
+    synset = ddm.Synset(items, jnp.arange(2), jnp.ones(2), jnp.full(2, 0.5))
+    start, trained = {"a": 0.1, "b": 0.1}, {"a": 3.0, "b": 3.0}
+    start, trained = jax.tree.map(jnp.float32, (start, trained))
+    settings = {"momentum": 0.0, "step_items": None}
+    ask = ddm.make_counterfactual(task, ddm.UpdateSettings(steps=1, **settings))
+    moved = ask(start, synset, np.ones(2), trained=trained)
+    ends = [float(stable_rate(task, at, synset, **settings)) for at in (start, trained)]
+    assert ends[1] < ends[0]
+    slow = ddm.UpdateSettings(steps=1, learning_rate=ends[1], **settings)
+    want = ddm.make_counterfactual(task, slow)(start, synset, np.ones(2))
+    np.testing.assert_allclose(moved["a"], want["a"], rtol=1e-5)
+
+
+def test_a_cosine_goes_down_to_zero():
+    rule = update_rule(ddm.UpdateSettings(steps=4, schedule="cosine", momentum=0.0), 1.0)
+    state = rule.init(jnp.zeros(()))
+    taken = []
+    for _ in range(4):
+        step, state = rule.update(jnp.ones(()), state)
+        taken.append(-float(step))
+    np.testing.assert_allclose(taken, [0.5 * (1 + np.cos(np.pi * t / 4)) for t in range(4)], 1e-6)

@@ -163,7 +163,7 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
         scale = preconditioner(trajectory_point(state.second_moments, rewind))
     stable = _stable_rate(run, start, scale)
     if rewind:  # as in `online.make_counterfactual`
-        stable = min(stable, 2 * _stable_rate(run, run.target.params, scale))
+        stable = min(stable, _stable_rate(run, run.target.params, scale))
     rate = careful * (online.learning_rate or stable)
     optimizer = update_rule(online, rate, scale, state.decoupled_decay)
     unlearned = compiled(
