@@ -32,7 +32,6 @@ from sklearn import datasets
 
 import ddm_jax as ddm
 from ddm_jax.compute.convolution import convolve
-from ddm_jax.estimators.ddm import distilled_run
 from ddm_jax.estimators.over_networks import over_networks
 from ddm_jax.judge import compare, truth
 from ddm_jax.judge.candidates import CANDIDATES, Candidates
@@ -308,17 +307,8 @@ def main() -> None:
             say(f"{name}, partition {seed}")
             measured.append(judged(name, seed, names, options))
             rows = kept | {each: [found[each] for found in measured] for each in names}
-            harness.write(options, {"case": name, "rows": rows}, f"_{name}")
-
-
-def interleaved(runs: list[ddm.TrainRun]) -> ddm.TrainRun:
-    """Several trainings as one, for a synset that serves all: their checkpoints in turn."""
-
-    def mix(*leaves: Any) -> Any:
-        return jnp.stack(leaves, 1).reshape(-1, *leaves[0].shape[1:])
-
-    checkpoints = jax.tree.map(mix, *(run.checkpoints for run in runs))
-    return runs[-1]._replace(checkpoints=checkpoints, second_moments=None)
+            done = {"partitions": options.partitions[: len(measured)]}
+            harness.write(options, {"case": name, "rows": rows} | done, f"_{name}")
 
 
 def averaged(
@@ -336,13 +326,8 @@ def averaged(
         update = dataclasses.replace(problem.update, steps=STEPS // count)
         one = ddm.make_ddm(problem.task, problem.distill, update)
         for shared in (False, True) if count > 1 else (False,):
-            some = runs[:count]
-            if shared:
-                state = one.fit(key, interleaved(some), data, groups)
-                states: Any = tuple(distilled_run(run, state.synset, state.info) for run in some)
-            else:
-                states = over_networks(one).fit(key, some, data, groups)
-            made = over_networks(one)
+            made = over_networks(one, one_synset=shared)
+            states = made.fit(key, runs[:count], data, groups)  # type: ignore[arg-type]
             said = made.outputs(states, found.masks, query)  # type: ignore[misc]
             scored = compare.judge_outputs(found, made.score(states, query), said)
             rows.append(

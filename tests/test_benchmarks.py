@@ -227,3 +227,15 @@ def test_cost(tmp_path):
     assert [short["epochs"] for short in row["short"]] == [1, 2, 5, 10]
     assert row["rival"] in [*row["short"], row["retraining"]]
     assert row["lds"] > 0
+
+
+def test_tasks(tmp_path):
+    """The small form of two; the last one is what is written where one file is asked for."""
+    result = quick("tasks", tmp_path)
+    check_told(result, "tasks")
+    assert result["case"] == "nnx-convnet"
+    for name in ("retraining", "ddm"):
+        (rows,) = result["rows"][name]
+        assert [row["score"] for row in rows] == ["leave-one-out", "LDS, keep 0.5"]
+        assert all(-1 <= row["value"] <= 1 for row in rows)
+    assert result["rows"]["ddm"][0][1]["candidates"] == 6

@@ -280,3 +280,52 @@ def test_final_parameters_are_enough(mixed):
     state = made.fit(jax.random.key(1), ddm.make_run(run.params), data, groups)
     assert np.isfinite(made.score(state, data)).all()
     assert np.isnan(state.info.error).all()  # no checkpoint was held out
+
+
+# Several networks
+
+
+@pytest.fixture(scope="module")
+def several(mixed):
+    data, groups, train, _ = mixed
+    runs = [jax.jit(train)(jax.random.key(seed), data, jnp.ones(N)) for seed in range(3)]
+    return data, groups, runs
+
+
+def test_several_networks_say_their_mean(several):
+    data, groups, runs = several
+    one = ddm.make_ddm(mixed_task(), ddm.DistillSettings(items=2, steps=10))
+    made, key = ddm.over_networks(one), jax.random.key(1)
+    states = made.fit(key, runs, data, groups)
+    each = [
+        one.score(one.fit(jax.random.fold_in(key, n), run, data, groups), data)
+        for n, run in enumerate(runs)
+    ]
+    np.testing.assert_allclose(made.score(states, data), np.mean(each, 0), atol=1e-6)
+    masks = np.eye(K, dtype=np.float32)
+    assert made.outputs(states, masks, data).shape == (K, N)
+
+
+def test_one_synset_serves_several_networks(several):
+    data, groups, runs = several
+    one = ddm.make_ddm(mixed_task(), ddm.DistillSettings(items=3, steps=20))
+    states = ddm.over_networks(one, one_synset=True).fit(jax.random.key(1), runs, data, groups)
+    assert len(states) == 3
+    for state, run in zip(states, runs, strict=True):
+        assert state.synset is states[0].synset
+        np.testing.assert_array_equal(state.checkpoints["table"], run.checkpoints["table"])
+    # It was matched at the networks of all: each by itself finds its gradients in it.
+    assert np.median(states[0].info.error) < 0.5
+
+
+def test_several_networks_are_a_list_of_runs(several):
+    data, groups, runs = several
+    made = ddm.over_networks(ddm.estimators.make_grad_dot(mixed_task()))
+    for wrong in (runs[0], list(runs[0])):
+        with pytest.raises(ValueError, match="takes a list of runs"):
+            made.fit(jax.random.key(0), wrong, data, groups)
+    with pytest.raises(ValueError, match="at least one run"):
+        made.fit(jax.random.key(0), [], data, groups)
+    other = ddm.over_networks(ddm.estimators.make_grad_dot(mixed_task()), one_synset=True)
+    with pytest.raises(ValueError, match="one_synset=True is for make_ddm"):
+        other.fit(jax.random.key(0), runs, data, groups)
