@@ -28,9 +28,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import kinds  # noqa: E402
 from kinds import IDS, KINDS, METHODS, K, N, Q  # noqa: E402
 
+JOINT = [method for method in CASES if CASES[method].joint]
 # A few on one kind of task; the whole grid is slow.
 FEW = ("grad_dot", "influence_cg", "trak", "knn_shapley")
-FAST = {(method, "tokens") for method in FEW}
+FAST = {("grad_dot", "columns"), ("trak", "columns"), ("knn_shapley", "tokens")}
 QUICKEST = ("grad_dot", "knn_shapley")
 WORKING = json.loads((ROOT / "benchmarks" / "results" / "kinds.json").read_text())
 
@@ -65,9 +66,17 @@ def test_every_method_is_here():
     assert set(METHODS) == set(CASES)
 
 
-@pytest.mark.parametrize(
-    ("method", "kind"), grid([(method, kind) for kind in KINDS for method in METHODS], FAST)
-)
+def refuses(method, kind):
+    """Whether the stored table says so."""
+    return not next(row for row in WORKING["rows"] if row["method"] == method)[kind]["works"]
+
+
+# Every refusal, the distilled datamodel on every kind, and every method on one that it was not made
+# for. `benchmarks/kinds.py` asks all others, and stops where one raises anything else.
+ASKED = [(m, k) for k in KINDS for m in METHODS if refuses(m, k) or m == "ddm" or k == "columns"]
+
+
+@pytest.mark.parametrize(("method", "kind"), grid(ASKED, FAST))
 def test_a_method_works_on_a_kind_of_task_or_refuses_by_its_name(method, kind):
     """Anything else raises here. Scores of the wrong sign would agree below zero."""
     found, agrees = kinds.ask(method, kind), kinds.agreement(method, kind)
@@ -107,7 +116,9 @@ POINT_SETS = sorted(m for m in METHODS if CASES[m].additive and takes_sets(m))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [m for m in POINT_SETS if METHODS[m].linear])
+@pytest.mark.parametrize(
+    "method", [m for m in ("grad_dot", "influence_cg", "tracin") if m in POINT_SETS]
+)
 def test_sets_are_explained_by_single_points_too(method):
     """Some methods go through the gradients of the outputs there."""
     task = kinds.over_sets(kinds.classes().task, ROWS)
@@ -178,7 +189,7 @@ EXACT = sorted(
     [
         pytest.param(m, marks=() if m in QUICKEST else pytest.mark.slow)
         for m in EXACT
-        if m != "random"
+        if m in ("grad_dot", "influence_cg", "tracin", "knn_shapley", "source")
     ],
 )
 def test_groups_have_the_scores_that_they_have_without_a_background(method):
@@ -231,7 +242,7 @@ def test_retraining_keeps_the_background_whatever_the_mask():
 @pytest.mark.parametrize(
     ("method", "kind"),
     grid(
-        [(m, k) for k in ("classes", "tokens", "background") for m in METHODS],
+        [(m, "classes") for m in METHODS if m in JOINT or m in QUICKEST] + [("ddm", "background")],
         {(m, "classes") for m in QUICKEST},
     ),
 )
@@ -279,6 +290,26 @@ NOT_NULL = {
 # Synsets are matched so well, and steps along a query have a curvature.
 NEAR = {"ddm": 0.1, "forward_matching": 0.1, "untrac_inverse": 0.1, "mirrored_influence": 0.1}
 NULL = [m for m in METHODS if METHODS[m].predicts and m not in NOT_NULL]
+# One of each family; a group without gradients means the same to all of one.
+NULLS = [
+    m
+    for m in NULL
+    if m
+    in (
+        "ddm",
+        "retraining",
+        "grad_dot",
+        "tracin",
+        "influence_cg",
+        "influence_second_order",
+        "ekfac",
+        "trak",
+        "source",
+        "metagradient",
+        "untrac",
+        "grad_cos",
+    )
+]
 FAST_NULL = ("grad_dot", "influence_cg")
 
 
@@ -311,7 +342,7 @@ def null_scores(method, task, data, query, **recipe):
         return np.abs(np.asarray(estimator.score(state, query)))
 
 
-@pytest.mark.parametrize("method", grid([(m,) for m in NULL], {(m,) for m in FAST_NULL}))
+@pytest.mark.parametrize("method", grid([(m,) for m in NULLS], {(m,) for m in FAST_NULL}))
 def test_points_whose_loss_is_constant_do_nothing(method):
     scores = null_scores(method, *masked(IDS != 2))
     assert scores[2].max() < (2e-2 if method == "forward_matching" else 1e-2) * scores.max()
@@ -328,7 +359,7 @@ def fitted():
     return task, whole._replace(y=np.where((IDS == 2)[:, None], chances, data.y)), query, best
 
 
-@pytest.mark.parametrize("method", grid([(m,) for m in NULL], {(m,) for m in FAST_NULL}))
+@pytest.mark.parametrize("method", grid([(m,) for m in NULLS], {(m,) for m in FAST_NULL}))
 def test_points_that_are_fitted_exactly_do_nothing_at_the_optimum(method, fitted):
     """The whole training stays there, so that no method sees anything else."""
     if method == "grad_cos":

@@ -55,7 +55,5 @@ def test_wrong_targets_are_worth_least(rng):
 
 
 def test_several_targets_are_refused(ready):
-    with pytest.raises(
-        ValueError, match=r"TRIAGE takes .* \[N, 1\] .* are \(150, 10\)"
-    ):
+    with pytest.raises(ValueError, match=r"TRIAGE takes .* \[N, 1\] .* are \(150, 10\)"):
         values.triage(ready.task)(jax.random.key(0), ready.run, ready.data)
