@@ -869,7 +869,8 @@ def tasks_together(result: Result) -> str:
         TASKS[case]: lambda row, case=case: row.get(case, "") for case in found
     }
     told = "; ".join(
-        f"{TASKS[case]}: {', '.join(map(str, one['partitions']))}" for case, one in found.items()
+        f"{TASKS[case]}: {', '.join(map(str, one['partitions'][: len(one['rows']['ddm'])]))}"
+        for case, one in found.items()
     )
     note = f"Halves of the groups / single groups. Partitions: {told}. {machine(result)}"
     return f"{markdown(columns, [best, *rows.values()])}\n\n{note}"
