@@ -346,7 +346,10 @@ def test_a_batch_that_does_not_fit_and_an_unknown_objective_are_refused():
 
 OTHERS = {
     "seed": ({"seed": 1}, "seed 0 -> 1"),
-    "rate": ({"train": dataclasses.replace(TRAIN, learning_rate=0.2)}, "train.learning_rate 0.3 -"),
+    "rate": (
+        {"train": dataclasses.replace(TRAIN, learning_rate=0.2)},
+        "train.final_learning_rate 0.3 -> 0.2; ",
+    ),
     "last batch": ({"train": dataclasses.replace(TRAIN, last_batch="keep")}, "train.last_batch "),
     "objective": ({"objective": "margin"}, 'truth.objective "loss" -> "margin"'),
     "subsets": ({"subsets": 5}, "masks "),
