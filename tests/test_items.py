@@ -244,6 +244,7 @@ def test_weights_are_those_of_retraining(mixed):
 # Optimisers of Adam's kind
 
 
+@pytest.mark.slow
 def test_the_updates_follow_the_kind_of_training(mixed):
     data, groups, _, run = mixed
     train = ddm.make_train(
@@ -292,6 +293,7 @@ def several(mixed):
     return data, groups, runs
 
 
+@pytest.mark.slow
 def test_several_networks_say_their_mean(several):
     data, groups, runs = several
     one = ddm.make_ddm(mixed_task(), ddm.DistillSettings(items=2, steps=10))
@@ -306,6 +308,7 @@ def test_several_networks_say_their_mean(several):
     assert made.outputs(states, masks, data).shape == (K, N)
 
 
+@pytest.mark.slow
 def test_one_synset_serves_several_networks(several):
     data, groups, runs = several
     one = ddm.make_ddm(mixed_task(), ddm.DistillSettings(items=3, steps=20))

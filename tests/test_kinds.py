@@ -29,6 +29,8 @@ import kinds  # noqa: E402
 from kinds import IDS, KINDS, METHODS, K, N, Q  # noqa: E402
 
 JOINT = [method for method in CASES if CASES[method].joint]
+pytestmark = pytest.mark.slow  # each cell compiles a method
+
 # A few on one kind of task; the whole grid is slow.
 FEW = ("grad_dot", "influence_cg", "trak", "knn_shapley")
 FAST = {("grad_dot", "columns"), ("trak", "columns"), ("knn_shapley", "tokens")}
