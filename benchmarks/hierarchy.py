@@ -40,10 +40,10 @@ from ddm_jax.online import (
     make_finetune,
     make_selective,
     response_slopes,
-    stable_rate,
     subset_outputs,
     trajectory_point,
 )
+from ddm_jax.rates import stable_rate
 from ddm_jax.run.evaluate import Ready
 from ddm_jax.types import Batch, Synset
 

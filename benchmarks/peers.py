@@ -33,7 +33,7 @@ from harness import say
 from peer_methods import METHODS, THEIRS, Scored, ours, to_torch
 
 from ddm_jax import metrics
-from ddm_jax.judge import compare
+from ddm_jax.judge import compare, scoring
 from ddm_jax.run.evaluate import Ready
 
 PRESETS = ("dattri-lr", "dattri-mlp")
@@ -53,9 +53,9 @@ def judge(ready: Ready, calls: dict[float, Callable[[], Scored]]) -> tuple[dict[
     tuning, reporting = compare.split_parts(
         truth.keep, len(ready.plan.split.test.x), ready.plan.config.seed
     )
-    (name,) = compare.score_names(truth)
+    (name,) = scoring.score_names(truth)
 
-    def predict(found: Scored, part: compare.Part) -> np.ndarray:
+    def predict(found: Scored, part: scoring.Part) -> np.ndarray:
         return metrics.additive_outputs(found.scores[:, part.queries], truth.masks[part.subsets])
 
     tried: dict[float, tuple[float, Scored]] = {}
@@ -65,14 +65,14 @@ def judge(ready: Ready, calls: dict[float, Callable[[], Scored]]) -> tuple[dict[
         if not np.isfinite(found.scores).all():
             say(f"  {setting}: scores that are not finite")
             continue
-        true = compare.true_runs(truth, name, tuning).mean(0)
+        true = scoring.true_runs(truth, name, tuning).mean(0)
         agreement = metrics.nan_mean(metrics.per_query_correlation(predict(found, tuning), true))
         tried[setting] = agreement, found
     if not tried:
         raise ValueError("its scores are not finite")
     best = max(tried, key=lambda setting: tried[setting][0])
     found = tried[best][1]
-    row = compare.score_row(predict(found, reporting), compare.true_runs(truth, name, reporting))
+    row = scoring.score_row(predict(found, reporting), scoring.true_runs(truth, name, reporting))
     row |= {"offline_seconds": found.offline_seconds, "online_seconds": found.online_seconds}
     if len(calls) > 1:
         row |= {"damping": best, "tuning_values": {str(s): v for s, (v, _) in tried.items()}}

@@ -33,7 +33,7 @@ from sklearn import datasets
 import ddm_jax as ddm
 from ddm_jax.compute.convolution import convolve
 from ddm_jax.estimators.over_networks import over_networks
-from ddm_jax.judge import compare, truth
+from ddm_jax.judge import compare, scoring, truth
 from ddm_jax.judge.candidates import CANDIDATES, Candidates
 from ddm_jax.judge.problem import Problem, TruthSettings, make_problem, trainer_of
 from ddm_jax.models import MLP
@@ -329,7 +329,7 @@ def averaged(
             made = over_networks(one, one_synset=shared)
             states = made.fit(key, runs[:count], data, groups)  # type: ignore[arg-type]
             said = made.outputs(states, found.masks, query)  # type: ignore[misc]
-            scored = compare.judge_outputs(found, made.score(states, query), said)
+            scored = scoring.judge_outputs(found, made.score(states, query), said)
             rows.append(
                 {"networks": count, "synset": "one for all" if shared else "one each"}
                 | {score: row["value"] for score, row in scored.items()}

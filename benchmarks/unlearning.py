@@ -31,13 +31,8 @@ from ddm_jax import metrics, objectives, unlearn
 from ddm_jax.compute.placement import in_batches
 from ddm_jax.judge.problem import trainer_of
 from ddm_jax.masks import leave_one_out_masks
-from ddm_jax.online import (
-    ddm_response,
-    make_finetune,
-    stable_rate,
-    subset_outputs,
-    trajectory_point,
-)
+from ddm_jax.online import ddm_response, make_finetune, subset_outputs, trajectory_point
+from ddm_jax.rates import stable_rate
 from ddm_jax.run.plan import Plan
 from ddm_jax.types import Groups, Synset, TrainRun, take
 

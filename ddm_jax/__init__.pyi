@@ -10,6 +10,7 @@ from .cluster import as_groups as as_groups
 from .cluster import make_groups as make_groups
 from .compute.placement import device_vmap as device_vmap
 from .distill import DistillSettings as DistillSettings
+from .elsewhere import make_run as make_run
 from .estimators.ddm import make_ddm as make_ddm
 from .estimators.over_networks import over_networks as over_networks
 from .estimators.retraining import make_retraining as make_retraining
@@ -30,7 +31,6 @@ from .tasks import merge as merge
 from .tasks import multilabel as multilabel
 from .tasks import regression as regression
 from .train import TrainSettings as TrainSettings
-from .train import make_run as make_run
 from .train import make_train as make_train
 from .types import Batch as Batch
 from .types import Estimator as Estimator

@@ -315,6 +315,33 @@ def _shapes(tree: Any) -> str:
     return ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
 
 
+def check_like(what: str, tree: Any, like: Any, whose: str, axis: int | None = None) -> None:
+    """Check that a tree is one of finite numbers with the structure and shapes of another.
+
+    Args:
+        axis: the length of a first axis that the tree has before them.
+
+    Raises:
+        ValueError: naming the first leaf that differs.
+    """
+    theirs, ours = (str(jax.tree.structure(each)) for each in (tree, like))
+    if theirs != ours:
+        raise ValueError(f"{what} has the structure {theirs}; it must have {whose}, {ours}")
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    before = () if axis is None else (axis,)
+    for (path, leaf), want in zip(paths, jax.tree.leaves(like), strict=True):
+        name = f"{what}{jax.tree_util.keystr(path)}"
+        if np.shape(leaf) != (*before, *np.shape(want)):
+            raise ValueError(
+                f"{name} has shape {np.shape(leaf)}; it must be {(*before, *np.shape(want))}, as "
+                f"{whose}"
+            )
+        if is_concrete(leaf) and not bool(np.isfinite(np.asarray(leaf, np.float32)).all()):
+            raise ValueError(
+                f"{name} is not finite: its training diverged; lower the learning rate"
+            )
+
+
 def check_run(task: Task, run: TrainRun) -> None:
     """Check that a run is one of this task's network, and has not diverged.
 
@@ -322,21 +349,4 @@ def check_run(task: Task, run: TrainRun) -> None:
         ValueError: for parameters of another structure or shape, or that are not finite.
     """
     expected = jax.eval_shape(task.init, jax.random.key(0))
-    theirs, ours = (str(jax.tree.structure(tree)) for tree in (run.params, expected))
-    if theirs != ours:
-        raise ValueError(
-            f"the run's parameters are of another network: they are {theirs}, and this task's "
-            f"{ours}"
-        )
-    for want, have in zip(jax.tree.leaves(expected), jax.tree.leaves(run.params), strict=True):
-        if want.shape != have.shape:
-            raise ValueError(
-                f"the run's parameters are of another network: {have.shape} for {want.shape}"
-            )
-    if is_concrete(run.params):
-        finite = jax.tree.map(lambda leaf: bool(np.isfinite(np.asarray(leaf)).all()), run.params)
-        if not all(jax.tree.leaves(finite)):
-            raise ValueError(
-                "the run's parameters are not finite: its training diverged; lower the learning "
-                "rate"
-            )
+    check_like("run.params", run.params, expected, "this task's")

@@ -25,17 +25,15 @@ from ddm_jax.checks import check_choice, check_integer, check_number, settings
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.pieces import value_and_gradient
 from ddm_jax.compute.placement import chunked_vmap, device_vmap
-from ddm_jax.gradients import flatten, hessian_products
-from ddm_jax.items import items_of
 from ddm_jax.masks import check_masks
-from ddm_jax.matching import at_least_float32
 from ddm_jax.objectives import Output
+from ddm_jax.rates import precondition, preconditioner, stable_rate
+from ddm_jax.synset import background_share, deal_items
 from ddm_jax.types import Array, Batch, Params, Synset, Task, length, take
 
 Finetune = Callable[[Params, Synset, Array], Params]
 Response = Callable[..., Array]
 UPDATES = ("retain", "forget")
-FLOOR = 0.3  # of the root of the mean squared gradient, see `preconditioner`
 
 
 @settings("online")
@@ -131,128 +129,6 @@ def make_finetune(
     return finetune
 
 
-def background_share(synset: Synset) -> Array | float:
-    """The part of the training set that is in no group."""
-    return 0.0 if synset.background is None else synset.background
-
-
-def deal_items(
-    task: Task,
-    synset: Synset,
-    factor: Array,
-    step_items: int | None,
-    background: Array | float = 1.0,
-) -> tuple[Batch, Array]:
-    """Deal the items into B batches, as examples `[B, b, ...]` with the weight of each.
-
-    `B = ceil(M / step_items)` for M items a group on average. The heaviest items of a group go
-    round the batches first, there and back, and each group begins one batch further on, so that
-    batches weigh alike. A weight is `factor_k share_k mass_m`, for one factor a group and that of
-    the background, B times as large: a batch stands for the whole, and the mean of all batches is
-    the synset.
-    """
-    items, count = length(synset.items), len(synset.share)
-    count += synset.background is not None
-    each = -(-items // count)
-    turns = -(-each // min(step_items or each, each))
-    own = background_share(synset) * background  # group -1 is the last one
-    weight = jnp.append(factor * synset.share, own)[synset.group] * synset.mass
-    as_batch = items_of(task).batch
-    if turns == 1:
-        return jax.tree.map(lambda leaf: leaf[None], (as_batch(synset.items), weight))
-    size = -(-items // turns)
-    order = jnp.lexsort((-jnp.abs(synset.mass), synset.group))
-    group = synset.group[order]
-    rank = jnp.arange(items) - jnp.searchsorted(group, group)  # within the group
-    slot, place = rank // turns, rank % turns
-    turn = (jnp.where(slot % 2, turns - 1 - place, place) + group) % turns
-    rows = order[jnp.argsort(turn, stable=True)]
-    fill = turns * size - items
-    weights = jnp.pad(turns * weight[rows], (0, fill)).reshape(turns, size)
-    dealt = take(as_batch(synset.items), jnp.pad(rows, (0, fill)).reshape(turns, size))
-    return dealt, weights
-
-
-def stable_rate(
-    task: Task,
-    params: Params,
-    synset: Synset,
-    *,
-    momentum: float = 0.9,
-    weight_decay: Array | float = 0.0,
-    step_items: int | None = None,
-    scale: Params | None = None,
-    decoupled: Array | float = 0.0,
-    iterations: int = 20,
-) -> Array:
-    """Half of the highest stable learning rate of Nesterov SGD on the whole synset.
-
-    Where the sharpest curvature is `lambda`, the method is stable up to `(2 + 2 m) /
-    ((1 + 2 m) lambda)` for the momentum m (Cohen et al., "Gradient descent on neural networks
-    typically occurs at the edge of stability", 2021, arXiv 2103.00065, eq. 1). `lambda` is the
-    largest eigenvalue of the Hessian of the synset's objective at `params`, by power iteration,
-    at the cost of about one counterfactual; where a step takes `step_items` of each group, that
-    of the sharpest of their batches. Half leaves room for masks whose objective is sharper; a
-    rate a few times lower leaves the answer unfinished after the same steps.
-
-    With a `scale` for each parameter and a `decoupled` decay (`precondition`) it is the rate of the
-    steps that are scaled so.
-    """
-    own = 1 / (jnp.sum(synset.share) + background_share(synset))
-    factor = jnp.full_like(synset.share, own)
-    flat = flatten(params)
-    root = None if scale is None else jnp.sqrt(flatten(scale)).astype(flat.dtype)
-    start = jax.random.normal(jax.random.key(0), flat.shape, jnp.float32).astype(flat.dtype)
-
-    def curve(batch_and_mass: tuple[Batch, Array], vectors: Array) -> Array:
-        if root is None:
-            return hessian_products(task, params, *batch_and_mass, vectors)
-        along = root * vectors
-        return root * (
-            hessian_products(task, params, *batch_and_mass, along) + weight_decay * along
-        )
-
-    def sharpness(batch_and_mass: tuple[Batch, Array]) -> Array:
-        def step(carry, _):
-            vector, _ = carry
-            (curved,) = curve(batch_and_mass, vector[None])
-            size = jnp.linalg.norm(curved)
-            return (curved / jnp.maximum(size, 1e-12), size), None
-
-        carry = (start / jnp.linalg.norm(start), jnp.zeros((), start.dtype))
-        return lax.scan(step, carry, length=iterations)[0][1]
-
-    sharpest = jnp.max(lax.map(sharpness, deal_items(task, synset, factor, step_items, own)))
-    limit = (2 + 2 * momentum) / (1 + 2 * momentum)
-    return 0.5 * limit / jnp.maximum(sharpest + (weight_decay if root is None else decoupled), 1e-3)
-
-
-def preconditioner(second_moments: Params) -> Params:
-    """The scale of each parameter's steps, `1 / (sqrt(v) + floor)`, leaves as the parameters.
-
-    v are the running means of squared gradients by whose roots the training divided (Adam).
-    `floor` is FLOOR of the root of their mean over all parameters: where the training saw no
-    gradient, as at pixels that are always black, what little the synset has there is no reason for
-    a step a thousand times as long.
-    """
-    moments = at_least_float32(second_moments)
-    count = sum(leaf.size for leaf in jax.tree.leaves(moments))
-    mean = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(moments)) / count
-    floor = FLOOR * jnp.sqrt(mean) + 1e-12
-    return jax.tree.map(lambda leaf: 1 / (jnp.sqrt(leaf) + floor), moments)
-
-
-def precondition(scale: Params, decoupled: Array | float) -> optax.GradientTransformation:
-    """Multiply gradients by a fixed scale, and add a decoupled weight decay, as AdamW does."""
-
-    def update(gradient: Params, params: Params) -> Params:
-        return jax.tree.map(
-            lambda g, s, p: (s * g + decoupled * p).astype(g.dtype), gradient, scale, params
-        )
-
-    return optax.stateless(update)
-
-
 def update_rule(
     update: UpdateSettings,
     rate: Array | float,
@@ -261,12 +137,8 @@ def update_rule(
 ) -> optax.GradientTransformation:
     """The optimiser of the updates: Nesterov SGD at a rate on its schedule, of scaled gradients."""
     rates: Any = rate
-
-    def down(step: Any) -> Array:
-        return 0.5 * rate * (1 + jnp.cos(jnp.pi * step / update.steps))
-
     if update.schedule == "cosine":
-        rates = down
+        rates = optax.cosine_decay_schedule(rate, update.steps)
     rule = optax.sgd(rates, update.momentum or None, nesterov=True)
     return rule if scale is None else optax.chain(precondition(scale, decoupled), rule)
 

@@ -17,7 +17,7 @@ from scipy.optimize import lsq_linear
 from ddm_jax.checks import check_choice, check_integer
 from ddm_jax.compute.streaming import over_rows
 from ddm_jax.items import free_leaves, items_of
-from ddm_jax.types import Array, Batch, Groups, Params, Synset, Task, TrainRun, take
+from ddm_jax.types import Array, Batch, Groups, Params, Synset, Task, TrainRun, length, take
 
 STARTS = ("pursuit", "random", "noise")
 
@@ -59,6 +59,48 @@ def flat(groups: Synset, counts: np.ndarray | None = None) -> Synset:
 
     items, group, mass = jax.tree.map(one, (groups.items, groups.group, groups.mass))
     return Synset(items, group, mass, groups.share)
+
+
+def background_share(synset: Synset) -> Array | float:
+    """The part of the training set that is in no group."""
+    return 0.0 if synset.background is None else synset.background
+
+
+def deal_items(
+    task: Task,
+    synset: Synset,
+    factor: Array,
+    step_items: int | None,
+    background: Array | float = 1.0,
+) -> tuple[Batch, Array]:
+    """Deal the items into B batches, as examples `[B, b, ...]` with the weight of each.
+
+    `B = ceil(M / step_items)` for M items a group on average. The heaviest items of a group go
+    round the batches first, there and back, and each group begins one batch further on, so that
+    batches weigh alike. A weight is `factor_k share_k mass_m`, for one factor a group and that of
+    the background, B times as large: a batch stands for the whole, and the mean of all batches is
+    the synset.
+    """
+    items, count = length(synset.items), len(synset.share)
+    count += synset.background is not None
+    each = -(-items // count)
+    turns = -(-each // min(step_items or each, each))
+    own = background_share(synset) * background  # group -1 is the last one
+    weight = jnp.append(factor * synset.share, own)[synset.group] * synset.mass
+    as_batch = items_of(task).batch
+    if turns == 1:
+        return jax.tree.map(lambda leaf: leaf[None], (as_batch(synset.items), weight))
+    size = -(-items // turns)
+    order = jnp.lexsort((-jnp.abs(synset.mass), synset.group))
+    group = synset.group[order]
+    rank = jnp.arange(items) - jnp.searchsorted(group, group)  # within the group
+    slot, place = rank // turns, rank % turns
+    turn = (jnp.where(slot % 2, turns - 1 - place, place) + group) % turns
+    rows = order[jnp.argsort(turn, stable=True)]
+    fill = turns * size - items
+    weights = jnp.pad(turns * weight[rows], (0, fill)).reshape(turns, size)
+    dealt = take(as_batch(synset.items), jnp.pad(rows, (0, fill)).reshape(turns, size))
+    return dealt, weights
 
 
 def join(first: Synset, second: Synset) -> Synset:

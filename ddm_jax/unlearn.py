@@ -16,7 +16,8 @@ import optax
 from jax import lax
 
 from ddm_jax.checks import check_number, require_distributions
-from ddm_jax.online import background_share, make_finetune
+from ddm_jax.online import make_finetune
+from ddm_jax.synset import background_share
 from ddm_jax.types import Array, Params, Synset, Task
 
 ABSENT = 0.01  # of a class left: it is gone

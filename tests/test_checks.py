@@ -340,10 +340,14 @@ def test_a_run_of_another_network_is_refused(ready, asked):
     estimator, calls = asked
     fit = lambda run: refusal(estimator.fit, jax.random.key(0), run, ready.data, ready.groups)  # noqa: E731
     other = ddm.classification(ddm.models.Logistic(10), (8, 8, 1)).init(jax.random.key(0))
-    assert "the run's parameters are of another network" in fit(ready.run._replace(params=other))
+    told = fit(ready.run._replace(params=other))
+    assert told.startswith("run.params has the structure PyTreeDef")
+    assert "it must have this task's, PyTreeDef" in told
     wider = ddm.classification(ddm.models.MLP(10, (13,)), (8, 8, 1)).init(jax.random.key(0))
     told = fit(ready.run._replace(params=wider))
-    assert told == "the run's parameters are of another network: (13,) for (12,)"
+    assert told == (
+        "run.params['Dense_0']['bias'] has shape (13,); it must be (12,), as this task's"
+    )
     assert not calls
 
 
@@ -359,7 +363,7 @@ def test_a_run_that_diverged_is_refused(ready, asked, value):
         ready.data,
         ready.groups,
     )
-    assert told.startswith("the run's parameters are not finite: its training diverged; lower the")
+    assert "is not finite: its training diverged; lower the learning rate" in told
     assert not calls
 
 

@@ -19,10 +19,11 @@ from small_problem import DISTILL, GROUPS, UPDATE, small_problem, split, task
 
 from ddm_jax import estimators, metrics
 from ddm_jax.cluster import as_groups
-from ddm_jax.judge import candidates, compare
+from ddm_jax.judge import candidates, compare, scoring
 from ddm_jax.judge.candidates import BUDGET, CANDIDATES, Candidates
-from ddm_jax.judge.compare import LEAVE_ONE_OUT, check_estimators, split_parts
+from ddm_jax.judge.compare import check_estimators, split_parts
 from ddm_jax.judge.problem import make_problem, trainer_of
+from ddm_jax.judge.scoring import LEAVE_ONE_OUT
 from ddm_jax.judge.truth import Truth, truth_key
 from ddm_jax.types import Estimator
 
@@ -282,8 +283,8 @@ def test_a_single_candidate_is_not_tuned(judged, rng):
 def test_other_parts_may_be_passed(judged, rng):
     truth = make_truth(rng)
     parts = (
-        compare.Part(np.arange(4), np.arange(5)),
-        compare.Part(np.arange(4, 12), np.arange(5, 9)),
+        scoring.Part(np.arange(4), np.arange(5)),
+        scoring.Part(np.arange(4, 12), np.arange(5, 9)),
     )
     spy, rows = judged(truth, exact(truth), online={"a": (1, 2)}, parts=parts)
     assert spy.asked[0].queries == (0, 1, 2, 3, 4)
@@ -397,7 +398,7 @@ def test_every_keep_fraction_has_a_row_with_its_own_subsets(judged, rng):
     truth = make_truth(rng, keep=(0.3, 0.5, 0.7), subsets=8)
     spy, rows = judged(truth, exact(truth))
     names = [LEAVE_ONE_OUT, "LDS, keep 0.3", LDS, "LDS, keep 0.7"]
-    assert compare.score_names(truth) == names
+    assert scoring.score_names(truth) == names
     assert [row["score"] for row in rows] == names
     for call in spy.asked[2:]:
         assert call.score in names[1:]
@@ -485,7 +486,7 @@ def test_constant_predictions_are_undefined_and_nothing_breaks(judged, rng):
 def test_a_truth_of_noise_alone_has_no_share_of_its_ceiling():
     """Two runs that disagree: the ceiling is 0, and nothing can be divided by it."""
     run = np.arange(12.0).reshape(6, 2)
-    row = compare.score_row(run, np.stack([run, 2 * run[::-1]]))
+    row = scoring.score_row(run, np.stack([run, 2 * run[::-1]]))
     assert row["ceiling"] == 0
     assert np.isnan(row["share_of_ceiling"])
     assert row["runs_for_ceiling_0.8"] is None
@@ -519,20 +520,20 @@ def test_outputs_are_judged_on_all_of_a_truth(rng):
     truth = truth._replace(single=truth.single[:, some], groups=some)
     scores = rng.normal(size=(10, QUERIES))
     outputs = truth.subsets.mean(0)
-    found = compare.judge_outputs(truth, scores, outputs)
+    found = scoring.judge_outputs(truth, scores, outputs)
     assert list(found) == [LEAVE_ONE_OUT, "LDS, keep 0.3", LDS]
-    single = compare.score_row(scores[some], truth.effects())
+    single = scoring.score_row(scores[some], truth.effects())
     assert found[LEAVE_ONE_OUT] == single
     assert single["counterfactuals"] == 3
     assert single["queries"] == QUERIES
     for name, rows in (("LDS, keep 0.3", slice(12)), (LDS, slice(12, 24))):
         np.testing.assert_allclose(found[name]["value"], 1, atol=1e-12)
         assert found[name]["ceiling"] == metrics.noise_ceiling(truth.subsets[:, rows]).perfect
-    added = compare.judge_outputs(truth, scores)
+    added = scoring.judge_outputs(truth, scores)
     assert added[LEAVE_ONE_OUT] == single
-    by_hand = compare.score_row(truth.masks[12:] @ scores, truth.subsets[:, 12:])
+    by_hand = scoring.score_row(truth.masks[12:] @ scores, truth.subsets[:, 12:])
     np.testing.assert_allclose(added[LDS]["value"], by_hand["value"], rtol=1e-6)
-    told = compare.ceilings(truth)
+    told = scoring.ceilings(truth)
     assert list(told) == list(found)
     assert all(found[name].items() >= told[name].items() for name in told)
 

@@ -19,9 +19,9 @@ from tiny_run import TINY, compile_once, finished, tiny_config  # noqa: F401
 
 import ddm_jax
 from ddm_jax import data, files, metrics
-from ddm_jax.judge import compare, filling, store
+from ddm_jax.judge import filling, scoring, store
 from ddm_jax.judge.candidates import CANDIDATES, Candidates
-from ddm_jax.judge.compare import LEAVE_ONE_OUT
+from ddm_jax.judge.scoring import LEAVE_ONE_OUT
 from ddm_jax.run import evaluate, stages
 from ddm_jax.run import report as reporting
 from ddm_jax.run import settings as config
@@ -210,7 +210,7 @@ def test_preparing_trains_what_is_missing_and_no_more(filled, copy, no_training)
     assert ready.truth.single.shape == (2, 10, 40)
     assert ready.truth.subsets.shape == (2, 8, 40)
     assert ready.plan.config == tiny_config(*TRUTH)
-    assert compare.ceilings(ready.truth) == filled.summary["ceilings"]
+    assert scoring.ceilings(ready.truth) == filled.summary["ceilings"]
 
 
 def test_a_truth_too_small_to_split_is_refused_before_it_is_filled(copy, no_training):

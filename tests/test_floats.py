@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import ddm_jax as ddm
-from ddm_jax.online import stable_rate
+from ddm_jax.rates import stable_rate
 
 FEWEST = pytest.param("float16", marks=pytest.mark.slow)
 TYPES = ["float32", "float64", "bfloat16", FEWEST]

@@ -7,8 +7,7 @@ import pytest
 
 import ddm_jax as ddm
 from ddm_jax.items import SOFT_LABELS, free_leaves, items_of, leaf_names, leaf_units
-from ddm_jax.online import deal_items
-from ddm_jax.synset import by_group, initial_synset
+from ddm_jax.synset import by_group, deal_items, initial_synset
 from ddm_jax.types import Items
 
 N, K = 60, 5

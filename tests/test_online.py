@@ -8,8 +8,9 @@ from counting import compilations
 import ddm_jax as ddm
 from ddm_jax.estimators.retraining import retraining_response
 from ddm_jax.matching import make_synset_gradient
-from ddm_jax.online import deal_items, stable_rate, update_rule
-from ddm_jax.synset import by_group, join
+from ddm_jax.online import update_rule
+from ddm_jax.rates import stable_rate
+from ddm_jax.synset import by_group, deal_items, join
 
 DECAY = 0.05
 

@@ -233,8 +233,8 @@ def test_a_second_run_computes_nothing_again(copy, monkeypatch, without_pictures
 
 def test_the_data_are_hashed_once_a_run(copy, monkeypatch, without_report):
     """0.8 hashed them at every stage."""
-    seen, digest = [], store.digest
-    monkeypatch.setattr(store, "digest", lambda *a: seen.append([x.shape for x in a]) or digest(*a))
+    seen, digest = [], files.digest
+    monkeypatch.setattr(files, "digest", lambda *a: seen.append([x.shape for x in a]) or digest(*a))
     stages.run(tiny_config(), copy)
     assert sum((120, 8, 8, 1) in shapes for shapes in seen) == 1
 

@@ -15,7 +15,7 @@ from ddm_jax.estimators.points import (
     spread_points,
 )
 from ddm_jax.items import SOFT_LABELS
-from ddm_jax.online import deal_items
+from ddm_jax.synset import deal_items
 from ddm_jax.types import take
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddm_jax.files import digest
 from ddm_jax.judge import filling, store
 from ddm_jax.judge.store import Row
 
@@ -511,14 +512,14 @@ def test_a_mask_may_have_ten_thousand_seeds(tmp_path):
 def test_a_digest_tells_values_shapes_and_types_apart():
     numbers = np.arange(6, dtype=np.float32)
     found = {
-        store.digest(numbers),
-        store.digest(numbers.reshape(2, 3)),
-        store.digest(numbers.astype(np.int32)),
-        store.digest(numbers, numbers),
-        store.digest(numbers[::-1]),
+        digest(numbers),
+        digest(numbers.reshape(2, 3)),
+        digest(numbers.astype(np.int32)),
+        digest(numbers, numbers),
+        digest(numbers[::-1]),
     }
     assert len(found) == 5
-    assert store.digest(numbers.reshape(2, 3).T) == store.digest(numbers.reshape(2, 3).T.copy())
+    assert digest(numbers.reshape(2, 3).T) == digest(numbers.reshape(2, 3).T.copy())
 
 
 def test_a_checksum_rounds():

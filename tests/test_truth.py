@@ -18,6 +18,7 @@ import pytest
 from small_problem import GROUPS, POINTS, TRAIN, small_problem, split, task
 
 import ddm_jax as ddm
+from ddm_jax import files
 from ddm_jax.cluster import as_groups
 from ddm_jax.judge import store, truth
 from ddm_jax.judge.problem import TruthSettings, make_problem, retraining_of
@@ -413,14 +414,14 @@ def test_other_pixels_or_labels_are_refused_by_name(tmp_path):
 
 
 def test_data_whose_digest_is_known_are_not_hashed_again(tmp_path, monkeypatch):
-    told = store.digest(*split().train, *split().test)
-    digest, hashed = store.digest, []
+    told = files.digest(*split().train, *split().test)
+    digest, hashed = files.digest, []
 
     def spy(*arrays):
         hashed.append(sum(np.size(array) for array in arrays))
         return digest(*arrays)
 
-    monkeypatch.setattr(store, "digest", spy)
+    monkeypatch.setattr(files, "digest", spy)
     opened = _open(small_problem(), tmp_path / "known", described={"data": told})
     assert max(hashed) < split().train.x.size
     again = _open(small_problem(), tmp_path / "unknown")

@@ -264,7 +264,7 @@ def test_a_run_that_diverged_or_of_another_network_is_refused(name, planted):
     lost = jax.tree.map(lambda leaf: leaf * jnp.nan, planted.run.params)
     with pytest.raises(ValueError, match="not finite: its training diverged"):
         ask(KEY, planted.run._replace(params=lost), planted.data)
-    with pytest.raises(ValueError, match="of another network"):
+    with pytest.raises(ValueError, match="it must have this task's"):
         ask(KEY, planted.run._replace(params={"w": jnp.ones(3)}), planted.data)
     with pytest.raises(ValueError, match="NaN or infinity"):
         ask(KEY, planted.run, planted.data._replace(x=planted.data.x * jnp.nan))

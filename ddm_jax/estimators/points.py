@@ -33,7 +33,7 @@ from ddm_jax.gradients import (
     output_gradients,
     rows_at_once,
 )
-from ddm_jax.online import deal_items
+from ddm_jax.synset import deal_items
 from ddm_jax.types import Array, Batch, Params, Synset, Task, length, take
 
 CURVATURES = ("gauss_newton", "fisher")

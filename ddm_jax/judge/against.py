@@ -13,11 +13,11 @@ from ddm_jax import metrics
 from ddm_jax.checks import check_batch, check_integer, count_outputs
 from ddm_jax.cluster import as_groups
 from ddm_jax.compute.compiled import compiled
+from ddm_jax.elsewhere import make_run
 from ddm_jax.estimators._kept import AnyTrain
 from ddm_jax.estimators.retraining import make_retraining
-from ddm_jax.judge.compare import score_row
+from ddm_jax.judge.scoring import score_row
 from ddm_jax.masks import check_masks, random_masks
-from ddm_jax.train import make_run
 from ddm_jax.types import Array, Batch, Groups, Task, length
 
 

@@ -30,8 +30,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddm_jax.files import digest as digest
-from ddm_jax.files import read_json, write_json, write_whole
+from ddm_jax.files import digest, read_json, write_json, write_whole
 
 MANIFEST, MASKS, ROWS = "truth.json", "masks.npy", "rows"
 MOST_SEEDS = 10_000  # a mask; fixes which byte of the lock a row has, see `filling`

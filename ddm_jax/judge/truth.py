@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddm_jax import files
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.placement import replicate
 from ddm_jax.estimators.retraining import retrained_outputs
@@ -206,9 +207,9 @@ def identity(
     train = dataclasses.asdict(problem.train) | {"final_learning_rate": final_rate(problem.train)}
     told |= {f"train.{name}": each for name, each in train.items() if (name, each) not in IMPLIED}
     told |= {name: packages.version(name) for name in VERSIONS} | plain(dict(described))
-    told["groups"] = store.digest(groups.ids)
+    told["groups"] = files.digest(groups.ids)
     if "data" not in told:
-        told["data"] = store.digest(*jax.tree.leaves((data, query)))
+        told["data"] = files.digest(*jax.tree.leaves((data, query)))
     args = (jnp.ones(groups.count), jax.random.key(0), data, groups, query)
     # Convolutions take other forms on other devices, and batches are cut into other pieces.
     told[PROGRAM + jax.devices()[0].device_kind] = program_digest(retraining_of(problem), *args)

@@ -16,7 +16,8 @@ from ddm_jax.compute.placement import in_batches
 from ddm_jax.estimators.points import make_trajectory_influence, spread_points
 from ddm_jax.metrics.profiles import compare_profiles, profile
 from ddm_jax.objectives import explain
-from ddm_jax.online import preconditioner, stable_rate, trajectory_point, update_rule
+from ddm_jax.online import trajectory_point, update_rule
+from ddm_jax.rates import preconditioner, stable_rate
 from ddm_jax.run import stages
 from ddm_jax.run.answer_figures import (
     bars_figure,

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddm_jax import metrics
-from ddm_jax.judge import compare, filling, truth
+from ddm_jax.judge import filling, scoring, truth
 from ddm_jax.judge.problem import Problem
 from ddm_jax.judge.store import Store
 from ddm_jax.judge.truth import Truth
-from ddm_jax.online import deal_items
 from ddm_jax.run.plan import Plan
 from ddm_jax.run.workdir import Progress
+from ddm_jax.synset import deal_items
 from ddm_jax.types import Groups, Synset
 
 
@@ -97,8 +97,8 @@ def agreement(check: Check) -> list[dict[str, Any]]:
     truth, halves = check.truth, len(check.truth.masks)
     if halves == 1:  # has no order
         truth, halves = truth._replace(keep=truth.keep[:0]), 0
-    ours = compare.judge_outputs(truth, check.scores, check.predicted[1 : 1 + halves])
-    others = compare.judge_outputs(truth, check.grad_dot)
+    ours = scoring.judge_outputs(truth, check.scores, check.predicted[1 : 1 + halves])
+    others = scoring.judge_outputs(truth, check.grad_dot)
     what = [
         f"one group left out ({len(truth.groups)} groups), per query, Spearman",
         f"half of the groups left out ({halves} halves), LDS",

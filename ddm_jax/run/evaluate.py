@@ -16,7 +16,7 @@ import numpy as np
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
 from ddm_jax import files
-from ddm_jax.judge import compare, filling, truth
+from ddm_jax.judge import compare, filling, scoring, truth
 from ddm_jax.judge.truth import Truth
 from ddm_jax.run import settings
 from ddm_jax.run.answer_figures import comparison_figure
@@ -82,7 +82,7 @@ def fill_truth(
         "networks": sum(array[..., 0].size for array in (found.full, found.single, found.subsets)),
         "seconds_per_network": found.seconds,
         "truth": truth.checksum(found),
-        "ceilings": compare.ceilings(found),
+        "ceilings": scoring.ceilings(found),
         "versions": versions(),
     }
     files.write_json(workdir / TRUTH / "summary.json", summary)

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddm_jax import cluster, data, objectives
+from ddm_jax import cluster, data, files, objectives
 from ddm_jax.blocks import blocks_needed
 from ddm_jax.compute.memory import bytes_of
 from ddm_jax.estimators.ddm import make_ddm
-from ddm_jax.judge import store
 from ddm_jax.judge.problem import Problem, TruthSettings, make_problem
 from ddm_jax.matching import trajectory_indices
 from ddm_jax.models import make_module
@@ -52,9 +51,9 @@ def make_plan(config: Config) -> Plan:
     }
     module = make_module(model.kind, len(split.classes), **options[model.kind])
     task = objectives.explain(classification(module, shape), config.online.objective)
-    inputs = {"data": store.digest(*split.train, *split.test)}
+    inputs = {"data": files.digest(*split.train, *split.test)}
     if cut.method == "file":
-        inputs["cluster.file"] = store.digest(read_groups(cut.file, size).ids)
+        inputs["cluster.file"] = files.digest(read_groups(cut.file, size).ids)
     else:
         cluster.check_num_groups(cut.method, split.train.y.argmax(1), cut.num_groups)
     few = TruthSettings(

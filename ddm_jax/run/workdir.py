@@ -25,7 +25,6 @@ import numpy as np
 import ddm_jax
 from ddm_jax import files
 from ddm_jax.distill import Step
-from ddm_jax.judge import store
 from ddm_jax.run import settings
 from ddm_jax.run.settings import Config
 
@@ -247,7 +246,7 @@ def digest(tree: Any) -> str:
         key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return jax.random.key_data(leaf) if key else leaf
 
-    return store.digest(*map(numbers, jax.tree.leaves(tree)))
+    return files.digest(*map(numbers, jax.tree.leaves(tree)))
 
 
 @dataclass(frozen=True)
