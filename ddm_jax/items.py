@@ -42,6 +42,24 @@ def _with_labels(leaves: Batch) -> Batch:
 
 SOFT_LABELS = Items(_with_logits, _with_labels, ("x", "y"))
 
+# Labels at a sigmoid of half of that are as certain as classes at a softmax of it.
+LABEL_SHARPNESS = SHARPNESS / 2
+
+
+def _with_label_logits(examples: Batch) -> Batch:
+    """Labels as the logits of their chances, not beyond `+-LABEL_SHARPNESS`."""
+    y = jnp.asarray(examples.y)
+    y = y if jnp.issubdtype(y.dtype, jnp.floating) else y.astype(jnp.float32)
+    logits = jnp.log(y) - jnp.log1p(-y)
+    return Batch(examples.x, jnp.clip(logits, -LABEL_SHARPNESS, LABEL_SHARPNESS))
+
+
+def _with_chances(leaves: Batch) -> Batch:
+    return Batch(leaves.x, jax.nn.sigmoid(leaves.y))
+
+
+SOFT_MULTI_HOT = Items(_with_label_logits, _with_chances, ("x", "y"))
+
 
 def items_of(task: Task) -> Items:
     """How a task's items are made: its own `Items`, or what its targets ask for.

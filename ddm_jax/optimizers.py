@@ -26,6 +26,8 @@ USUAL = ("sgd", "adam", "adamw", "lion", "rmsprop", "adagrad", "adafactor", "lam
 
 # States of optax that hold a running mean of squared gradients, by whose root it divides.
 SQUARES = ("ScaleByAdamState", "ScaleByRmsState", "ScaleByRmsWithCountState")
+# Of those that decay weights by themselves: they add it to the gradient, before they scale that.
+INTO_THE_GRADIENT = ("lars", "adadelta")
 MAXIMA = ("adamax", "adamaxw")  # keep the largest gradient there, and call it the same
 
 
@@ -120,9 +122,22 @@ def setting(spec: Optimizer, name: str) -> Any:
 
 
 def coupled_decay(spec: Optimizer, weight_decay: float) -> float:
-    """The factor of `|theta|^2 / 2` in the objective: none where the optimiser decays by itself."""
-    decoupled = not spec.own and "weight_decay" in _known_settings(spec.name)
-    return 0.0 if decoupled else float(weight_decay)
+    """The factor of `|theta|^2 / 2` in the objective: none where the optimiser decays beside it."""
+    if not _decays(spec):
+        return float(weight_decay)
+    return float(spec.get("weight_decay", 0.0)) if spec.name in INTO_THE_GRADIENT else 0.0
+
+
+def decoupled_decay(spec: Optimizer) -> float:
+    """The part of the parameters that each step takes off, in units of its rate, as AdamW does."""
+    if not _decays(spec) or spec.name in INTO_THE_GRADIENT:
+        return 0.0
+    return float(spec.get("weight_decay", 0.0))
+
+
+def _decays(spec: Optimizer) -> bool:
+    """Whether optax's function decays weights by itself."""
+    return not spec.own and "weight_decay" in _known_settings(spec.name)
 
 
 def transformation(
@@ -153,7 +168,8 @@ def transformation(
         rule = sgd(learning_rate, settings.pop("momentum", 0.0), weight_decay, **settings)
     else:
         rule = getattr(optax, spec.name)(learning_rate, **settings) if own is None else own
-        if not (isinstance(weight_decay, int | float) and weight_decay == 0):
+        none = isinstance(weight_decay, int | float) and weight_decay == 0
+        if not none and not _decays(spec):
             rule = optax.chain(optax.add_decayed_weights(weight_decay), rule)
     if spec.clip is not None:
         rule = optax.chain(optax.clip_by_global_norm(spec.clip), rule)

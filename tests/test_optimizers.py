@@ -10,6 +10,7 @@ import ddm_jax as ddm
 from ddm_jax.optimizers import (
     as_optimizer,
     coupled_decay,
+    decoupled_decay,
     second_moments,
     setting,
     transformation,
@@ -179,3 +180,25 @@ def test_the_largest_gradients_are_no_squares(name):
     rule = transformation(spec, 0.1)
     _, state = rule.update({"w": jnp.full(2, 0.1)}, rule.init(params), params)
     assert second_moments(spec, state, params) is None
+
+
+@pytest.mark.parametrize("name", ["lars", "adadelta"])
+def test_a_decay_that_goes_into_the_gradient_is_the_objectives(name):
+    """And is added once, by optax."""
+    spec = as_optimizer(name, weight_decay=0.5)
+    assert coupled_decay(spec, 0.5) == 0.5
+    assert decoupled_decay(spec) == 0
+    params, gradient = {"w": jnp.full(2, 2.0)}, {"w": jnp.ones(2)}
+    given = transformation(spec, 0.1, coupled_decay(spec, 0.5))
+    plain = getattr(optax, name)(0.1, weight_decay=0.5)
+    for rule in (given, plain):
+        step, _ = rule.update(gradient, rule.init(params), params)
+        np.testing.assert_allclose(
+            step["w"], plain.update(gradient, plain.init(params), params)[0]["w"]
+        )
+    beside = as_optimizer("adamw", weight_decay=0.5)
+    assert (coupled_decay(beside, 0.5), decoupled_decay(beside)) == (0, 0.5)
+    assert (coupled_decay(as_optimizer("adam"), 0.5), decoupled_decay(as_optimizer("adam"))) == (
+        0.5,
+        0,
+    )

@@ -22,56 +22,57 @@ AnyTrain = Callable[[Array, Batch, Any], Any]
 Tell = Callable[[int, int], None]  # networks done, networks in all
 
 
-class KeptNetworks:
-    """The networks of a folder: read where they are there, trained where they are not.
+# keys [E], data, weights [R, N], query -> outputs [E, R, Q]
+Ask = Callable[[Array, Batch, np.ndarray, Batch], np.ndarray]
 
-    A network is known by the name of the training and the text of its function, its key, the data
-    and the points' weights, and by nothing else: where what the function takes from elsewhere was
-    changed, it needs another name, or another folder.
+
+def make_kept_networks(
+    task: Task, train: AnyTrain, folder: Path, name: str, tell: Tell = lambda done, total: None
+) -> Ask:
+    """Make `outputs(keys, data, weights, query)` of the networks of a folder.
+
+    They are read where they are there, and trained where they are not. A network is known by the
+    name of the training and the text of its function, its key, the data and the points' weights,
+    and by nothing else: where what the function takes from elsewhere was changed, it needs another
+    name, or another folder.
+
+    Raises:
+        ValueError: (when called) for parameters that are not the task's, or that are not finite.
     """
+    like = jax.eval_shape(task.init, jax.random.key(0))
+    ask = compiled(task.output)
+    try:
+        text = inspect.getsource(train)
+    except (OSError, TypeError):  # of a prompt, or of an object
+        text = ""
 
-    def __init__(self, task: Task, train: AnyTrain, folder: Path, name: str) -> None:
-        self.task, self.train, self.folder, self.name = task, train, folder, name
-        self.like = jax.eval_shape(task.init, jax.random.key(0))
-        self.ask = compiled(task.output)
-        try:
-            text = inspect.getsource(train)
-        except (OSError, TypeError):  # of a session without files, or of an object
-            text = ""
-        self.text = files.digest(np.frombuffer(text.encode(), np.uint8))
+    def digest(told: str) -> str:
+        return files.digest(np.frombuffer(told.encode(), np.uint8))
 
-    def outputs(
-        self, keys: Array, data: Batch, weights: np.ndarray, query: Batch, tell: Tell
-    ) -> np.ndarray:
-        """What the networks of all keys and weights `[R, N]` say of a query, `[E, R, Q]`."""
-        known, done = files.digest(*jax.tree.leaves(data)), 0
-        found = []
-        for key in keys:
-            for row in weights:
-                found.append(np.asarray(self.ask(self.params(key, data, row, known), query)))
-                done += 1
-                tell(done, len(keys) * len(weights))
-        return np.stack(found).reshape(len(keys), len(weights), -1)
-
-    def params(self, key: Array, data: Batch, weights: np.ndarray, known: str) -> Params:
-        """One network; `known` is the digest of the data.
-
-        Raises:
-            ValueError: for parameters that are not the task's, or that are not finite.
-        """
+    def params_at(key: Array, data: Batch, weights: np.ndarray, known: str) -> Params:
         identity = {
-            "training": self.name,
-            "text": self.text,
+            "training": name,
+            "text": digest(text),
             "key": files.digest(jax.random.key_data(key)),
             "data": known,
             "weights": files.digest(weights),
         }
-        path = self.folder / files.digest(np.frombuffer(repr(identity).encode(), np.uint8))
+        path = folder / digest(repr(identity))
         if files.exists(path):
-            return files.load(path, self.like)
-        found = self.train(key, data, weights)
-        params = params_of(found)
-        check_run(self.task, TrainRun(key, params, params))
-        params = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), params, self.like)
+            return files.load(path, like)
+        params = params_of(train(key, data, weights))
+        check_run(task, TrainRun(key, params, params))
+        params = jax.tree.map(lambda leaf, shape: jnp.asarray(leaf, shape.dtype), params, like)
         files.save(path, params, identity)
         return params
+
+    def outputs(keys: Array, data: Batch, weights: np.ndarray, query: Batch) -> np.ndarray:
+        known, total = files.digest(*jax.tree.leaves(data)), len(keys) * len(weights)
+        found: list[np.ndarray] = []
+        for key in keys:
+            for row in weights:
+                found.append(np.asarray(ask(params_at(key, data, row, known), query)))
+                tell(len(found), total)
+        return np.stack(found).reshape(len(keys), len(weights), -1)
+
+    return outputs

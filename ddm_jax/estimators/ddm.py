@@ -16,6 +16,7 @@ from ddm_jax.estimators.contract import joint_estimator
 from ddm_jax.items import free_leaves, items_of
 from ddm_jax.matching import trajectory_indices
 from ddm_jax.online import UpdateSettings, make_counterfactual, trajectory_point
+from ddm_jax.optimizers import decoupled_decay
 from ddm_jax.synset import initial_synset
 from ddm_jax.types import (
     Array,
@@ -127,7 +128,7 @@ def make_ddm(
 
 def distilled_run(run: TrainRun, synset: Synset, info: DistillInfo) -> DDMState:
     """What counterfactuals take of a run and its synset."""
-    decay = 0.0 if run.optimizer.own else run.optimizer.get("weight_decay", 0.0)
+    decay = decoupled_decay(run.optimizer)
     return DDMState(
         run.checkpoints, run.weight_decay, synset, info, run.second_moments, np.float32(decay)
     )

@@ -13,7 +13,7 @@ import numpy as np
 from ddm_jax import files
 from ddm_jax.checks import check_integer, is_concrete
 from ddm_jax.compute.placement import device_vmap
-from ddm_jax.estimators._kept import AnyTrain, KeptNetworks, Tell
+from ddm_jax.estimators._kept import AnyTrain, Tell, make_kept_networks
 from ddm_jax.estimators.contract import joint_estimator
 from ddm_jax.masks import check_masks, point_weights
 from ddm_jax.objectives import Output
@@ -173,8 +173,7 @@ def _kept_retraining(
 ) -> Estimator:
     """Retraining whose networks are trained in turn and kept."""
     files.check_folder(folder)
-    kept = KeptNetworks(task, train, folder, name)
-    tell = progress or (lambda done, total: None)
+    ask = make_kept_networks(task, train, folder, name, *([progress] if progress else []))
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> RetrainingState:
         return RetrainingState(jax.random.split(key, seeds), data, groups)
@@ -184,7 +183,7 @@ def _kept_retraining(
         if not is_concrete((masks, state.data, query)):
             raise ValueError("networks that are kept in a folder cannot be trained under jax.jit")
         weights = np.stack([np.asarray(point_weights(mask, state.groups)) for mask in masks])
-        return jnp.asarray(kept.outputs(state.keys, state.data, weights, query, tell).mean(0))
+        return jnp.asarray(ask(state.keys, state.data, weights, query).mean(0))
 
     return joint_estimator(
         task, fit, outputs, lambda state: state.groups.count, method="retraining"

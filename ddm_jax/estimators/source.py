@@ -27,7 +27,7 @@ from ddm_jax.gradients import (
     output_gradients,
 )
 from ddm_jax.matching import at_least_float32
-from ddm_jax.optimizers import setting
+from ddm_jax.optimizers import decoupled_decay, setting
 from ddm_jax.types import Array, Batch, Estimator, Groups, Params, Task, TrainRun, length, take
 
 EACH = 3  # checkpoints of a stretch that are used
@@ -214,7 +214,7 @@ def _decay(run: TrainRun) -> Array | float:
             f"source holds for decoupled weight decay, and this run of {spec.name} has "
             f"{float(run.weight_decay):g} in its gradients: train with adamw, or {others}"
         )
-    return jnp.float32(spec.get("weight_decay", 0.0))
+    return jnp.float32(decoupled_decay(spec))
 
 
 def _roots(run: TrainRun, index: np.ndarray) -> Array:

@@ -12,13 +12,10 @@ import optax
 from ddm_jax import objectives
 from ddm_jax.compute.memory import examples_a_piece
 from ddm_jax.compute.pieces import bytes_an_example, map_pieces
-from ddm_jax.items import SHARPNESS
+from ddm_jax.items import SOFT_MULTI_HOT
 from ddm_jax.tasks.frameworks import as_model
 from ddm_jax.tasks.model import Model, as_example
 from ddm_jax.types import Array, Batch, Items, Params, Task, length
-
-# Labels at a sigmoid of half of that are as certain as classes at a softmax of it.
-LABEL_SHARPNESS = SHARPNESS / 2
 
 
 def classification(
@@ -141,21 +138,6 @@ def _check_same(predictions: Array, targets: Any, what: str) -> None:
             f"{predictions.shape}; they must have the same shape [B, C] (of classes, "
             "`data.make_batch` makes rows)"
         )
-
-
-def _with_label_logits(examples: Batch) -> Batch:
-    """Labels as the logits of their chances, not beyond `+-LABEL_SHARPNESS`."""
-    y = jnp.asarray(examples.y)
-    y = y if jnp.issubdtype(y.dtype, jnp.floating) else y.astype(jnp.float32)
-    logits = jnp.log(y) - jnp.log1p(-y)
-    return Batch(examples.x, jnp.clip(logits, -LABEL_SHARPNESS, LABEL_SHARPNESS))
-
-
-SOFT_MULTI_HOT = Items(
-    start=_with_label_logits,
-    batch=lambda leaves: Batch(leaves.x, jax.nn.sigmoid(leaves.y)),
-    free=("x", "y"),
-)
 
 
 def _make_task(
