@@ -168,6 +168,19 @@ def subset_outputs(response: Response, **placement: Any) -> Callable[..., Array]
     return outputs
 
 
+def check_moments(update: UpdateSettings, second_moments: Any) -> None:
+    """Check that updates find the moments that they ask for.
+
+    Raises:
+        ValueError: for "preconditioned" updates after a training that kept none.
+    """
+    if update.optimizer == "preconditioned" and second_moments is None:
+        raise ValueError(
+            "online.optimizer='preconditioned' needs the squared gradients of a training by "
+            "Adam's kind, and this run has none; use online.optimizer='sgd'"
+        )
+
+
 class Taken(NamedTuple):
     """What the updates take over from the training."""
 
@@ -244,11 +257,7 @@ def make_counterfactual(task: Task, update: UpdateSettings | None = None) -> Cal
             masks = jnp.asarray(masks)[None]
         there = synset.background is not None
         masks = check_masks(masks, len(synset.share), background=there)
-        if update.optimizer == "preconditioned" and second_moments is None:
-            raise ValueError(
-                "online.optimizer='preconditioned' needs the squared gradients of a training by "
-                "Adam's kind, and this run has none; use online.optimizer='sgd'"
-            )
+        check_moments(update, second_moments)
         decays = [jnp.asarray(decay, jnp.float32) for decay in (weight_decay, decoupled_decay)]
         taken = Taken(decays[0], second_moments, decays[1])
         if update.learning_rate is None:

@@ -695,3 +695,13 @@ def test_diverging_distillation_names_the_step_and_the_setting(copy):
 def test_a_diverging_online_stage_names_the_groups(copy):
     with pytest.raises(ValueError, match=r"10 of 10 groups are not finite.*online fine-tune"):
         stages.run_stage("attribution", copy, ["online.learning_rate=1e20"])
+
+
+def test_moments_that_nobody_keeps_are_missed_before_any_work(tmp_path):
+    asked = "online.optimizer=preconditioned"
+    with pytest.raises(
+        ValueError, match="needs the squared gradients of a training by Adam's kind"
+    ):
+        stages.run(tiny_config(asked), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    make_plan(tiny_config(asked, "train.optimizer=adamw", "train.learning_rate=0.001"))

@@ -15,7 +15,12 @@ from ddm_jax.distill import DistillSettings, Loop, make_blockwise, straight_thro
 from ddm_jax.estimators.contract import joint_estimator
 from ddm_jax.items import free_leaves, items_of
 from ddm_jax.matching import trajectory_indices
-from ddm_jax.online import UpdateSettings, make_counterfactual, trajectory_point
+from ddm_jax.online import (
+    UpdateSettings,
+    check_moments,
+    make_counterfactual,
+    trajectory_point,
+)
 from ddm_jax.optimizers import decoupled_decay
 from ddm_jax.synset import initial_synset
 from ddm_jax.types import (
@@ -85,6 +90,7 @@ def make_ddm(
         matched, held_out = trajectory_indices(length(run.checkpoints), distill.part)
         check_integer("distill.offset", distill.offset, 0, length(run.checkpoints) - 1)
         check_learnt(task, distill, data)
+        check_moments(update, run.second_moments)
         if is_concrete((run.params, data)):
             check_alone(task, run.params, data)
         asked, groups = groups.count, with_background(groups)

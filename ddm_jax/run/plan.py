@@ -15,6 +15,7 @@ from ddm_jax.estimators.ddm import make_ddm
 from ddm_jax.judge.problem import Problem, TruthSettings, make_problem
 from ddm_jax.matching import trajectory_indices
 from ddm_jax.models import make_module
+from ddm_jax.online import check_moments
 from ddm_jax.run.settings import Config
 from ddm_jax.tasks import classification
 from ddm_jax.train import Trainer, recipe
@@ -78,11 +79,14 @@ def make_plan(config: Config) -> Plan:
     params = jax.eval_shape(task.init, jax.random.key(0))
     for explained in (checked.task, judged.task):
         jax.eval_shape(explained.output, params, split.test)
+    trainer = recipe(task, config.train, size)
+    begin = lambda key: trainer.moments(trainer.start(key))  # noqa: E731
+    check_moments(config.online, jax.eval_shape(begin, jax.random.key(0)))
     return Plan(
         config=config,
         split=split,
         task=task,
-        trainer=recipe(task, config.train, size),
+        trainer=trainer,
         ddm=make_ddm(task, config.distill, config.online),
         check=checked,
         truth=judged,
