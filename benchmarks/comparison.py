@@ -2,7 +2,8 @@
 
 Each estimator runs in a process of its own, so that its memory is its own and its failure no
 other's. Settings are chosen on a quarter of the subsets and queries, BUDGET candidates at most,
-and scored on the rest; a truth is filled where it is not (`ddm truth`). Wrong labels: 1,000
+and scored on the rest; updates take what the judge allows of a retraining's cost
+(`judge.candidates`); a truth is filled where it is not (`ddm truth`). Wrong labels: 1,000
 points, a tenth flipped; a point's value is its mean effect on the margins of the test set (which
 has no wrong labels), settings chosen on another partition.
 
@@ -31,6 +32,7 @@ from harness import say
 from ddm_jax import metrics
 from ddm_jax.judge.candidates import CANDIDATES, every_choice
 from ddm_jax.run import evaluate
+from ddm_jax.run.plan import make_plan
 
 DATASETS = {"digits": "digits", "cifar10-convnet": "cifar10"}  # of a preset; the others: mnist
 PRESETS = ("digits", "mnist", "mnist-convnet", "cifar10-convnet", "dattri-lr", "dattri-mlp")
@@ -78,11 +80,22 @@ def judged(preset: str, name: str, words: list[str], workdir: Path, limit: float
     return [row for row in rows if row["estimator"] == name]
 
 
+def words_of(options: argparse.Namespace, preset: str, seed: int) -> list[str]:
+    """What `ddm compare` is told: the partition, the small form, and the updates."""
+    quick = QUICK if options.quick else ()
+    online = protocol.at_cost(protocol.settings_of(options, preset, seed, *quick)).online
+    updates = [f"online.{name}={getattr(online, name)}" for name in protocol.UPDATES]
+    updates = [each for each in updates if not each.endswith("=None")]
+    words = [word for each in (f"seed={seed}", *quick, *updates) for word in ("--set", each)]
+    return words + (["--data-dir", options.data_dir] if options.data_dir else [])
+
+
 def suspicion(case: str, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """How every candidate of an estimator finds wrong labels: AUC and average precision."""
     preset, changes = MISLABELLED[case]
     quick = QUICK if options.quick else ()
-    plan = protocol.plan_of(options, preset, seed, *changes, *NOISE, *quick)
+    chosen = protocol.settings_of(options, preset, seed, *changes, *NOISE, *quick)
+    plan = make_plan(protocol.at_cost(chosen))
     data, query = protocol.placed(plan)
     points = protocol.cluster(plan)
     target = jax.jit(plan.trainer.train)(jax.random.key(seed), data, jnp.ones(len(data.x)))
@@ -151,9 +164,6 @@ def main() -> None:
     results: dict[str, Any] = {}
     if not options.quick and written.exists():  # protocols can be measured again alone
         results = json.loads(written.read_text())["protocols"]
-    changes = [f"seed={seed}", *(QUICK if options.quick else ())]
-    words = [word for change in changes for word in ("--set", change)]
-    words += ["--data-dir", options.data_dir] if options.data_dir else []
     for case in protocols:
         before = results.get(case, {"rows": []})
         kept = [row for row in before["rows"] if row["estimator"] not in names]
@@ -164,6 +174,7 @@ def main() -> None:
             if case in MISLABELLED:
                 rows = [mislabelled_apart(case, name, options)]
             else:
+                words = words_of(options, case, seed)
                 rows = judged(case, name, words, place, 60 * options.minutes)
                 if (place / "compare.json").exists():
                     told = evaluate.read_comparison(place)

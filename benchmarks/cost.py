@@ -4,10 +4,10 @@ MNIST, MLP 784-128-64-10 of the preset "mnist" (20 epochs), class-wise k-means. 
 mean test loss of two seeds after exact retraining on 12 random halves of the groups; agreement is
 the LDS against it. The rivals are one more exact retraining a half, and retraining cut short to
 1, 2, 5 or 10 epochs (its schedule compressed): the cheapest of them that agrees at least as well
-as DDM is what a user would pick instead. No setting is chosen here: DDM has the preset's online
-momentum, 50 steps, M = 20 or what a group has (M = 1 for K = 1,000), 5 items a step and 1,000
-distillation steps. Seconds are of one core, without compilation, for one counterfactual; the
-totals are for leaving out each group.
+as DDM is what a user would pick instead. No setting is chosen here: DDM has the momentum that
+`protocol.py` has for the preset, 50 steps, M = 20 or what a group has (M = 1 for K = 1,000),
+batches of 5 K items (or all) and 1,000 distillation steps. Seconds are of one core, without
+compilation, for one counterfactual; the totals are for leaving out each group.
 
     python benchmarks/cost.py --data-dir DIR [--quick] [--partitions 10]
 """
@@ -83,11 +83,11 @@ def measure(options: argparse.Namespace, seed: int, *changes: str) -> dict[str, 
         short.append({"epochs": few, "lds": agreement(outputs[0]), "seconds": seconds})
 
     items = 1 if groups.count >= 1000 else min(20, size // groups.count)
-    taken = min(items, problem.update.step_items or items)
+    batch = min(protocol.STEP_ITEMS, items) * groups.count
     estimator = ddm.make_ddm(
         problem.task,
         dataclasses.replace(chosen.distill, items=items),
-        dataclasses.replace(problem.update, steps=ONLINE_STEPS, step_items=taken),
+        dataclasses.replace(problem.update, steps=ONLINE_STEPS, batch=batch),
     )
     fitting = (estimator.fit, jax.random.key(0), target, data, groups)
     state, offline = harness.timed(*fitting, long=LONG)
@@ -106,8 +106,8 @@ def measure(options: argparse.Namespace, seed: int, *changes: str) -> dict[str, 
         "lds": found,
         "offline_seconds": offline,
         "online_seconds": online,
-        "step_items": taken,
-        "example_gradients": ONLINE_STEPS * taken * groups.count,
+        "batch": batch,
+        "example_gradients": ONLINE_STEPS * batch,
         "retraining_example_gradients": int(target.rows.size),
         "retraining": full,
         "short": short,

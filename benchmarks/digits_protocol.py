@@ -14,7 +14,7 @@ Few steps are for single groups, many for halves. Settings were chosen on the pa
 import harness
 from protocol import GroupTable, write_group_table
 
-BACK = 0.75  # the preset's rewind
+BACK = 0.75  # the rewind that `protocol.py` has for the preset
 EVERY = ((50, 0.0), (200, 0.0), (50, BACK), (200, BACK))
 FULL = GroupTable(
     "digits",

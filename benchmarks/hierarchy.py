@@ -40,6 +40,7 @@ from ddm_jax.online import (
     make_finetune,
     make_selective,
     response_slopes,
+    settled,
     subset_outputs,
     trajectory_point,
 )
@@ -77,7 +78,7 @@ def prepare(options: argparse.Namespace, seed: int) -> tuple[Ready, Tree]:
 def hierarchy_rows(ready: Ready, tree: Tree, quick: bool) -> list[dict[str, Any]]:
     """The flat matrix, the points alone, and 0 to 3 opened nodes."""
     problem, run = ready.plan.truth, ready.target
-    task, update = problem.task, problem.update
+    task, update = problem.task, settled(problem.update)
     decay = problem.train.weight_decay
     data, query = protocol.placed(ready)
     count = tree.leaves.count
@@ -94,19 +95,22 @@ def hierarchy_rows(ready: Ready, tree: Tree, quick: bool) -> list[dict[str, Any]
         settings = dataclasses.replace(
             problem.distill, items=items, steps=100 if quick else 2000, **distance
         )
-        made = ddm.make_ddm(task, settings, update)
+        made = ddm.make_ddm(task, settings, problem.update)
         return made, made.fit(jax.random.key(0), run, data, groups)
 
     flat, leaves = distilled(3, tree.leaves)
     _, nodes = distilled(10, tree.top())
     scores, seconds = harness.once(flat.score, leaves, query)
     judged("flat", scores, 1 + count, seconds)
-    influence = jax.jit(make_trajectory_influence(task))
+    influence = jax.jit(make_trajectory_influence(task, batch=protocol.STEP_ITEMS * TOP))
     some = spread_points(run.checkpoints, 8)
     each, seconds = harness.once(influence, some, nodes.synset, data, query, run.weight_decay)
     points = np.asarray(group_sums(each, tree.leaves)) * len(data.x)
     judged("points alone", points, 0, seconds)
     start = trajectory_point(run.checkpoints, update.rewind)
+
+    def batch_of(synset: Synset) -> int:
+        return protocol.STEP_ITEMS * len(synset.share)
 
     def response(synset: Synset) -> Response:
         rate = stable_rate(
@@ -115,16 +119,22 @@ def hierarchy_rows(ready: Ready, tree: Tree, quick: bool) -> list[dict[str, Any]
             synset,
             momentum=update.momentum,
             weight_decay=decay,
-            step_items=update.step_items,
+            batch=batch_of(synset),
         )
-        finetune = make_finetune(
-            task,
-            steps=update.steps,
-            optimizer=optax.sgd(float(rate), update.momentum, nesterov=True),
-            weight_decay=decay,
-            step_items=update.step_items,
-        )
-        return ddm_response(finetune, task.output)
+        sgd = optax.sgd(float(rate), update.momentum, nesterov=True)
+
+        def respond(keep: Any, params: Any, synset: Synset, query: Batch) -> Any:
+            # Where a node is opened there are more groups, and a step takes as many items more.
+            finetune = make_finetune(
+                task,
+                steps=update.steps,
+                optimizer=sgd,
+                weight_decay=decay,
+                batch=batch_of(synset),
+            )
+            return ddm_response(finetune, task.output)(keep, params, synset, query)
+
+        return respond
 
     effects = make_hierarchical(response(nodes.synset), tree)
     closely = response(leaves.synset)

@@ -343,7 +343,9 @@ METHODS: dict[str, Method] = {
     "datamodel": Method(training("datamodel", subsets=60)),
     "encoded_ensemble": Method(training("encoded_ensemble", members=40)),
     "value_network": Method(training("value_network", subsets=40, steps=200), predicts=False),
-    "forward_matching": Method(distilled("forward_matching", 1.0), linear=False),
+    "forward_matching": Method(
+        distilled("forward_matching", 1.0, steps=50, rewind=0.0), linear=False
+    ),
     "merging": Method(of_task("merging", steps=30)),
     "untrac": Method(of_task("untrac", optimizer="sgd", learning_rate=1e-2)),
     "untrac_inverse": Method(of_task("untrac_inverse", optimizer="sgd", learning_rate=1e-3)),

@@ -27,7 +27,7 @@ from ddm_jax.estimators import make_grad_dot
 from ddm_jax.estimators.ddm import DDMState
 from ddm_jax.judge.problem import Problem
 from ddm_jax.masks import leave_one_out_masks, point_weights
-from ddm_jax.online import Response, subset_outputs, trajectory_point
+from ddm_jax.online import Response, settled, subset_outputs, trajectory_point
 from ddm_jax.run import evaluate
 from ddm_jax.run import settings as config
 from ddm_jax.run.evaluate import Ready
@@ -38,6 +38,19 @@ from ddm_jax.types import Estimator, Groups, length
 
 Row = dict[str, Any]
 Outputs = Callable[[Any], Any]  # masks [R, K] -> [R, Q]
+
+# The updates by which the results were measured, where a script says nothing else. `ddm run`
+# chooses its own; here they are fixed, so that the same script measures the same again.
+STEP_ITEMS = 5  # of each group on average, in a step: a batch is so many for each of K groups
+UPDATES: dict[str, Any] = {"steps": 50, "schedule": "constant", "momentum": 0.9, "rewind": 0.0}
+OF_PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {"rewind": 0.75},
+    "mnist": {"steps": 100, "momentum": 0.95},
+    "mnist-convnet": {"momentum": 0.95},
+    "mnist-60k": {"steps": 25},
+    "images": {"momentum": 0.95},
+    "cifar10-convnet": {"momentum": 0.95},
+}
 
 
 def _track(what: str, total: int) -> Callable[[int, str], None]:
@@ -60,7 +73,25 @@ def settings_of(
 ) -> config.Config:
     """A preset's settings for a partition; the script's own QUICK settings come last."""
     place = [] if preset == "digits" else options.changes
-    return config.override(config.preset(preset), [f"seed={seed}", *place, *changes])
+    chosen = config.override(config.preset(preset), [f"seed={seed}", *place, *changes])
+    known = UPDATES | {"batch": STEP_ITEMS * groups_of(chosen)} | OF_PRESETS.get(preset, {})
+    left_open = {
+        name: value for name, value in known.items() if getattr(chosen.online, name) is None
+    }
+    return dataclasses.replace(chosen, online=dataclasses.replace(chosen.online, **left_open))
+
+
+def groups_of(chosen: config.Config) -> int:
+    """K, where groups and not single points are left out."""
+    cut = chosen.cluster
+    return int(np.load(str(cut.file)).max()) + 1 if cut.method == "file" else cut.num_groups
+
+
+def at_cost(chosen: config.Config) -> config.Config:
+    """The settings without steps and batch, which candidates then have as many as are allowed."""
+    return dataclasses.replace(
+        chosen, online=dataclasses.replace(chosen.online, steps=None, batch=None)
+    )
 
 
 def plan_of(options: argparse.Namespace, preset: str, seed: int, *changes: str) -> Plan:
@@ -121,7 +152,7 @@ def updated(ready: Ready, state: DDMState, **changes: Any) -> Outputs:
 
 def real_response(problem: Problem, steps: int) -> Response:
     """Fine-tune on the real kept data, full batch: what a perfect synset would do."""
-    rate, momentum = problem.train.learning_rate, problem.update.momentum
+    rate, momentum = problem.train.learning_rate, settled(problem.update).momentum
     optimizer = optax.chain(
         optax.add_decayed_weights(problem.train.weight_decay),
         optax.sgd(rate, momentum, nesterov=True),
@@ -281,17 +312,19 @@ def group_rows(options: argparse.Namespace, table: GroupTable, seed: int) -> lis
         )
 
     def distilled(name: str, items: int, state: DDMState, seconds: float, **how: Any) -> None:
-        taken = min(items, problem.update.step_items or items)
+        count = ready.groups.count
+        batch = min(settled(problem.update).batch, items * count)
         # Forgetting touches only the groups that are left out: one of them, or half.
-        used = 1 if how.get("update") == "forget" else ready.groups.count
+        used = batch // count if how.get("update") == "forget" else batch
         rows.append(
             score_outputs(
                 ready,
                 updated(ready, state, **how),
-                how["steps"] * taken * used,
+                how["steps"] * used,
                 estimator=name,
                 items=items,
-                step_items=taken,
+                groups=count,
+                batch=batch,
                 offline_seconds=seconds,
                 **{"update": "retain"} | how,
             )

@@ -151,7 +151,7 @@ def scores(
         return np.asarray(measured.outputs(state, masks, data))[groups.ids, every]
 
     def influence() -> np.ndarray:
-        influence = jax.jit(make_trajectory_influence(task))
+        influence = jax.jit(make_trajectory_influence(task, batch=plan.config.online.batch))
         query = jax.device_put(take(plan.split.test, ranking))
         some = spread_points(run.checkpoints, 8)
         return np.asarray(influence(some, state.synset, data, query, run.weight_decay))
@@ -163,7 +163,7 @@ def scores(
     keep("self-influence", lambda: value(values.self_influence(task)))
     if kind in (*LABELS, "nothing"):
         groups = protocol.cluster(plan, train)
-        measured = plan.ddm
+        measured = ddm.make_ddm(task, plan.config.distill, plan.config.online)
         state, fitting = harness.once(measured.fit, keys[2], run, data, groups)
         keep("without its own group, DDM", without_own_group)
         name = "without its own group, DDM"

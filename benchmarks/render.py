@@ -280,8 +280,11 @@ def group_name(row: Row) -> str:
     parts = [row["estimator"]]
     if row.get("items"):
         parts.append(f"M={row['items']}")
+        # Before 0.11 a step took so many items of each group.
         if row.get("step_items", row["items"]) < row["items"]:
             parts.append(f"{row['step_items']} a step")
+        if "batch" in row and row["batch"] < row["items"] * row["groups"]:
+            parts.append(f"batches of {row['batch']}")
     if row.get("update") == "forget":
         parts.append("forget")
     if row.get("steps"):

@@ -43,6 +43,7 @@ def measure(words: list[str], workdir: Path) -> dict[str, Any]:
         "test_accuracy": metrics["accuracy"]["test"],
         "single": single,
         "halves": halves,
+        "updates": metrics["updates"]["chosen"],
         "online_seconds": seconds["attribution"],
         "offline_seconds": seconds["synset"],
         "retraining_seconds": metrics["seconds_a_retrained_network"],

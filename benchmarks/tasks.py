@@ -8,7 +8,7 @@
 
 Truth: 40 random halves of the groups and each group alone, exactly retrained, on test losses.
 Settings are chosen on a quarter of the halves and queries and reported on the rest, for every
-estimator alike (`judge.compare`).
+estimator alike, and updates and short retrainings cost the same (`judge.compare`).
 
     python benchmarks/tasks.py [--quick] [--partitions 10 11 12] [--cases pairs ...]
         [--estimators ddm ...] [--estimators averages]
@@ -34,7 +34,7 @@ import ddm_jax as ddm
 from ddm_jax.compute.convolution import convolve
 from ddm_jax.estimators.over_networks import over_networks
 from ddm_jax.judge import compare, scoring, truth
-from ddm_jax.judge.candidates import CANDIDATES, Candidates
+from ddm_jax.judge.candidates import CANDIDATES
 from ddm_jax.judge.problem import Problem, TruthSettings, make_problem, trainer_of
 from ddm_jax.models import MLP
 from ddm_jax.train import TrainSettings
@@ -53,6 +53,7 @@ ESTIMATORS = (
 QUICK_ESTIMATORS = ("retraining", "ddm")
 AVERAGES = "averages"  # of DDM over several target networks
 NETWORKS, STEPS = (1, 2, 4), 120
+UPDATE = ddm.UpdateSettings(schedule="constant", momentum=0.9, rewind=0.0)
 
 
 class Case(NamedTuple):
@@ -64,7 +65,8 @@ class Case(NamedTuple):
     groups: ddm.Groups
     training: TrainSettings
     distill: ddm.DistillSettings = ddm.DistillSettings()
-    update: ddm.UpdateSettings = ddm.UpdateSettings()
+    update: ddm.UpdateSettings = UPDATE
+    step_items: int = 5  # of each group, in a step of the averages
 
 
 def _regression(
@@ -108,9 +110,7 @@ def friedman(seed: int, quick: bool) -> Case:
     return _regression(
         x, y, count - (600 if quick else 5000), seed, 20 if quick else 50, epochs=20,
         batch_size=100, learning_rate=0.1, final_learning_rate=0.005, weight_decay=3e-3,
-    )._replace(
-        distill=ddm.DistillSettings(items=30, steps=500), update=ddm.UpdateSettings(step_items=10)
-    )  # fmt: skip
+    )._replace(distill=ddm.DistillSettings(items=30, steps=500), step_items=10)  # fmt: skip
 
 
 def _digits(seed: int) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:
@@ -201,7 +201,7 @@ def nnx_convnet(seed: int, quick: bool) -> Case:
         training=TrainSettings(
             epochs=8 if quick else 20, batch_size=50, weight_decay=1e-2, **ADAMW
         ),
-        update=ddm.UpdateSettings(momentum=0.95),
+        update=dataclasses.replace(UPDATE, momentum=0.95),
     )
 
 
@@ -233,7 +233,7 @@ def nnx_lora(seed: int, quick: bool) -> Case:
             epochs=10 if quick else 40, batch_size=50, weight_decay=1e-2,
             **ADAMW | {"learning_rate": 1e-2},
         ),
-        update=ddm.UpdateSettings(momentum=0.95),
+        update=dataclasses.replace(UPDATE, momentum=0.95),
     )  # fmt: skip
 
 
@@ -271,18 +271,6 @@ def truth_of(
     return truth.read_truth(problem, opened)
 
 
-def candidates_of(name: str, case: Case) -> Candidates:
-    """What may be chosen; a retraining cut short costs no more online than ten items a group do."""
-    found = CANDIDATES[name]
-    if name != "short_retraining":
-        return found
-    items = min(case.distill.items, case.update.step_items or case.distill.items)
-    step = items * case.groups.count
-    most = max(round(100 * step / len(case.groups.ids)), 1)  # epochs, of 100 steps
-    epochs = sorted({max(most // 4, 1), max(most // 2, 1), min(most, case.training.epochs - 1)})
-    return found._replace(offline={"epochs": tuple(epochs)})
-
-
 def main() -> None:
     """Judge every estimator on every case and partition; each case has a file of results."""
     options = harness.arguments(
@@ -317,13 +305,14 @@ def averaged(
     runs: list[ddm.TrainRun],
     data: ddm.Batch,
     query: ddm.Batch,
-    groups: ddm.Groups,
+    case: Case,
 ) -> list[dict[str, Any]]:
     """DDM from E target networks at equal online cost: 120 / E steps, a synset each or one."""
     rows = []
-    key = jax.random.key(0)
+    key, groups = jax.random.key(0), case.groups
+    batch = case.step_items * groups.count
     for count in NETWORKS:
-        update = dataclasses.replace(problem.update, steps=STEPS // count)
+        update = dataclasses.replace(problem.update, steps=STEPS // count, batch=batch)
         one = ddm.make_ddm(problem.task, problem.distill, update)
         for shared in (False, True) if count > 1 else (False,):
             made = over_networks(one, one_synset=shared)
@@ -350,15 +339,14 @@ def judged(name: str, seed: int, names: Any, options: Any) -> dict[str, Any]:
     if AVERAGES in names:
         keys = [jax.random.key(1000 * seed + number) for number in range(max(NETWORKS))]
         runs = [jax.jit(train)(each, data, jnp.ones(len(case.groups.ids))) for each in keys]
-        rows[AVERAGES] = averaged(problem, found, runs, data, query, case.groups)
+        rows[AVERAGES] = averaged(problem, found, runs, data, query, case)
     for each in (name for name in names if name != AVERAGES):
         try:
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
                 rows[each] = compare.judge(
-                    each, problem, found, run, data, query, case.groups, say=say,
-                    candidates=candidates_of(each, case),
-                )  # fmt: skip
+                    each, problem, found, run, data, query, case.groups, say=say
+                )
             for line in {str(warning.message) for warning in told}:
                 say(f"  {line}")
         except ValueError as error:

@@ -39,7 +39,8 @@ from ddm_jax.types import Groups, Synset, TrainRun, take
 SEEDS = 8
 CHECKED = 8  # groups that no case forgets, retrained without to know how far to go
 MOMENTUM = 0.9
-# Preset, changes, items, steps, items a step, rewind: chosen on partitions 1 to 3, MNIST 1.
+# Preset, changes, items, steps, items of each group a step, rewind: chosen on partitions 1 to 3,
+# MNIST 1.
 # How a class goes (`unlearn.CAREFUL`, `unlearn.FIRST`): on these and MNIST 2.
 CASES: dict[str, tuple[str, tuple[str, ...], int, int, int, float]] = {
     "digits": ("digits", (), 10, 60, 5, 0.9),
@@ -141,7 +142,7 @@ def calibrate(
 
 def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every removal by every method."""
-    preset, changes, items, steps, step_items, rewind = CASES[name]
+    preset, changes, items, steps, each, rewind = CASES[name]
     quick = QUICK if options.quick else ()
     plan = protocol.plan_of(options, preset, seed, *changes, *quick)
     chosen = plan.config
@@ -155,6 +156,7 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
     say(f"{name}, partition {seed}: {took / seeds:.1f} s each")
     groups = protocol.cluster(plan)
     count = groups.count
+    batch = each * count
     distil_steps = 200 if options.quick else min(chosen.distill.steps, 300)
     distill = dataclasses.replace(chosen.distill, items=items, steps=distil_steps)
     made = ddm.make_ddm(plan.task, distill)
@@ -170,7 +172,7 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
             synset,
             momentum=MOMENTUM,
             weight_decay=decay,
-            step_items=step_items,
+            batch=batch,
         )
 
     def updates(rate: Any) -> dict[str, Any]:
@@ -178,7 +180,7 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
             "steps": steps,
             "optimizer": optax.sgd(rate, MOMENTUM, nesterov=True),
             "weight_decay": decay,
-            "step_items": step_items,
+            "batch": batch,
         }
 
     @jax.jit

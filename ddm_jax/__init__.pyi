@@ -32,6 +32,7 @@ from .tasks import multilabel as multilabel
 from .tasks import regression as regression
 from .train import TrainSettings as TrainSettings
 from .train import make_train as make_train
+from .tuning import tune as tune
 from .types import Batch as Batch
 from .types import Estimator as Estimator
 from .types import Groups as Groups

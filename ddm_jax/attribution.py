@@ -18,6 +18,7 @@ from ddm_jax.types import Groups
 SIGN = "positive = having the group raises the query's output"
 AXES = "scores[k, q]: group k (rows) on query q (columns)"
 KINDS = {"scores": ("float32", 2), "groups": ("int32", 1), "query_ids": ("int64", 1)}
+MAY_BE = {"half_widths": ("float32", 2)}
 MEND = "make it again with `ddm attribute`"
 
 
@@ -46,6 +47,8 @@ class Attribution(NamedTuple):
     groups: Groups  # of the N training points
     query_ids: np.ndarray  # [Q] int
     metadata: dict[str, Any]
+    # [K, Q] of 90 % intervals, where a check was made: a retraining is within `scores +- these`.
+    half_widths: np.ndarray | None = None
 
     def top(self, k: int = 5) -> Ranking:
         """The k groups that raise each query's output most, and the k that lower it most.
@@ -78,23 +81,32 @@ class Attribution(NamedTuple):
         return np.flatnonzero(np.asarray(self.groups.ids) == number)
 
     def to_dataframe(self):
-        """A pandas frame with a row for each pair: group (its name), size, query, score."""
+        """A pandas frame with a row for each pair: group (its name), size, query, score.
+
+        With the `half_width` of its interval, where there is one.
+        """
         import pandas
 
         group, query = (place.ravel() for place in np.indices(self.scores.shape))
         names = np.arange(self.groups.count) if self.groups.names is None else self.groups.names
-        return pandas.DataFrame(
-            {
-                "group": np.asarray(names)[group],
-                "size": self.groups.sizes()[group],
-                "query": self.query_ids[query],
-                "score": self.scores.ravel(),
-            }
-        )
+        columns = {
+            "group": np.asarray(names)[group],
+            "size": self.groups.sizes()[group],
+            "query": self.query_ids[query],
+            "score": self.scores.ravel(),
+        }
+        if self.half_widths is not None:
+            columns["half_width"] = self.half_widths.ravel()
+        return pandas.DataFrame(columns)
 
     def save(self, path: str | Path) -> None:
-        """Write one checksummed .npz: `scores`, `groups`, `query_ids` and `metadata` (JSON)."""
+        """Write one checksummed .npz: `scores`, `groups`, `query_ids` and `metadata` (JSON).
+
+        And `half_widths`, where there are some.
+        """
         arrays = {"scores": self.scores, "groups": self.groups.ids, "query_ids": self.query_ids}
+        if self.half_widths is not None:
+            arrays["half_widths"] = self.half_widths
         names = {} if self.groups.names is None else {"group_names": list(self.groups.names)}
         write_arrays(Path(path), arrays, self.metadata | names)
 
@@ -107,12 +119,15 @@ class Attribution(NamedTuple):
         """
         path = Path(path)
         try:
-            arrays, metadata = _read_old(path) or read_arrays(path, KINDS, MEND)
+            arrays, metadata = _read_old(path) or read_arrays(
+                path, KINDS | MAY_BE, MEND, tuple(MAY_BE)
+            )
         except OSError as error:
             raise ValueError(f"there is no file {path} to read ({error.strerror})") from error
         names = metadata.pop("group_names", None)
         groups = as_groups(arrays["groups"], names=None if names is None else tuple(names))
-        return make_attribution(arrays["scores"], groups, arrays["query_ids"], metadata)
+        wide = arrays.get("half_widths")
+        return make_attribution(arrays["scores"], groups, arrays["query_ids"], metadata, wide)
 
 
 def _read_old(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
@@ -136,6 +151,7 @@ def make_attribution(
     groups: Any,
     query_ids: Any = None,
     metadata: dict[str, Any] | None = None,
+    half_widths: Any = None,
 ) -> Attribution:
     """Check the parts and build an `Attribution`.
 
@@ -144,6 +160,7 @@ def make_attribution(
         groups: `Groups`, or [N] integers 0..K-1, -1 for the background.
         query_ids: [Q]; default 0..Q-1.
         metadata: JSON values, such as `{"lower_is_better": task.lower_is_better}`.
+        half_widths: [K, Q], of `metrics.half_widths`.
 
     Raises:
         ValueError: for shapes that do not fit, scores that are not finite, or an empty group.
@@ -169,4 +186,14 @@ def make_attribution(
             f"the scores of {bad.size} of {len(scores)} groups are not finite, the first is group "
             f"{bad[0]}: the online fine-tune diverged; lower its learning rate or its steps"
         )
-    return Attribution(scores, groups, query_ids, {"sign": SIGN, "axes": AXES} | (metadata or {}))
+    if half_widths is not None:
+        half_widths = np.asarray(half_widths, np.float32)
+        if half_widths.shape != scores.shape:
+            raise ValueError(
+                f"half_widths have shape {half_widths.shape}; they must be {scores.shape}, as the "
+                "scores"
+            )
+        if not (np.isfinite(half_widths) & (half_widths >= 0)).all():
+            raise ValueError("half_widths must be finite, and not below 0")
+    told = {"sign": SIGN, "axes": AXES} | (metadata or {})
+    return Attribution(scores, groups, query_ids, told, half_widths)

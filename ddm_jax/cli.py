@@ -90,6 +90,7 @@ def _stage_command(name: str, stage: str, about: str) -> None:
 _stage_command("train", "target", "Train the target network again.")
 _stage_command("cluster", "groups", "Cut the training set into groups again.")
 _stage_command("distill", "synset", "Distil the synset again (offline stage).")
+_stage_command("tune", "tuning", "Choose the updates again, on retrained subsets.")
 _stage_command("attribute", "attribution", "Leave out every group again (online stage).")
 _stage_command("check", "check", "Compare with exact retraining again.")
 _stage_command("report", "report", "Write metrics.json, the figures and report.html again.")

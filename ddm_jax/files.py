@@ -137,12 +137,16 @@ def write_arrays(
 
 
 def read_arrays(
-    path: Path, kinds: dict[str, tuple[str, int]], mend: str = AGAIN
+    path: Path,
+    kinds: dict[str, tuple[str, int]],
+    mend: str = AGAIN,
+    optional: tuple[str, ...] = (),
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read the arrays and the metadata that `write_arrays` wrote.
 
     Args:
         kinds: for each array its type, such as "float32" or "any", and its number of axes.
+        optional: those that may be missing.
 
     Raises:
         FileNotFoundError: where there is none.
@@ -158,6 +162,7 @@ def read_arrays(
     wanted = {
         name: (found.get(name, kind)[0] if kind[0] == "any" else kind[0], kind[1])
         for name, kind in kinds.items()
+        if name in found or name not in optional
     }
     _check_same(found, wanted, f"{path} is not as declared", mend)
     return arrays, metadata

@@ -12,6 +12,7 @@ runs of a difference share everything but the mask, so the drift of the fine-tun
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -25,10 +26,17 @@ from ddm_jax.checks import check_choice, check_integer, check_number, settings
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.pieces import value_and_gradient
 from ddm_jax.compute.placement import chunked_vmap, device_vmap
+from ddm_jax.items import items_of
 from ddm_jax.masks import check_masks
 from ddm_jax.objectives import Output
-from ddm_jax.rates import precondition, preconditioner, stable_rate
-from ddm_jax.synset import background_share, deal_items
+from ddm_jax.rates import (
+    Preconditioner,
+    adaptive_scale,
+    deflation,
+    precondition,
+    stable_rate,
+)
+from ddm_jax.synset import background_share, batches_of, deal, item_weights, take_batch
 from ddm_jax.types import Array, Batch, Params, Synset, Task, length, take
 
 Finetune = Callable[[Params, Synset, Array], Params]
@@ -36,28 +44,68 @@ Response = Callable[..., Array]
 UPDATES = ("retain", "forget")
 
 
+# Of the updates where nobody chose: neither `tuning.choose` nor the user.
+UNCHOSEN: dict[str, Any] = {
+    "steps": 100,
+    "batch": 250,
+    "rate_factor": 1.0,
+    "schedule": "constant",
+    "momentum": 0.9,
+    "rewind": 0.0,
+}
+
+
 @settings("online")
 class UpdateSettings:
     """Online: the updates without what is left out; see `make_finetune`.
 
-    - `step_items`: items of each group that a step takes, in turn; None takes all.
-    - `optimizer`: "sgd", or "preconditioned": SGD with a scale for each parameter, taken over from
-      the training's optimiser (`preconditioner`). None follows the training: "preconditioned" after
-      one of Adam's kind whose moments were kept. "sgd" leaves a decoupled weight decay out.
-    - `learning_rate`: with Nesterov `momentum`; None is half of what is stable on the synset,
-      `stable_rate`. `schedule`: it stays, or goes down to zero along a "cosine". That is better
-      with a rewound start where the training's own went down and did not come to rest.
+    None leaves a setting to be chosen on a few retrained subsets (`tuning`), as `ddm run` does;
+    where nothing chooses it is that of `settled`.
+
+    - `steps`, each of a `batch` of the items of all groups; what one of them costs does not grow
+      with the number of groups.
+    - `optimizer`: "sgd"; "preconditioned", SGD with a scale for each parameter, taken over from
+      the training's optimiser (`rates.adaptive_scale`); or "deflated", SGD whose gradient is
+      shrunk where the curvature is largest, so that few steps do (`rates.deflation`). Where nothing
+      chooses it follows the training: "preconditioned" after one of Adam's kind whose moments were
+      kept, else "sgd". Only "preconditioned" keeps a decoupled weight decay.
+    - `learning_rate`: with Nesterov `momentum`; None is `rate_factor` times half of what is stable
+      on the synset (`rates.stable_rate`). `schedule`: it stays, or goes down to zero along a
+      "cosine". That is better with a rewound start where the training's own went down and did not
+      come to rest.
     - `rewind`: start this part of the training before its end, `trajectory_point`.
     """
 
     update: Literal["retain", "forget"] = "retain"
-    steps: Annotated[int, Field(ge=1)] = 50
-    step_items: Annotated[int, Field(ge=1)] | None = 5
-    optimizer: Literal["sgd", "preconditioned"] | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    batch: Annotated[int, Field(ge=1)] | None = None
+    optimizer: Literal["sgd", "preconditioned", "deflated"] | None = None
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    schedule: Literal["constant", "cosine"] = "constant"
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    rewind: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rate_factor: Annotated[float, Field(gt=0, le=10)] | None = None
+    schedule: Literal["constant", "cosine"] | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    rewind: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+
+class Settled(NamedTuple):
+    """Settings of which none is left open but the rate."""
+
+    update: str
+    steps: int
+    batch: int
+    optimizer: str | None
+    learning_rate: float | None
+    rate_factor: float
+    schedule: str
+    momentum: float
+    rewind: float
+
+
+def settled(update: UpdateSettings) -> Settled:
+    """The settings with UNCHOSEN in place of what nobody chose."""
+    given = {name: getattr(update, name) for name in Settled._fields}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return Settled(**{"optimizer": None, "learning_rate": None} | UNCHOSEN | chosen)
 
 
 def make_finetune(
@@ -67,7 +115,7 @@ def make_finetune(
     steps: int,
     optimizer: optax.GradientTransformation,
     weight_decay: Array | float = 0.0,
-    step_items: int | None = None,
+    batch: int | None = None,
 ) -> Finetune:
     """Make `finetune(params, synset, keep [K]) -> params`, which traces whole.
 
@@ -81,26 +129,27 @@ def make_finetune(
       the paper's literal update. Needs only the synsets of the left-out groups, and only a few
       small steps: it has no minimum.
 
-    A step may take some of each group's items, all of them in turn (`deal_items`). Every mask
-    meets the same items at the same step, so what they differ by is small and shared, and cancels
-    in a difference of responses: a larger synset then costs no more online.
+    A step may take a batch out of the items of all groups, all of them in turn (`synset.deal`).
+    Every mask meets the same items at the same step, so what they differ by is small and shared,
+    and cancels in a difference of responses: a larger synset, or more groups, then cost no more
+    online.
 
     Args:
         update: "retain" or "forget".
         steps: at least 0.
         optimizer: any optax optimiser, for example `optax.sgd(0.3, 0.9, nesterov=True)`.
         weight_decay: the training objective's; unused by "forget".
-        step_items: how many items of each group a step takes, at least 1; None takes all.
+        batch: how many items a step takes at most, at least 1; None takes all.
 
     Raises:
         ValueError: for an unknown update, negative steps, or no items.
     """
     check_choice("update", update, UPDATES)
     check_integer("steps", steps, 0)
-    if step_items is not None:
-        check_integer("step_items", step_items)
+    if batch is not None:
+        check_integer("batch", batch)
     decay = weight_decay if update == "retain" else 0.0
-    of_losses = value_and_gradient(lambda params, batch, mass: mass @ task.loss(params, batch))
+    of_losses = value_and_gradient(lambda params, some, mass: mass @ task.loss(params, some))
 
     def finetune(params: Params, synset: Synset, keep: Array) -> Params:
         if keep.shape != synset.share.shape:
@@ -112,35 +161,51 @@ def make_finetune(
         if update == "retain":
             own = 1 / (keep @ synset.share + background_share(synset))
             factor = keep * own
-        batches, mass = deal_items(task, synset, factor, step_items, own)
+        examples = items_of(task).batch(synset.items)
+        weights, turns = item_weights(synset, factor, own), batches_of(length(examples), batch)
 
-        def step(carry, turn: Array):
+        def step(carry, rows: Array):
             params, state = carry
-            batch, weights = take((batches, mass), turn)
-            _, gradient = of_losses(params, batch, weights)
+            _, gradient = of_losses(params, *take_batch(examples, weights, rows, turns))
             slope = jax.tree.map(lambda g, p: g + (decay * p).astype(g.dtype), gradient, params)
-            updates, state = optimizer.update(slope, state, params)
+            updates, new = optimizer.update(slope, state, params)
+            # A momentum that is an array makes more of small floats.
+            state = jax.tree.map(lambda leaf, was: leaf.astype(was.dtype), new, state)
             return (optax.apply_updates(params, updates), state), None
 
-        turns = jnp.arange(steps) % len(mass)
         # Whoever differentiates through it keeps a network a step, and not what each step computed.
-        return lax.scan(jax.checkpoint(step), (params, optimizer.init(params)), turns)[0][0]
+        dealt, begin = deal(synset, batch, steps), (params, optimizer.init(params))
+        return lax.scan(jax.checkpoint(step), begin, dealt)[0][0]
 
     return finetune
 
 
-def update_rule(
-    update: UpdateSettings,
-    rate: Array | float,
-    scale: Params | None = None,
-    decoupled: Array | float = 0.0,
-) -> optax.GradientTransformation:
-    """The optimiser of the updates: Nesterov SGD at a rate on its schedule, of scaled gradients."""
-    rates: Any = rate
+class Pace(NamedTuple):
+    """How fast the updates go."""
+
+    rates: Array  # [S], a step's
+    momentum: Array
+
+
+def pace_of(update: Settled, rate: Array | float) -> Pace:
+    """A rate on the schedule of some settings, and their momentum."""
+    steps, rate = jnp.arange(update.steps), jnp.asarray(rate, jnp.float32)
+    share = jnp.ones(len(steps), jnp.float32)
     if update.schedule == "cosine":
-        rates = optax.cosine_decay_schedule(rate, update.steps)
-    rule = optax.sgd(rates, update.momentum or None, nesterov=True)
-    return rule if scale is None else optax.chain(precondition(scale, decoupled), rule)
+        share = optax.cosine_decay_schedule(1.0, len(steps))(steps)
+    return Pace(rate * share, jnp.asarray(update.momentum, jnp.float32))
+
+
+def update_rule(
+    pace: Pace, preconditioner: Preconditioner | None = None, decoupled: Array | float = 0.0
+) -> optax.GradientTransformation:
+    """The optimiser of the updates: Nesterov SGD at a pace, of preconditioned gradients."""
+    rates, momentum = pace
+    trace = optax.trace(decay=momentum, nesterov=True)
+    rule = optax.chain(trace, optax.scale_by_learning_rate(lambda count: rates[count]))
+    if preconditioner is None:
+        return rule
+    return optax.chain(precondition(preconditioner, decoupled), rule)
 
 
 def ddm_response(finetune: Finetune, output: Output) -> Response:
@@ -168,13 +233,13 @@ def subset_outputs(response: Response, **placement: Any) -> Callable[..., Array]
     return outputs
 
 
-def check_moments(update: UpdateSettings, second_moments: Any) -> None:
+def check_moments(optimizer: str | None, second_moments: Any) -> None:
     """Check that updates find the moments that they ask for.
 
     Raises:
         ValueError: for "preconditioned" updates after a training that kept none.
     """
-    if update.optimizer == "preconditioned" and second_moments is None:
+    if optimizer == "preconditioned" and second_moments is None:
         raise ValueError(
             "online.optimizer='preconditioned' needs the squared gradients of a training by "
             "Adam's kind, and this run has none; use online.optimizer='sgd'"
@@ -182,14 +247,101 @@ def check_moments(update: UpdateSettings, second_moments: Any) -> None:
 
 
 class Taken(NamedTuple):
-    """What the updates take over from the training."""
+    """What the updates take over from the training, and from the curvature where they start."""
 
     weight_decay: Array  # the factor of `|theta|^2 / 2` in the objective
-    second_moments: Params | None  # of an optimiser of Adam's kind, where the updates start
+    preconditioner: Preconditioner | None
     decoupled_decay: Array  # of AdamW's kind
 
 
-def make_counterfactual(task: Task, update: UpdateSettings | None = None) -> Callable[..., Any]:
+def make_taken(task: Task, optimizer: str | None) -> Callable[..., Taken]:
+    """Make `taken(params, synset, weight_decay, second_moments, decoupled_decay) -> Taken`."""
+
+    @compiled
+    def deflated(params: Params, synset: Synset, decay: Array) -> Preconditioner:
+        return deflation(task, params, synset, decay)
+
+    def taken(
+        params: Params, synset: Synset, weight_decay: Any, moments: Any, decoupled: Any
+    ) -> Taken:
+        decay, decoupled = (jnp.asarray(each, jnp.float32) for each in (weight_decay, decoupled))
+        if optimizer == "deflated":
+            return Taken(decay, deflated(params, synset, decay), jnp.zeros_like(decoupled))
+        if optimizer == "sgd" or moments is None:
+            return Taken(decay, None, decoupled)
+        return Taken(decay, adaptive_scale(moments), decoupled)
+
+    return taken
+
+
+def make_updates(task: Task, update: str, steps: int, batch: int | None) -> Callable[..., Any]:
+    """Make `updated(masks, pace, taken, params, synset, query)`, all masks in one compiled step.
+
+    What decides its shapes is given here, and all else when it is called. Outputs `[R, Q]`, or
+    networks where the query is None.
+    """
+
+    def response(
+        keep: Array, pace: Pace, taken: Taken, params: Params, synset: Synset, query: Batch | None
+    ) -> Any:
+        finetune = make_finetune(
+            task,
+            update=update,
+            steps=steps,
+            optimizer=update_rule(pace, taken.preconditioner, taken.decoupled_decay),
+            weight_decay=taken.weight_decay,
+            batch=batch,
+        )
+        moved = finetune(params, synset, keep)
+        return moved if query is None else task.output(moved, query)
+
+    return device_vmap(response)
+
+
+def make_rate(task: Task, batch: int | None) -> Callable[..., Array]:
+    """Make `rate(params, synset, taken, momentum, trained=None)`, stable at both networks."""
+
+    @compiled
+    def rate_of(params: Params, synset: Synset, taken: Taken, momentum: Array) -> Array:
+        return stable_rate(
+            task,
+            params,
+            synset,
+            momentum=momentum,
+            weight_decay=taken.weight_decay,
+            batch=batch,
+            preconditioner=taken.preconditioner,
+            decoupled=taken.decoupled_decay,
+        )
+
+    def rate(
+        params: Params, synset: Synset, taken: Taken, momentum: float, trained: Params | None = None
+    ) -> Array:
+        given = jnp.asarray(momentum, jnp.float32)
+        found = rate_of(params, synset, taken, given)
+        if trained is None:
+            return found
+        return jnp.minimum(found, rate_of(trained, synset, taken, given))
+
+    return rate
+
+
+class Parts(NamedTuple):
+    """What counterfactuals are compiled of; those of unlike settings may share theirs."""
+
+    taken: Callable[..., Any]  # by the optimizer, as `make_taken`
+    rate: Callable[..., Any]  # by the batch, as `make_rate`
+    updates: Callable[..., Any]  # by update, steps and batch, as `make_updates`
+
+
+def make_parts(task: Task) -> Parts:
+    """The parts of a task, each made once for what it is made by."""
+    return Parts(*(cache(partial(make, task)) for make in (make_taken, make_rate, make_updates)))
+
+
+def make_counterfactual(
+    task: Task, update: UpdateSettings | None = None, parts: Parts | None = None
+) -> Callable[..., Any]:
     """Make `counterfactual(params, synset, masks, query=None, weight_decay=0.0, **taken)`.
 
     Networks without what each mask leaves out, or what they say of the queries: all masks in ONE
@@ -201,46 +353,17 @@ def make_counterfactual(task: Task, update: UpdateSettings | None = None) -> Cal
     decay that AdamW adds to its steps. `trained` is the trained network, where the updates start
     before it: the curvature of an adapter that begins at zero is small there, and grows.
 
+    Args:
+        parts: `make_parts(task)`, shared by counterfactuals of several settings.
+
     Raises:
         ValueError: (when called) for masks that do not fit the synset, or updates that need
             moments which are not there.
     """
-    update = update or UpdateSettings()
-
-    def scale_of(taken: Taken) -> Params | None:
-        if update.optimizer == "sgd" or taken.second_moments is None:
-            return None
-        return preconditioner(taken.second_moments)
-
-    @compiled
-    def rate_of(params: Params, synset: Synset, taken: Taken) -> Array:
-        return stable_rate(
-            task,
-            params,
-            synset,
-            momentum=update.momentum,
-            weight_decay=taken.weight_decay,
-            step_items=update.step_items,
-            scale=scale_of(taken),
-            decoupled=taken.decoupled_decay,
-        )
-
-    def response(
-        keep: Array, rate: Array, taken: Taken, params: Params, synset: Synset, query: Batch | None
-    ) -> Any:
-        optimizer = update_rule(update, rate, scale_of(taken), taken.decoupled_decay)
-        finetune = make_finetune(
-            task,
-            update=update.update,
-            steps=update.steps,
-            optimizer=optimizer,
-            weight_decay=taken.weight_decay,
-            step_items=update.step_items,
-        )
-        moved = finetune(params, synset, keep)
-        return moved if query is None else task.output(moved, query)
-
-    mapped = device_vmap(response)
+    chosen = settled(update or UpdateSettings())
+    parts = make_parts(task) if parts is None else parts
+    taken_of, rate_of = parts.taken(chosen.optimizer), parts.rate(chosen.batch)
+    updated = parts.updates(chosen.update, chosen.steps, chosen.batch)
 
     def counterfactual(
         params: Params,
@@ -257,17 +380,12 @@ def make_counterfactual(task: Task, update: UpdateSettings | None = None) -> Cal
             masks = jnp.asarray(masks)[None]
         there = synset.background is not None
         masks = check_masks(masks, len(synset.share), background=there)
-        check_moments(update, second_moments)
-        decays = [jnp.asarray(decay, jnp.float32) for decay in (weight_decay, decoupled_decay)]
-        taken = Taken(decays[0], second_moments, decays[1])
-        if update.learning_rate is None:
-            rate = rate_of(params, synset, taken)
-            if trained is not None:
-                # Where they lead it must be stable too.
-                rate = jnp.minimum(rate, rate_of(trained, synset, taken))
-        else:
-            rate = jnp.asarray(update.learning_rate, jnp.float32)
-        return mapped(masks, rate, taken, params, synset, query)
+        check_moments(chosen.optimizer, second_moments)
+        taken = taken_of(params, synset, weight_decay, second_moments, decoupled_decay)
+        rate: Array | float | None = chosen.learning_rate
+        if rate is None:
+            rate = chosen.rate_factor * rate_of(params, synset, taken, chosen.momentum, trained)
+        return updated(masks, pace_of(chosen, rate), taken, params, synset, query)
 
     return counterfactual
 

@@ -66,41 +66,53 @@ def background_share(synset: Synset) -> Array | float:
     return 0.0 if synset.background is None else synset.background
 
 
-def deal_items(
-    task: Task,
-    synset: Synset,
-    factor: Array,
-    step_items: int | None,
-    background: Array | float = 1.0,
-) -> tuple[Batch, Array]:
-    """Deal the items into B batches, as examples `[B, b, ...]` with the weight of each.
+def deal(synset: Synset, batch: int | None, steps: int) -> Array:
+    """Which items each step takes out of the pool of all, rows `[S, b]`; -1 where not full.
 
-    `B = ceil(M / step_items)` for M items a group on average. The heaviest items of a group go
-    round the batches first, there and back, and each group begins one batch further on, so that
-    batches weigh alike. A weight is `factor_k share_k mass_m`, for one factor a group and that of
-    the background, B times as large: a batch stands for the whole, and the mean of all batches is
-    the synset.
+    A pass deals all I items into `ceil(I / batch)` batches, so that every item has its turn, and
+    each pass deals them anew. Batches weigh alike: of the items in the order of what they stand
+    for, `share_k |mass|`, as many as there are batches at a time go one to each. The draws depend
+    on the synset's shape and on nothing else, so that every mask meets the same items at the same
+    step, and what they differ by cancels in a difference of answers.
+
+    Args:
+        batch: B, the most items of a step, at least 1; None takes all.
+        steps: S.
     """
-    items, count = length(synset.items), len(synset.share)
-    count += synset.background is not None
-    each = -(-items // count)
-    turns = -(-each // min(step_items or each, each))
-    own = background_share(synset) * background  # group -1 is the last one
-    weight = jnp.append(factor * synset.share, own)[synset.group] * synset.mass
-    as_batch = items_of(task).batch
+    items = length(synset.items)
+    turns = batches_of(items, batch)
     if turns == 1:
-        return jax.tree.map(lambda leaf: leaf[None], (as_batch(synset.items), weight))
-    size = -(-items // turns)
-    order = jnp.lexsort((-jnp.abs(synset.mass), synset.group))
-    group = synset.group[order]
-    rank = jnp.arange(items) - jnp.searchsorted(group, group)  # within the group
-    slot, place = rank // turns, rank % turns
-    turn = (jnp.where(slot % 2, turns - 1 - place, place) + group) % turns
-    rows = order[jnp.argsort(turn, stable=True)]
-    fill = turns * size - items
-    weights = jnp.pad(turns * weight[rows], (0, fill)).reshape(turns, size)
-    dealt = take(as_batch(synset.items), jnp.pad(rows, (0, fill)).reshape(turns, size))
-    return dealt, weights
+        return jnp.broadcast_to(jnp.arange(items, dtype=jnp.int32), (steps, items))
+    size, passes = batch_size(items, batch), -(-steps // turns)
+    order = jnp.argsort(-jnp.abs(item_weights(synset, jnp.ones_like(synset.share)))).astype("int32")
+    strata = jnp.pad(order, (0, turns * size - items), constant_values=-1).reshape(size, turns)
+    draws = jax.random.uniform(jax.random.key(0), (passes, size, turns), jnp.float32)
+    dealt = jnp.take_along_axis(strata[None], jnp.argsort(draws), 2)
+    return jnp.swapaxes(dealt, 1, 2).reshape(-1, size)[:steps]
+
+
+def batches_of(items: int, batch: int | None) -> int:
+    """How many batches a pass over I items has."""
+    return -(-items // min(batch or items, items))
+
+
+def batch_size(items: int, batch: int | None) -> int:
+    """How many of I items a step takes: the batches of a pass are of one size."""
+    return -(-items // batches_of(items, batch))
+
+
+def item_weights(synset: Synset, factor: Array, background: Array | float = 1.0) -> Array:
+    """`factor_k share_k mass_m` of each item, [I], for one factor a group and the background's."""
+    own = background_share(synset) * background  # group -1 is the last one
+    return jnp.append(factor * synset.share, own)[synset.group] * synset.mass
+
+
+def take_batch(examples: Batch, weights: Array, rows: Array, turns: int) -> tuple[Batch, Array]:
+    """The examples of a step and the weight of each; a batch stands for the whole, `turns` times.
+
+    So the mean over the batches of a pass is the whole synset.
+    """
+    return take(examples, rows), turns * jnp.where(rows < 0, 0.0, weights[rows])
 
 
 def join(first: Synset, second: Synset) -> Synset:
@@ -177,6 +189,24 @@ def random_members(key: Array, task: Task, data: Batch, groups: Groups, items: i
     draw = np.random.default_rng(seed)
     rows = np.stack([np.resize(draw.permutation(members), items) for members in _members(groups)])
     return _from_rows(task, data, groups, rows, np.full(rows.shape, 1 / items))
+
+
+def all_members(task: Task, data: Batch, groups: Groups) -> Synset:
+    """The real data as a synset: every training point an item, of equal mass in its group.
+
+    What updates reach with it is what a perfect synset would.
+    """
+    ids, count = np.asarray(groups.ids), groups.count
+    place = np.where(ids < 0, count, ids)  # the background comes last
+    order = np.argsort(place, kind="stable")
+    sizes = np.bincount(place, minlength=count + 1)
+    return Synset(
+        items=items_of(task).start(jax.tree.map(lambda leaf: jnp.asarray(leaf[order]), data)),
+        group=jnp.asarray(ids[order], jnp.int32),
+        mass=jnp.asarray(1 / sizes[place[order]], jnp.float32),
+        share=jnp.asarray(sizes[:count] / len(ids), jnp.float32),
+        background=jnp.float32(sizes[count] / len(ids)) if sizes[count] else None,
+    )
 
 
 def noise(key: Array, task: Task, data: Batch, groups: Groups, items: int) -> Synset:

@@ -178,7 +178,7 @@ def print_summary(metrics: dict) -> None:
 
     head, *lines = agreement_table(metrics)
     _print_table("Agreement with exact retraining (rows removed x queries)", head, lines)
-    for sentence in metrics["sentences"]:
+    for sentence in [*metrics["sentences"], *metrics["updates"]["sentences"]]:
         typer.echo(sentence)
 
 

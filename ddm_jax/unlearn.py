@@ -31,7 +31,7 @@ def make_forget(
     steps: int,
     optimizer: optax.GradientTransformation,
     weight_decay: float = 0.0,
-    step_items: int | None = None,
+    batch: int | None = None,
     amount: float = 1.0,
 ) -> Callable[[Params, Params, Synset, Array], Params]:
     """Make `forget(params, start, synset, keep [K]) -> params`, which traces whole.
@@ -73,7 +73,7 @@ def make_forget(
         steps=steps,
         optimizer=optimizer,
         weight_decay=weight_decay,
-        step_items=step_items,
+        batch=batch,
     )
 
     def without_class(params: Params, start: Params, synset: Synset, factor: Array, gone: Array):
@@ -90,7 +90,7 @@ def make_forget(
                 ),
             ),
             weight_decay=weight_decay,
-            step_items=step_items,
+            batch=batch,
         )
         return finetune(narrow(start, synset, factor), synset, factor)
 

@@ -1,5 +1,6 @@
 """Questions to a finished run: what they say, write and refuse, and the commands that ask them."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from command import ddm
 from tiny_run import finished, read_stages, tiny_config  # noqa: F401
 
 from ddm_jax import files, metrics, unlearn
+from ddm_jax.attribution import Attribution
 from ddm_jax.run import answers, stages
 from ddm_jax.run.finished import Answer, keep, open_finished
 from ddm_jax.run.workdir import kept_answers
@@ -79,6 +81,42 @@ def test_a_counterfactual_of_one_group_is_its_row_of_the_matrix(run):
     np.testing.assert_allclose(answer.arrays["summed"], expected, atol=1e-6)
     two = answers.counterfactual(run, [4, 2]).arrays["summed"]
     np.testing.assert_allclose(two, run.attribution.scores[[2, 4]].sum(0), atol=1e-6)
+
+
+def test_a_counterfactual_has_the_error_bars_of_the_check(run, tmp_path):
+    answer = answers.counterfactual(run, [4])
+    wide = answer.arrays["half_width"]
+    # Of one group it is that of its scores.
+    kept = Attribution.load(run.workdir / "attribution.npz")
+    np.testing.assert_allclose(wide, kept.half_widths[4], rtol=1e-2)
+    assert (wide > 0).all()
+    assert answer.table[0][3] == "90% of retrainings"
+    assert all(len(row) == len(answer.table[0]) == 5 for row in answer.table)
+    outputs = answer.arrays["outputs"]
+    larger = int((np.abs(outputs[0] - outputs[1]) > wide).sum())
+    assert f"{larger} of 40 changes are larger than their error bar" in " ".join(answer.sentences)
+    # A run without a check has none.
+    shutil.copytree(run.workdir, tmp_path / "other", ignore=shutil.ignore_patterns("predicted"))
+    without = answers.counterfactual(run._replace(workdir=tmp_path / "other"), [4])
+    assert "half_width" not in without.arrays
+    assert all(len(row) == 4 for row in without.table)
+    assert "error bar" not in " ".join(without.sentences)
+
+
+def test_answers_go_by_the_updates_that_were_chosen(run):
+    """And not by those of the settings, which may be open."""
+    chosen = dataclasses.replace(run.tuning.update, steps=9, rewind=0.0)
+    other = run._replace(tuning=run.tuning._replace(update=chosen))
+    one, two = (answers.counterfactual(each, [4]).arrays["outputs"] for each in (run, other))
+    assert not np.allclose(one[0] - one[1], two[0] - two[1], atol=1e-3)
+
+
+def test_groups_are_forgotten_carefully_where_updates_go_far(run):
+    """Deflated steps along a cosine forget as plain ones at a constant rate."""
+    far = dataclasses.replace(run.tuning.update, optimizer="deflated", schedule="cosine")
+    other = run._replace(tuning=run.tuning._replace(update=far))
+    one, two = (answers.forget(each, [2])[1] for each in (run, other))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 @pytest.mark.parametrize("groups", [[], [10], [-1], list(range(10))])
@@ -170,7 +208,8 @@ def test_every_command_leaves_its_files_and_a_page_of_the_report(workdir):
     like = open_finished(workdir).target.params
     files.load(workdir / "answers" / "forgotten", like)
     # Beside another attribution an answer is out of date, and no page.
-    stages.run_stage("attribution", workdir, ["online.steps=6"])
+    stages.run_stage("tuning", workdir, ["online.steps=6"])
+    stages.run_stage("attribution", workdir)
     assert ddm("quality", "--workdir", workdir).exit_code == 0
     page = (workdir / "report.html").read_text()
     assert "<h2>Single points</h2>" not in page

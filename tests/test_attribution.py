@@ -14,11 +14,18 @@ from ddm_jax.files import write_arrays
 
 SCORES = np.array([[1.0, -4.0], [3.0, 0.0], [-2.0, 5.0]])
 GROUPS = np.array([0, 2, 1, 2, 2])
+HALF_WIDTHS = np.array([[0.5, 1.0], [1.5, 2.0], [2.5, 3.0]])
 
 
 @pytest.fixture
 def attribution() -> Attribution:
     return make_attribution(SCORES, GROUPS, [70, 30], {"method": "ddm", "seed": 0})
+
+
+@pytest.fixture
+def sure() -> Attribution:
+    """One with error bars."""
+    return make_attribution(SCORES, GROUPS, [70, 30], {"seed": 0}, HALF_WIDTHS)
 
 
 @pytest.fixture
@@ -112,6 +119,19 @@ def test_to_dataframe(attribution):
     ]
 
 
+def test_to_dataframe_with_half_widths(sure):
+    frame = sure.to_dataframe()
+    assert list(frame.columns) == ["group", "size", "query", "score", "half_width"]
+    assert frame["score"].tolist() == [1.0, -4.0, 3.0, 0.0, -2.0, 5.0]
+    assert frame["half_width"].tolist() == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3,), (3, 1), (1, 3, 2)])
+def test_half_widths_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"half_widths have shape .* must be \(3, 2\), as the sc"):
+        make_attribution(SCORES, GROUPS, half_widths=np.ones(shape))
+
+
 def assert_same(one: Attribution, two: Attribution):
     for left, right in (
         (one.scores, two.scores),
@@ -124,14 +144,30 @@ def assert_same(one: Attribution, two: Attribution):
     assert one.groups.count == two.groups.count
     assert one.groups.names == two.groups.names
     assert one.metadata == two.metadata
+    assert (one.half_widths is None) == (two.half_widths is None)
+    if one.half_widths is not None:
+        assert one.half_widths.dtype == two.half_widths.dtype == np.float32
+        np.testing.assert_array_equal(one.half_widths, two.half_widths)
 
 
-def test_save_and_load_round_trip(attribution, named, tmp_path):
+def test_save_and_load_round_trip(attribution, named, sure, tmp_path):
     for place in (tmp_path / "a.npz", str(tmp_path / "other.suffix")):
-        for one in (attribution, named):
+        for one in (attribution, named, sure):
             one.save(place)
             assert_same(Attribution.load(place), one)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "other.suffix"]
+    # Without them there is no array of them in the file.
+    attribution.save(tmp_path / "a.npz")
+    assert Attribution.load(tmp_path / "a.npz").half_widths is None
+
+
+def test_half_widths_of_another_type_in_the_file_are_refused(sure, tmp_path):
+    path = tmp_path / "a.npz"
+    wrong = {"half_widths": np.ones((3, 2), np.float64)}
+    arrays = {"scores": sure.scores, "groups": sure.groups.ids, "query_ids": sure.query_ids}
+    write_arrays(path, arrays | wrong, sure.metadata)
+    with pytest.raises(ValueError, match=r"a\.npz is not as declared.*half_widths"):
+        Attribution.load(path)
 
 
 def test_a_file_of_0_8_is_read(attribution, tmp_path):
@@ -183,6 +219,13 @@ def test_the_file_is_a_plain_npz_of_four_arrays(attribution, tmp_path):
         np.testing.assert_array_equal(file["groups"], GROUPS)
         np.testing.assert_array_equal(file["query_ids"], [70, 30])
         assert json.loads(str(file["metadata"])) == attribution.metadata
+
+
+def test_half_widths_are_a_fifth_array_of_it(sure, tmp_path):
+    sure.save(tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
+        assert set(file.files) == {"scores", "groups", "query_ids", "metadata", "half_widths"}
+        np.testing.assert_array_equal(file["half_widths"], HALF_WIDTHS)
 
 
 @pytest.mark.parametrize(

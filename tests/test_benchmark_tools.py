@@ -212,3 +212,28 @@ def test_every_block_of_a_page_is_declared(load):
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     named = {n for page in pages for n in re.findall(r"<!-- table: (\S+) -->", page.read_text())}
     assert named == set(render.TABLES)
+
+
+def test_the_updates_of_the_results_are_fixed_in_one_place(asked, load, tmp_path):
+    _, options = asked("--quick", "--data-dir", "/some/place", data=True)
+    protocol = load("protocol")
+    online = protocol.settings_of(options, "digits", 3).online
+    assert (online.steps, online.batch, online.momentum, online.rewind) == (50, 250, 0.9, 0.75)
+    online = protocol.settings_of(options, "mnist", 3, "cluster.num_groups=20").online
+    assert (online.steps, online.batch, online.momentum, online.rewind) == (100, 100, 0.95, 0.0)
+    np.save(tmp_path / "ids.npy", np.arange(12) % 4)
+    cut = ("cluster.method=file", f"cluster.file={tmp_path / 'ids.npy'}")
+    chosen = protocol.settings_of(options, "digits", 3, *cut, "online.rewind=0.5")
+    assert (chosen.online.batch, chosen.online.rewind) == (20, 0.5)  # what a script says stays
+    open_again = protocol.at_cost(chosen).online
+    assert (open_again.steps, open_again.batch, open_again.rewind) == (None, None, 0.5)
+
+
+def test_a_row_says_what_a_step_took(load):
+    render = load("render")
+    row = {"estimator": "DDM", "items": 20, "steps": 40}
+    assert render.group_name(row) == "DDM, M=20, 40 steps"
+    assert render.group_name(row | {"step_items": 5}) == "DDM, M=20, 5 a step, 40 steps"
+    batches = row | {"batch": 250, "groups": 50}
+    assert render.group_name(batches) == "DDM, M=20, batches of 250, 40 steps"
+    assert render.group_name(batches | {"batch": 1000}) == "DDM, M=20, 40 steps"

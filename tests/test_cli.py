@@ -51,7 +51,7 @@ def planned(monkeypatch):
 
     def run(chosen, workdir, progress):
         calls.append((chosen, workdir))
-        return {"agreement": [], "sentences": []}
+        return {"agreement": [], "sentences": [], "updates": {"sentences": []}}
 
     monkeypatch.setattr(stages, "run", run)
     return calls
@@ -191,7 +191,9 @@ def test_run_end_to_end(tmp_path, monkeypatch):
 def test_a_stage_again_with_another_setting_and_the_run_after_it(finished, tmp_path):  # noqa: F811
     workdir = shutil.copytree(finished, tmp_path / "copy")
     before = Attribution.load(workdir / "attribution.npz").scores
-    result = ddm("attribute", "--workdir", workdir, "--set", "online.steps=3")
+    result = ddm("tune", "--workdir", workdir, "--set", "online.steps=3")
+    assert result.exit_code == 0, result.output
+    result = ddm("attribute", "--workdir", workdir)
     assert result.exit_code == 0, result.output
     assert f"`ddm run --workdir {workdir}` brings the later stages up to date" in result.stdout
     assert "distilling the synset: done before" in result.stderr
@@ -408,6 +410,8 @@ def test_a_mistake_is_one_line_and_exit_code_1(tmp_path, monkeypatch, arguments,
 def test_a_stage_refuses_settings_of_an_earlier_one(finished):  # noqa: F811
     result = ddm("distill", "--workdir", finished, "--set", "data.train_size=99")
     _assert_one_line(result, "data.train_size 120 -> 99: that belongs to a stage before this one")
+    result = ddm("attribute", "--workdir", finished, "--set", "online.steps=3")
+    _assert_one_line(result, "online.steps 5 -> 3: that belongs to a stage before this one")
 
 
 def test_run_refuses_other_settings_in_the_same_place(finished):  # noqa: F811
@@ -537,6 +541,7 @@ def test_markup_in_a_name_is_text(planned, tmp_path, monkeypatch):
                 | {"what": "[red]x", "ddm_interval": [None] * 2}
             ],
             "sentences": ["[/red] it"],
+            "updates": {"sentences": ["[/red] too"]},
         },
     )
     workdir = tmp_path / "w[/red]x"

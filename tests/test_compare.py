@@ -649,7 +649,7 @@ def test_no_setting_of_a_problem_is_dropped(monkeypatch, name):
         DISTILL, learn=("x", "mass"), points_per_step=3, optimizer="sgd", offset=1, balance=0.2
     )
     distill = dataclasses.replace(distill, start="random", precision="bfloat16")
-    update = dataclasses.replace(UPDATE, step_items=None, learning_rate=0.125, momentum=0.8)
+    update = dataclasses.replace(UPDATE, batch=40, learning_rate=0.125, momentum=0.8)
     made, chosen = DISTILLING[name]
     calls = []
     monkeypatch.setattr(candidates, made, lambda *args, **named: calls.append((args, named)))
@@ -684,7 +684,8 @@ def test_what_is_chosen_takes_the_place_of_the_problems_own(monkeypatch, problem
     ours.make(problem, {"items": 7, "steps": 20})
     assert calls[0][1:] == (
         dataclasses.replace(DISTILL, items=7),
-        dataclasses.replace(UPDATE, steps=20),
+        # Nobody set a batch: a quarter of a retraining's 480 gradients, in 10 steps at least.
+        dataclasses.replace(UPDATE, steps=20, batch=12),
     )
     with pytest.raises(ValueError, match=r"nothing: no setting of distillation or of the updates"):
         ours.make(problem, {"nothing": 1})
@@ -710,7 +711,7 @@ def test_no_more_candidates_than_the_budget(problem, monkeypatch):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "no estimators are named; choose from ddm, retraining, short_retraining"),
+        ([], "no estimators are named; choose from ddm, real_data, retraining, short_retraining"),
         (["ddm", "nope"], "unknown estimator 'nope'; choose from ddm"),
         (["ddm", "grad_dot", "ddm"], "estimator 'ddm' is named twice"),
     ],

@@ -43,7 +43,11 @@ def test_a_data_set_without_its_own_preset_gets_images():
         ("train.learning_rate=1", "train.learning_rate", 1.0),
         ("online.learning_rate=0.1", "online.learning_rate", 0.1),
         ("online.learning_rate=none", "online.learning_rate", None),
-        ("online.step_items=none", "online.step_items", None),
+        ("online.batch=40", "online.batch", 40),
+        ("online.steps=none", "online.steps", None),
+        ("online.optimizer=deflated", "online.optimizer", "deflated"),
+        ("tune.subsets=0", "tune.subsets", 0),
+        ("tune.share=1", "tune.share", 1.0),
         ("online.objective=logit:3", "online.objective", "logit:3"),
         ("model.hidden=128,64", "model.hidden", (128, 64)),
         ("model.hidden=128", "model.hidden", (128,)),
@@ -112,6 +116,12 @@ def test_overrides_follow_one_another_and_are_checked_together():
         ("model.hidden=64,0", "0; it must be at least 1"),
         ("cluster.method=file", "cluster.method=file needs cluster.file"),
         ("online.design=masks", "unknown setting 'online.design'"),
+        ("online.step_items=5", "unknown setting 'online.step_items'"),
+        ("online.steps=0", "online.steps=0; it must be at least 1"),
+        ("online.rate_factor=11", "online.rate_factor=11.0; it must be at most 10"),
+        ("tune.subsets=2", "tune.subsets=2; it must be at least 4 to choose by, or 0 to choose"),
+        ("tune.seeds=1", "tune.seeds=1; it must be at least 2"),
+        ("tune.share=0", "tune.share=0.0; it must be above 0"),
         ("seed=one", "seed='one'; it must be a valid integer"),
         ("seed=-1", "seed=-1; it must be at least 0"),
         ("seed=4294967296", "seed=4294967296; it must be below"),
@@ -146,6 +156,8 @@ def test_what_is_allowed_is_said_of_every_setting():
     assert said["train.optimizer"] == "text"
     assert said["train.clip"] == "a number, above 0 or none"
     assert said["distill.learn"] == "several of: text"
+    assert said["online.batch"] == "a whole number, at least 1 or none"
+    assert said["tune.share"] == "a number, above 0, at most 1"
     assert said["data.train_size"] == "a whole number, at least 1 or none"
     assert said["truth.paired"] == "true, false"
     assert said["seed"] == "a whole number, at least 0, below 4,294,967,296"
@@ -257,14 +269,86 @@ def test_unknown_settings_are_refused(path, edit, message):
         config.load(path)
 
 
+# What 0.10 wrote of the online stage where nobody set anything.
+ONLINE_OF_010 = {
+    "update": "retain",
+    "steps": 50,
+    "step_items": 5,
+    "optimizer": None,
+    "learning_rate": None,
+    "schedule": "constant",
+    "momentum": 0.95,
+    "rewind": 0.0,
+    "objective": "margin",
+}
+
+
+def _nested_of_010(**online) -> dict:
+    """The settings of the preset mnist as 0.10 wrote them: 20 items of each of 50 groups."""
+    nested = config.as_json(config.preset("mnist"))
+    del nested["tune"]
+    return nested | {"online": ONLINE_OF_010 | online}
+
+
+def _write(path, version: str, nested: dict):
+    path.write_text(
+        json.dumps({"ddm_jax": version, "settings": nested, "written": json.dumps(nested)})
+    )
+    return path
+
+
+def _renewed(batch: int, *changes: str) -> config.Config:
+    """The same settings now: nothing is chosen."""
+    return config.override(
+        config.preset("mnist"),
+        [
+            "tune.subsets=0",
+            "online.steps=50",
+            f"online.batch={batch}",
+            "online.schedule=constant",
+            "online.momentum=0.95",
+            "online.rewind=0",
+            *changes,
+        ],
+    )
+
+
+@pytest.mark.parametrize(("step_items", "batch"), [(5, 250), (1, 50), (None, 1000)])
+def test_a_file_of_010_is_read_and_nothing_is_chosen(tmp_path, step_items, batch):
+    """A step took some items of each group; None took all of them."""
+    nested = _nested_of_010(step_items=step_items)
+    assert (nested["cluster"]["num_groups"], nested["distill"]["items"]) == (50, 20)
+    loaded = config.load(_write(tmp_path / "config.json", "0.10.0", nested))
+    assert loaded == _renewed(batch)
+    assert loaded.online.batch == batch
+    assert loaded.tune.subsets == 0
+    # Written anew, it is one of now.
+    config.save(loaded, tmp_path / "config.json")
+    assert config.load(tmp_path / "config.json") == loaded
+
+
+def test_a_file_of_010_that_was_edited_is_refused(tmp_path):
+    path = _write(tmp_path / "config.json", "0.10.0", _nested_of_010())
+    path.write_text(path.read_text().replace('"step_items": 5', '"step_items": 6', 1))
+    with pytest.raises(ValueError, match=r"was edited since .* \(online\.batch 250 -> 300\)"):
+        config.load(path)
+
+
+def test_a_file_of_now_with_the_settings_of_010_is_refused(tmp_path):
+    path = _write(tmp_path / "config.json", "0.11.0", _nested_of_010())
+    with pytest.raises(
+        ValueError, match=r"online\.batch, online\.rate_factor, tune\.subsets, .*are"
+    ):
+        config.load(path)
+
+
 def test_a_file_of_08_is_read(tmp_path):
-    chosen = config.override(config.preset("mnist"), ["online.learning_rate=0.25"])
-    old = config.as_json(chosen)
-    del old["truth"]["groups"]
-    old["online"] |= {"design": "difference", "masks": 200}
+    old = _nested_of_010(learning_rate=0.25, design="difference", masks=200)
+    del old["truth"]["groups"], old["train"]["optimizer"], old["train"]["clip"]
+    del old["online"]["optimizer"]
     path = tmp_path / "config.json"
     path.write_text(json.dumps(old))
-    assert config.load(path) == chosen
+    assert config.load(path) == _renewed(250, "online.learning_rate=0.25")
     old["online"]["learning_rate"] = 0.0
     path.write_text(json.dumps(old))
     assert config.load(path).online.learning_rate is None
@@ -275,14 +359,11 @@ def test_a_file_of_08_is_read(tmp_path):
 
 
 def test_a_file_of_09_is_read_and_its_training_was_sgd(tmp_path):
-    chosen = config.preset("mnist")
-    old = config.as_json(chosen)
+    old = _nested_of_010()
     del old["train"]["optimizer"], old["train"]["clip"], old["online"]["optimizer"]
-    told = {"ddm_jax": "0.9.0", "settings": old, "written": json.dumps(old)}
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(told))
-    assert config.load(path) == chosen
-    path.write_text(json.dumps(told | {"ddm_jax": "0.10.0"}))
+    path = _write(tmp_path / "config.json", "0.9.0", old)
+    assert config.load(path) == _renewed(250)
+    _write(path, "0.10.0", old)
     with pytest.raises(ValueError, match=r"train\.optimizer, train\.clip, .* are missing"):
         config.load(path)
 

@@ -11,6 +11,9 @@ from estimator_cases import CASES, FACTORIES
 import ddm_jax as ddm
 from ddm_jax.judge.candidates import CANDIDATES, VARIANTS
 
+# Every method, and each takes seconds: with what is slow.
+pytestmark = pytest.mark.slow
+
 K, N, Q = 11, 150, 50
 
 

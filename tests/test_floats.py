@@ -64,7 +64,11 @@ class Whole:
         self.halves = self.estimator.outputs(
             self.state, np.array([[1, 1, 0, 0], [0, 2, 1, 0.5]]), self.query
         )
-        self.rate = stable_rate(self.task, self.run.params, self.state.synset, step_items=1)
+        few_steps = ddm.UpdateSettings(steps=4, optimizer="deflated")
+        self.deflated = ddm.make_counterfactual(self.task, few_steps)(
+            self.run.params, self.state.synset, np.ones(4), self.query, 1e-3
+        )
+        self.rate = stable_rate(self.task, self.run.params, self.state.synset, batch=4)
         forget = ddm.make_forget(self.task, steps=4, optimizer=optax.sgd(0.05, 0.9, True))
         self.forgotten = [
             jax.jit(forget)(
@@ -116,13 +120,21 @@ def test_sums_and_scores_have_32_bits_or_more(wholes, dtype):
     assert whole.scores.shape == whole.slopes.shape == (4, 12)
     assert whole.halves.shape == (2, 12)
     assert whole.rate.shape == ()
-    assert whole.scores.dtype == whole.halves.dtype == whole.slopes.dtype == least
+    assert whole.deflated.shape == (1, 12)
+    assert (
+        whole.scores.dtype
+        == whole.halves.dtype
+        == whole.deflated.dtype
+        == whole.slopes.dtype
+        == least
+    )
     for value in (synset.mass, synset.share, whole.rate, info.losses, info.error):
         assert value.dtype in (jnp.float32, least)
-    for value in (whole.scores, whole.halves, whole.rate, whole.slopes, *info[1:]):
+    for value in (whole.scores, whole.halves, whole.deflated, whole.rate, whole.slopes, *info[1:]):
         assert np.isfinite(np.asarray(value)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TYPES[1:])
 def test_the_answers_are_those_of_32_bits(wholes, dtype):
     """Random numbers differ by type, so the float64 run starts elsewhere: what helps does not."""

@@ -69,6 +69,7 @@ def test_the_background_is_in_no_gradient_and_counts_in_n(ready):
         np.testing.assert_array_equal(found[found >= 0], np.flatnonzero(some.ids == group))
 
 
+@pytest.mark.slow
 def test_a_task_of_sets_is_asked_about_all_queries_at_once(ready):
     """Also where there are as many sets as queries, which no shape would tell."""
     few = ddm.Batch(ready.query.x[:5], ready.query.y[:5])

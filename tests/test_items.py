@@ -7,7 +7,7 @@ import pytest
 
 import ddm_jax as ddm
 from ddm_jax.items import SOFT_LABELS, free_leaves, items_of, leaf_names, leaf_units
-from ddm_jax.synset import by_group, deal_items, initial_synset
+from ddm_jax.synset import by_group, deal, initial_synset, item_weights
 from ddm_jax.types import Items
 
 N, K = 60, 5
@@ -153,6 +153,7 @@ def test_a_unit_is_a_rescaling_of_the_leaf(mixed):
     np.testing.assert_allclose(found[0], found[1], rtol=0.2, atol=0.02)
 
 
+@pytest.mark.slow
 def test_without_targets_and_with_noise_for_a_start(mixed):
     data, groups, _, _ = mixed
 
@@ -194,8 +195,8 @@ def with_background(groups, gone):
 def background(mixed):
     """The same synset for K groups, and for K - 1 of them and a background."""
     data, groups, _, run = mixed
-    # Three items a group, of which a step takes three: one batch.
-    update = ddm.UpdateSettings(steps=20, step_items=3)
+    # Three items a group, all in one batch.
+    update = ddm.UpdateSettings(steps=20, batch=3 * K)
     made = ddm.make_ddm(mixed_task(), ddm.DistillSettings(items=3, steps=30), update)
     cut = with_background(groups, K - 1)
     return made, *(made.fit(jax.random.key(1), run, data, each) for each in (groups, cut))
@@ -215,11 +216,11 @@ def test_a_background_is_a_group_that_is_always_there(mixed, background):
         for state, each in ((whole, np.c_[masks, np.ones(2, np.float32)]), (some, masks))
     ]
     np.testing.assert_allclose(both[1], both[0], atol=1e-5)
-    dealt = [
-        deal_items(mixed_task(), state.synset, jnp.ones(k), 2)[1]
-        for state, k in ((whole, K), (some, K - 1))
-    ]
-    assert dealt[0].shape == dealt[1].shape  # the background is one more group, not more of each
+    # Its items weigh as they did, and have their turn as they had.
+    weights = [item_weights(state.synset, jnp.ones(k)) for state, k in ((whole, K), (some, K - 1))]
+    np.testing.assert_allclose(weights[1], weights[0], rtol=1e-6)
+    assert deal(some.synset, 4, 9).shape == (9, 4)
+    np.testing.assert_array_equal(deal(some.synset, 4, 9), deal(whole.synset, 4, 9))
     grouped = by_group(some.synset)
     assert grouped.share.shape == (K,)
     np.testing.assert_allclose(grouped.share, by_group(whole.synset).share, rtol=1e-6)
@@ -303,7 +304,7 @@ def test_several_networks_say_their_mean(several):
         for n, run in enumerate(runs)
     ]
     np.testing.assert_allclose(made.score(states, data), np.mean(each, 0), atol=1e-6)
-    masks = np.eye(K, dtype=np.float32)
+    masks = 1 - np.eye(K, dtype=np.float32)
     assert made.outputs(states, masks, data).shape == (K, N)
 
 

@@ -6,11 +6,12 @@ import pytest
 from counting import compilations
 
 import ddm_jax as ddm
+from ddm_jax import rates
 from ddm_jax.estimators.retraining import retraining_response
 from ddm_jax.matching import make_synset_gradient
-from ddm_jax.online import update_rule
-from ddm_jax.rates import stable_rate
-from ddm_jax.synset import by_group, deal_items, join
+from ddm_jax.online import UNCHOSEN, make_parts, pace_of, settled, update_rule
+from ddm_jax.rates import Deflation, deflation, precondition, stable_rate
+from ddm_jax.synset import batches_of, by_group, deal, item_weights, join, take_batch
 
 DECAY = 0.05
 
@@ -310,118 +311,176 @@ def test_the_stable_rate_is_half_of_what_diverges(momentum, limit):
         assert (jnp.abs(moved[0]) < 0.1) == stable
 
 
-# A step takes some of each group's items
+# A step takes a batch of the items of all groups
 
 
 SHARE = np.array([0.5, 0.3, 0.2])
 
 
-def many_items(*counts):
-    """A synset of as many random items a group, with heavy-tailed masses of both signs."""
+def many_items(*counts, background=None):
+    """A synset of as many random items a group, with heavy-tailed masses of both signs.
+
+    The last of the counts is the background's, where there is one.
+    """
     draw = np.random.default_rng(counts[0])
-    size = sum(counts)
+    size, groups = sum(counts), len(counts) - (background is not None)
     mass = draw.normal(size=size) ** 3
     x, y = draw.normal(size=(size, 3)), draw.normal(size=(size, 2))
     return ddm.Synset(
         items=ddm.Batch(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)),
-        group=jnp.repeat(jnp.arange(len(counts)), np.array(counts)),
+        group=jnp.asarray(np.repeat([*range(groups), -1][: len(counts)], counts), jnp.int32),
         mass=jnp.asarray(mass, jnp.float32),
-        share=jnp.asarray(SHARE[: len(counts)], jnp.float32),
+        share=jnp.asarray(SHARE[:groups], jnp.float32),
+        background=None if background is None else jnp.float32(background),
     )
 
 
-def dealt_rows(synset, step_items):
-    """Which item stands where, [B, b], and with what weight; -1 where a batch is filled up."""
-    numbered = synset._replace(items=synset.items._replace(x=jnp.arange(len(synset.mass))))
-    dealt, weights = deal_items(ridge_task(), numbered, jnp.ones(len(synset.share)), step_items)
-    return np.where(np.asarray(weights) == 0, -1, dealt.x), np.asarray(weights)
+def passes_of(synset, batch, count):
+    """Which item stands where in some passes, [count, turns, b]; -1 where not full."""
+    turns = batches_of(len(synset.mass), batch)
+    rows = np.asarray(deal(synset, batch, count * turns))
+    assert len(rows) == count * turns
+    return rows.reshape(count, turns, -1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("counts", "step_items", "batches", "size"),
+DEALT = pytest.mark.parametrize(
+    ("counts", "batch", "turns", "size"),
     [
-        ((6, 6, 6), 2, 3, 6),
-        ((7, 7, 7), 3, 3, 7),
-        ((5, 5, 5), 4, 2, 8),
+        ((6, 6, 6), 6, 3, 6),
+        ((7, 7, 7), 9, 3, 7),
+        ((5, 5, 5), 12, 2, 8),
         ((1, 1, 1), 5, 1, 3),
-        ((4, 4, 4), 4, 1, 12),
+        ((4, 4, 4), 12, 1, 12),
         ((4, 4, 4), None, 1, 12),
-        ((1, 8, 3), 2, 2, 6),
-        ((7, 1, 2), 1, 4, 3),
-        ((1, 1, 5), 2, 2, 4),
-        ((2, 9, 1), None, 1, 12),
+        ((1, 8, 3), 7, 2, 6),
+        ((7, 1, 2), 3, 4, 3),
+        ((1, 1, 5), 6, 2, 4),
+        ((2, 9, 1), 1, 12, 1),
     ],
 )
-def test_batches_deal_out_every_item_once(counts, step_items, batches, size):
+
+
+@DEALT
+def test_every_pass_deals_out_every_item_once(counts, batch, turns, size):
+    synset, items = many_items(*counts), sum(counts)
+    assert batches_of(items, batch) == turns
+    for rows in passes_of(synset, batch, 3):
+        assert rows.shape == (turns, size)
+        np.testing.assert_array_equal(np.sort(rows[rows >= 0]), np.arange(items))
+        assert (rows[rows < 0] == -1).all()
+        # Batches are full, but for one item less in some.
+        assert set((rows >= 0).sum(1)) <= {size, size - 1}
+
+
+@DEALT
+def test_the_mean_over_a_pass_is_the_whole_synset(counts, batch, turns, size):
     synset = many_items(*counts)
     factor = jnp.array([1.0, 0.0, 2.5])
-    dealt, weights = deal_items(ridge_task(), synset, factor, step_items)
-    assert dealt.x.shape == (batches, size, 3)
-    assert dealt.y.shape == (batches, size, 2)
-    assert weights.shape == (batches, size)
-    rows, _ = dealt_rows(synset, step_items)
-    np.testing.assert_array_equal(np.sort(rows[rows >= 0]), np.arange(sum(counts)))
     owner = np.repeat(np.arange(3), counts)
-    want = batches * (np.asarray(factor) * SHARE)[owner] * np.asarray(synset.mass)
-    np.testing.assert_allclose(weights, np.where(rows < 0, 0, want[rows]), rtol=1e-5)
-    np.testing.assert_array_equal(dealt.x[rows >= 0], synset.items.x[rows[rows >= 0]])
-    labels = jax.nn.softmax(synset.items.y)[rows[rows >= 0]]
-    np.testing.assert_allclose(dealt.y[rows >= 0], labels, rtol=1e-6)
-    # The mean of all batches is the synset.
-    sums = [
-        weights.sum(),
-        sum(SHARE[k] * factor[k] * synset.mass[owner == k].sum() for k in (0, 2)),
+    want = (np.asarray(factor) * SHARE)[owner] * np.asarray(synset.mass)
+    weights = item_weights(synset, factor)
+    np.testing.assert_allclose(weights, want, rtol=1e-5)
+    sums = np.zeros(5)
+    for rows in np.asarray(deal(synset, batch, turns)):
+        some, mass = take_batch(synset.items, weights, rows, turns)
+        assert some.x.shape == (size, 3)
+        assert mass.shape == (size,)
+        full = rows >= 0
+        assert not np.asarray(mass)[~full].any()
+        np.testing.assert_array_equal(some.x[full], synset.items.x[rows[full]])
+        np.testing.assert_array_equal(some.y[full], synset.items.y[rows[full]])
+        sums += np.asarray(mass) @ np.concatenate([some.x, some.y], 1)
+    whole = want @ np.concatenate(synset.items, 1)
+    np.testing.assert_allclose(sums / turns, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_the_background_has_its_turn_and_a_weight_of_its_own():
+    synset = many_items(4, 4, 5, background=0.2)
+    for rows in passes_of(synset, 4, 2):
+        np.testing.assert_array_equal(np.sort(rows[rows >= 0]), np.arange(13))
+    weights = np.asarray(item_weights(synset, jnp.array([2.0, 0.0]), 3.0))
+    own = np.repeat([0.5 * 2, 0.3 * 0, 0.2 * 3], [4, 4, 5])
+    np.testing.assert_allclose(weights, own * np.asarray(synset.mass), rtol=1e-5)
+
+
+def test_each_pass_is_dealt_anew():
+    together = [
+        {frozenset(batch.tolist()) for batch in rows} for rows in passes_of(many_items(40), 8, 4)
     ]
-    np.testing.assert_allclose(sums[0] / batches, sums[1], rtol=1e-4, atol=1e-6)
+    for first in range(4):
+        for second in range(first):
+            assert len(together[first] & together[second]) <= 1
+    # And so does not depend on how many there are.
+    rows = np.asarray(deal(many_items(40), 8, 20))
+    for steps in (1, 3, 5):
+        np.testing.assert_array_equal(deal(many_items(40), 8, steps), rows[:steps])
 
 
-@pytest.mark.parametrize("counts", [(6, 6, 6), (4, 8, 12)])
-def test_every_batch_has_as_many_items_of_each_group(counts):
-    """Where the batches divide them; a group of few would else miss most batches."""
-    rows, _ = dealt_rows(many_items(*counts), sum(counts) // 6)
-    owner = np.repeat(np.arange(3), counts)
-    assert rows.shape == (2, sum(counts) // 2)
-    for batch in rows:
-        np.testing.assert_array_equal(np.bincount(owner[batch]), np.array(counts) // 2)
-
-
-def test_batches_weigh_alike():
+@pytest.mark.parametrize("share", [SHARE, SHARE[::-1]])
+def test_batches_weigh_alike(share):
     synset = many_items(40, 40, 40)
-    synset = synset._replace(mass=jnp.cbrt(synset.mass))
-    rows, _ = dealt_rows(synset, 10)
-    mass = np.abs(np.asarray(synset.mass))
-    heavy = np.stack([[mass[b[b // 40 == k]].sum() for k in range(3)] for b in rows])
-    in_order = mass.reshape(3, 4, 10).sum(2).T
-    assert heavy.shape == in_order.shape == (4, 3)
-    assert (heavy.std(0) < 0.3 * in_order.std(0)).all()
-    # The heaviest item of each group is in another batch.
-    heaviest = [k * 40 + mass[k * 40 : k * 40 + 40].argmax() for k in range(3)]
-    assert len({int(np.flatnonzero((rows == item).any(1))[0]) for item in heaviest}) == 3
+    synset = synset._replace(mass=jnp.cbrt(synset.mass), share=jnp.asarray(share, jnp.float32))
+    weight = np.abs(np.repeat(share, 40) * np.asarray(synset.mass))
+    in_order = weight.reshape(4, 30).sum(1)
+    for rows in passes_of(synset, 30, 3):
+        sums = weight[rows].sum(1)
+        assert rows.shape == (4, 30)
+        assert sums.std() < 0.2 * in_order.std()
+        # Of the heaviest items, and of any four that come next, one is in each batch.
+        place = np.empty(120, int)
+        place[rows] = np.arange(4)[:, None]
+        strata = place[np.argsort(-weight)].reshape(30, 4)
+        np.testing.assert_array_equal(np.sort(strata, 1), np.tile(np.arange(4), (30, 1)))
 
 
-@pytest.mark.parametrize("counts", [(4, 4, 4), (2, 6, 4)])
-def test_steps_take_the_batches_in_turn(counts):
+@pytest.mark.parametrize(("counts", "batch"), [((4, 4, 4), 6), ((2, 6, 3), 4), ((2, 6, 4), 5)])
+def test_steps_take_the_batches_in_turn(counts, batch):
     synset, task = many_items(*counts), ridge_task()
     keep = jnp.array([1.0, 0.0, 1.0])
     finetune = ddm.make_finetune(
-        task, steps=5, optimizer=optax.sgd(0.1), weight_decay=DECAY, step_items=2
+        task, steps=5, optimizer=optax.sgd(0.1), weight_decay=DECAY, batch=batch
     )
     got = finetune(jnp.ones((3, 2)), synset, keep)
-    rows, _ = dealt_rows(synset, 2)
+    rows, turns = np.asarray(deal(synset, batch, 5)), batches_of(sum(counts), batch)
+    assert turns > 1
+    assert len(rows) == 5
     owner = np.repeat(np.arange(3), counts)
     x, y, mass = (np.asarray(leaf, float) for leaf in (*synset.items, synset.mass))
     y = np.exp(y) / np.exp(y).sum(-1, keepdims=True)
     params = np.ones((3, 2))
-    for t in range(5):
+    for row in rows:
         slope = DECAY * params
-        for item in rows[t % 2]:
+        for item in row[row >= 0]:
             if owner[item] != 1:
-                weight = 2 * SHARE[owner[item]] / (0.5 + 0.2) * mass[item]
+                weight = turns * SHARE[owner[item]] / (0.5 + 0.2) * mass[item]
                 slope = slope + weight * np.outer(x[item], x[item] @ params - y[item])
         params = params - 0.1 * slope
     assert got.shape == params.shape
-    np.testing.assert_allclose(got, params, atol=1e-4)
+    np.testing.assert_allclose(got, params, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("update", ["retain", "forget"])
+def test_every_mask_meets_the_same_items(update):
+    """What the two steps of a pass of three do not take may be anything, whatever is kept."""
+    synset = many_items(4, 4, 4)
+    finetune = ddm.make_finetune(
+        ridge_task(), update=update, steps=2, optimizer=optax.sgd(0.1), batch=4
+    )
+    unseen = np.setdiff1d(np.arange(12), deal(synset, 4, 2))
+    seen = np.setdiff1d(np.arange(12), unseen)
+    assert len(unseen) == 4
+
+    def moved(keep, of):
+        return np.asarray(finetune(jnp.ones((3, 2)), of, jnp.asarray(keep)))
+
+    def with_other(rows):
+        x = synset.items.x.at[rows].set(7.0)
+        return synset._replace(items=synset.items._replace(x=x))
+
+    for keep in ([1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [0.5, 0.5, 0.0]):
+        was = moved(keep, synset)
+        np.testing.assert_array_equal(was, moved(keep, with_other(unseen)))
+        assert np.abs(was - moved(keep, with_other(seen))).max() > 0.1
 
 
 @pytest.mark.parametrize("update", ["retain", "forget"])
@@ -429,10 +488,8 @@ def test_a_step_of_all_items_is_what_it_was(update):
     synset, keep = many_items(4, 4, 4), jnp.array([1.0, 0.0, 1.0])
     settings = {"update": update, "steps": 3, "optimizer": optax.sgd(0.1)}
     moved = [
-        ddm.make_finetune(ridge_task(), **settings, step_items=items)(
-            jnp.ones((3, 2)), synset, keep
-        )
-        for items in (None, 4, 9)
+        ddm.make_finetune(ridge_task(), **settings, batch=batch)(jnp.ones((3, 2)), synset, keep)
+        for batch in (None, 12, 250)
     ]
     for other in moved[1:]:
         np.testing.assert_array_equal(moved[0], other)
@@ -445,13 +502,24 @@ def test_the_stable_rate_is_that_of_the_sharpest_batch():
     synset = ddm.Synset(items, jnp.zeros(2, jnp.int32), quarter, jnp.array([1.0]))
     args = (parabola(), jnp.ones(3), synset)
     whole = stable_rate(*args, momentum=0.0)
-    some = stable_rate(*args, momentum=0.0, step_items=1)
+    some = stable_rate(*args, momentum=0.0, batch=1)
     np.testing.assert_allclose([whole, some], [1 / 5.0, 1 / 8.0], rtol=1e-3)
 
 
+def test_not_every_batch_of_many_is_looked_at(monkeypatch):
+    items = ddm.Batch(jnp.eye(3)[:1] * jnp.arange(1.0, 6.0)[:, None], jnp.zeros((5, 2)))
+    synset = ddm.Synset(items, jnp.zeros(5, jnp.int32), jnp.full(5, 0.2), jnp.ones(1))
+    args = (parabola(), jnp.ones(3), synset)
+    order = np.asarray(deal(synset, 1, 5))[:, 0]
+    for most in (1, 2, 5):
+        monkeypatch.setattr(rates, "MOST_BATCHES", most)
+        rate = stable_rate(*args, momentum=0.0, batch=1)
+        np.testing.assert_allclose(rate, 1 / (1.0 + order[:most].max()) ** 2, rtol=1e-3)
+
+
 def test_a_step_takes_at_least_one_item():
-    with pytest.raises(ValueError, match="step_items=0; it must be a whole number, at least 1"):
-        ddm.make_finetune(ridge_task(), steps=1, optimizer=optax.sgd(0.1), step_items=0)
+    with pytest.raises(ValueError, match="batch=0; it must be a whole number, at least 1"):
+        ddm.make_finetune(ridge_task(), steps=1, optimizer=optax.sgd(0.1), batch=0)
 
 
 # Any subset in one call
@@ -465,14 +533,14 @@ def test_it_is_the_response_to_each_mask(ready, synset):
     masks = np.ones((2, 10), np.float32)
     masks[1, [2, 5]] = 0
     args = (ready.run.params, synset, masks)
-    counterfactual = asked(ready, steps=7, learning_rate=0.2)
+    counterfactual = asked(ready, steps=7, batch=8, learning_rate=0.2)
     found = counterfactual(*args, ready.query, 1e-3)
     finetune = ddm.make_finetune(
         ready.task,
         steps=7,
         optimizer=optax.sgd(0.2, 0.9, nesterov=True),
         weight_decay=1e-3,
-        step_items=5,
+        batch=8,
     )
     outputs = ddm.subset_outputs(ddm.ddm_response(finetune, ready.task.output))
     expected = outputs(masks, ready.run.params, synset, ready.query)
@@ -487,12 +555,16 @@ def test_it_is_the_response_to_each_mask(ready, synset):
 
 def test_one_mask_will_do_and_the_rate_is_the_stable_one(ready, synset):
     keep = np.r_[np.zeros(1), np.ones(9)]
-    rate = float(stable_rate(ready.task, ready.run.params, synset, step_items=5))
+    rate = float(stable_rate(ready.task, ready.run.params, synset, batch=8))
     args = (ready.run.params, synset, keep, ready.query)
-    found = asked(ready, steps=5)(*args)
-    same = asked(ready, steps=5, learning_rate=rate)(*args)
+    found = asked(ready, steps=5, batch=8)(*args)
+    same = asked(ready, steps=5, batch=8, learning_rate=rate)(*args)
     assert found.shape == (1, 50)
     np.testing.assert_allclose(found, same, rtol=1e-3, atol=1e-3)
+    half = asked(ready, steps=5, batch=8, rate_factor=0.5)(*args)
+    same = asked(ready, steps=5, batch=8, learning_rate=rate / 2)(*args)
+    np.testing.assert_allclose(half, same, rtol=1e-3, atol=1e-3)
+    assert np.abs(half - found).max() > 0.1
 
 
 def test_a_second_call_compiles_nothing(ready, synset):
@@ -505,6 +577,41 @@ def test_a_second_call_compiles_nothing(ready, synset):
 
     assert compilations(call) > 0
     assert compilations(call) == 0
+
+
+def test_settings_of_the_same_shapes_share_what_is_compiled(ready, synset):
+    """Of which steps and batch decide; each says what it says alone."""
+    masks, parts = 1 - np.eye(10, dtype=np.float32)[:3], make_parts(ready.task)
+    args = (ready.run.params, synset, masks, ready.query)
+    several = [
+        ddm.UpdateSettings(steps=3, batch=8, **chosen)
+        for chosen in ({}, {"schedule": "cosine", "momentum": 0.5}, {"rate_factor": 0.5})
+    ]
+    found = []
+
+    def call():
+        made = [ddm.make_counterfactual(ready.task, update, parts) for update in several]
+        found.extend(np.asarray(one(*args)) for one in made)
+
+    call()
+    assert compilations(call) == 0
+    for update, one in zip(several, found, strict=False):
+        alone = ddm.make_counterfactual(ready.task, update)(*args)
+        np.testing.assert_allclose(one, alone, rtol=1e-5, atol=1e-5)
+    assert np.abs(found[0] - found[1]).max() > 0.1
+    assert np.abs(found[0] - found[2]).max() > 0.1
+
+
+def test_what_nobody_chose_is_filled_in():
+    chosen = settled(ddm.UpdateSettings(steps=7, momentum=0.0, optimizer="deflated"))
+    assert chosen._asdict() == UNCHOSEN | {
+        "update": "retain",
+        "steps": 7,
+        "momentum": 0.0,
+        "optimizer": "deflated",
+        "learning_rate": None,
+    }
+    assert None not in UNCHOSEN.values()
 
 
 def test_what_a_counterfactual_refuses(ready, synset):
@@ -526,7 +633,7 @@ def test_what_a_counterfactual_refuses(ready, synset):
 def test_a_network_without_what_one_mask_leaves_out(ready, synset):
     keep = np.ones(10, np.float32)
     keep[3], keep[7] = 0, 0.5
-    settings = {"steps": 4, "step_items": None}
+    settings = {"steps": 4, "batch": 20}
     networks = asked(ready, learning_rate=0.1, momentum=0.0, **settings)(
         ready.run.params, synset, keep
     )
@@ -545,9 +652,7 @@ def test_a_weight_of_two_is_the_group_twice(ridge):
     """In closed form, and as a synset with that group's items listed twice."""
     data, synset, query = ridge
     weights = jnp.ones(9).at[2].set(2).at[5].set(0)
-    ask = ddm.make_counterfactual(
-        ridge_task(), ddm.UpdateSettings(steps=600, learning_rate=0.2, step_items=None)
-    )
+    ask = ddm.make_counterfactual(ridge_task(), ddm.UpdateSettings(steps=600, learning_rate=0.2))
     start = jnp.zeros((3, 2))
     got = ask(start, synset, weights, query, DECAY)
     np.testing.assert_allclose(got[0], (query.x @ solve(data, weights))[:, 0], atol=1e-5)
@@ -588,7 +693,7 @@ def test_a_rewound_start_is_no_faster_than_what_is_stable_at_the_end():
     synset = ddm.Synset(items, jnp.arange(2), jnp.ones(2), jnp.full(2, 0.5))
     start, trained = {"a": 0.1, "b": 0.1}, {"a": 3.0, "b": 3.0}
     start, trained = jax.tree.map(jnp.float32, (start, trained))
-    settings = {"momentum": 0.0, "step_items": None}
+    settings = {"momentum": 0.0, "batch": 2}
     ask = ddm.make_counterfactual(task, ddm.UpdateSettings(steps=1, **settings))
     moved = ask(start, synset, np.ones(2), trained=trained)
     ends = [float(stable_rate(task, at, synset, **settings)) for at in (start, trained)]
@@ -599,10 +704,159 @@ def test_a_rewound_start_is_no_faster_than_what_is_stable_at_the_end():
 
 
 def test_a_cosine_goes_down_to_zero():
-    rule = update_rule(ddm.UpdateSettings(steps=4, schedule="cosine", momentum=0.0), 1.0)
+    update = ddm.UpdateSettings(steps=4, schedule="cosine", momentum=0.0)
+    rule = update_rule(pace_of(settled(update), 1.0))
     state = rule.init(jnp.zeros(()))
     taken = []
     for _ in range(4):
         step, state = rule.update(jnp.ones(()), state)
         taken.append(-float(step))
     np.testing.assert_allclose(taken, [0.5 * (1 + np.cos(np.pi * t / 4)) for t in range(4)], 1e-6)
+
+
+# Steps that are shrunk along the sharpest directions
+
+
+CURVATURES = np.array([64.0, 32.0, 16.0, 8.0, 4.0, 2.0, 1.0, 0.5])
+
+
+@pytest.fixture
+def known():
+    """A quadratic of eight parameters: the directions of its Hessian, [8, 8], and its synset."""
+    directions = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0].T
+    return directions, synset_of_curvature(directions, CURVATURES)
+
+
+def synset_of_curvature(directions, curvatures):
+    """One item a direction, each of a group of its own: `sum_i curvature_i v_i v_i^T`."""
+    count = len(curvatures)
+    x = jnp.asarray(np.sqrt(count * curvatures)[:, None] * directions[:count], jnp.float32)
+    items = ddm.Batch(x, jnp.zeros((count, 2)))
+    return ddm.Synset(items, jnp.arange(count), jnp.ones(count), jnp.full(count, 1 / count))
+
+
+@pytest.mark.parametrize("decay", [0.0, 3.0])
+def test_the_sharpest_directions_are_those_of_the_hessian(known, monkeypatch, decay):
+    directions, synset = known
+    monkeypatch.setattr(rates, "RANK", 3)
+    monkeypatch.setattr(rates, "LANCZOS", 8)
+    found = deflation(parabola(), jnp.ones(8), synset, decay)
+    assert found.directions.shape == (3, 8)
+    np.testing.assert_allclose(np.abs(found.directions @ directions.T), np.eye(3, 8), atol=1e-3)
+    want = (CURVATURES[3] + decay) / (CURVATURES[:3] + decay)
+    np.testing.assert_allclose(found.left, want, rtol=1e-3)
+
+
+def test_few_iterations_find_the_sharpest_of_many_directions(monkeypatch):
+    """Curvatures that fall off: half as many products as parameters will do."""
+    directions = np.linalg.qr(np.random.default_rng(1).normal(size=(60, 60)))[0].T
+    curvatures = 100.0 * 0.7 ** np.arange(60)
+    monkeypatch.setattr(rates, "RANK", 4)
+    monkeypatch.setattr(rates, "LANCZOS", 20)
+    synset = synset_of_curvature(directions, curvatures)
+    found = deflation(parabola(), jnp.ones(60), synset)
+    np.testing.assert_allclose(np.abs(found.directions @ directions.T), np.eye(4, 60), atol=0.01)
+    np.testing.assert_allclose(found.left, 0.7 ** np.arange(4, 0, -1), rtol=0.01)
+
+
+def test_a_gradient_is_shrunk_along_these_directions_alone(known):
+    directions, _ = known
+    by = Deflation(jnp.asarray(directions[:2], jnp.float32), jnp.array([0.25, 0.5]))
+    rule = precondition(by, 0.0)
+    for row, factor in zip(directions, [0.25, 0.5, 1, 1, 1, 1, 1, 1], strict=True):
+        gradient = {"a": jnp.asarray(row[:3]), "b": jnp.asarray(row[3:])}
+        moved, _ = rule.update(gradient, rule.init(gradient), gradient)
+        np.testing.assert_allclose(moved["a"], factor * row[:3], atol=1e-6)
+        np.testing.assert_allclose(moved["b"], factor * row[3:], atol=1e-6)
+
+
+def test_what_is_left_is_as_sharp_as_the_next_direction(known, monkeypatch):
+    """Which the stable rate is that of; beyond it the deflated steps diverge."""
+    _, synset = known
+    monkeypatch.setattr(rates, "RANK", 3)
+    task, start = parabola(), jnp.ones(8)
+    by = deflation(task, start, synset, 1.0)
+    rate = stable_rate(task, start, synset, momentum=0.0, weight_decay=1.0, preconditioner=by)
+    np.testing.assert_allclose(rate, 1 / (CURVATURES[3] + 1), rtol=0.01)
+    for factor, stable in ((1.9, True), (2.1, False)):
+        rule = optax.chain(precondition(by, 0.0), optax.sgd(factor * float(rate)))
+        finetune = ddm.make_finetune(task, steps=200, optimizer=rule, weight_decay=1.0)
+        moved = finetune(start, synset, jnp.ones(8))
+        assert (float(jnp.abs(moved).max()) < 0.1) == stable
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_no_direction_is_shrunk_to_less_than_the_flattest_that_counts(decay):
+    """Of a Hessian of rank two, whose next curvature is that of the decay, or none."""
+    directions = np.linalg.qr(np.random.default_rng(2).normal(size=(8, 8)))[0].T
+    synset = synset_of_curvature(directions, CURVATURES[:2])
+    by = deflation(parabola(), jnp.ones(8), synset, decay)
+    sharp = CURVATURES[:2] + decay
+    flattest = decay or 1e-3 * sharp[0]
+    np.testing.assert_allclose(by.left[:2], flattest / sharp, rtol=1e-3)
+    np.testing.assert_allclose(by.left[2:], 1.0, rtol=1e-3)
+    np.testing.assert_allclose(np.abs(by.directions[:2] @ directions.T), np.eye(2, 8), atol=1e-3)
+    rate = stable_rate(
+        parabola(), jnp.ones(8), synset, momentum=0.0, weight_decay=decay, preconditioner=by
+    )
+    np.testing.assert_allclose(rate, 1 / max(flattest, 1e-3), rtol=0.01)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_directions_are_orthonormal_where_the_iteration_runs_out_of_them(scale, decay):
+    """After three products all is found; what rounding adds must point nowhere twice."""
+    x = np.random.default_rng(3).normal(size=(3, 100))
+    directions = np.linalg.qr(x.T)[0].T
+    synset = synset_of_curvature(directions, scale * CURVATURES[:3] / 10)
+    by = deflation(parabola(), jnp.ones(100), synset, decay)
+    kept = np.asarray(by.directions, float)
+    inner = kept @ kept.T
+    # A direction may be none at all.
+    np.testing.assert_allclose(inner, np.diag(np.round(np.diag(inner))), atol=1e-4)
+    assert (np.diag(inner)[:3] > 0.99).all()
+    multiplied = np.eye(100) - kept.T @ np.diag(1 - np.asarray(by.left, float)) @ kept
+    hessian = directions.T @ np.diag(scale * CURVATURES[:3] / 10) @ directions
+    found = np.abs(np.linalg.eigvals(multiplied @ (hessian + decay * np.eye(100)))).max()
+    want = max(decay, 1e-3 * (scale * CURVATURES[0] / 10 + decay))
+    np.testing.assert_allclose(found, want, rtol=0.02)
+
+
+def test_deflated_updates_need_fewer_steps(ridge):
+    """To the same ridge regression, each at half of what is stable."""
+    data, synset, query = ridge
+    x = data.x * jnp.array([20.0, 4.0, 1.0])  # of unlike curvature
+    data, synset = data._replace(x=x), synset._replace(items=synset.items._replace(x=x))
+    masks = np.ones((3, 9), np.float32)
+    masks[1, 2] = masks[2, [0, 5, 7]] = 0
+    want = np.stack([(query.x @ solve(data, mask))[:, 0] for mask in masks])
+
+    def off(optimizer, steps):
+        update = ddm.UpdateSettings(optimizer=optimizer, steps=steps)
+        ask = ddm.make_counterfactual(ridge_task(), update)
+        found = ask(jnp.zeros((3, 2)), synset, masks, query, DECAY)
+        assert found.shape == want.shape == (3, 4)
+        return np.abs(found - want).max()
+
+    assert off("deflated", 100) < 1e-3
+    assert off("sgd", 100) > 0.05
+    assert off("sgd", 10000) < 1e-3
+
+
+@pytest.mark.slow
+def test_deflated_counterfactuals_of_a_network(ready, synset):
+    """Of several masks: finite, each as alone, and other than the steps of SGD."""
+    masks = 1 - np.eye(10, dtype=np.float32)[:3]
+    args = (ready.run.params, synset)
+    asked_of = {
+        kind: asked(ready, steps=5, batch=8, optimizer=kind) for kind in ("deflated", "sgd")
+    }
+    found, plain = (np.asarray(ask(*args, masks, ready.query)) for ask in asked_of.values())
+    assert found.shape == (3, 50)
+    assert np.isfinite(found).all()
+    assert np.abs(found - plain).max() > 0.1
+    alone = asked_of["deflated"](*args, masks[1], ready.query)
+    np.testing.assert_allclose(alone[0], found[1], rtol=1e-3, atol=1e-3)
+    networks = asked_of["deflated"](*args, masks)
+    third = ready.task.output(ddm.types.take(networks, 2), ready.query)
+    np.testing.assert_allclose(third, found[2], rtol=1e-3, atol=1e-3)

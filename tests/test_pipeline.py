@@ -12,16 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command import ddm
 from tiny_run import CHUNK, finished, read_stages, tiny_config  # noqa: F401
 
 from ddm_jax import distill, files
 from ddm_jax.attribution import Attribution
 from ddm_jax.compute import memory
+from ddm_jax.estimators.ddm import make_ddm
 from ddm_jax.judge import filling, store
-from ddm_jax.judge.truth import Truth
+from ddm_jax.judge.truth import Truth, read_truth
+from ddm_jax.metrics.intervals import LEVEL
 from ddm_jax.run import answers, report, stages, workdir
 from ddm_jax.run import settings as config
-from ddm_jax.run.check import Check, agreement
+from ddm_jax.run.check import Check, agreement, half_widths_of
 from ddm_jax.run.finished import open_finished
 from ddm_jax.run.jobs import Results
 from ddm_jax.run.plan import make_plan
@@ -35,9 +38,20 @@ KEPT = {
     "target": "target",
     "groups": "groups",
     "synset": "synset",
+    "tuning": "tuning/chosen",
     "attribution": "attribution",
     "check": "check/predicted",
 }
+
+# Left open, but for two settings; four halves of the groups, twice each.
+TUNED = (
+    "tune.subsets=4",
+    "tune.seeds=2",
+    "online.rewind=0",
+    "online.steps=7",
+    "online.batch=none",
+    "online.momentum=none",
+)
 
 
 class Recorder:
@@ -106,6 +120,11 @@ def _assert_same_results(a: Results, b: Results) -> None:
     one, two = (each.check._replace(truth=each.check.truth._replace(seconds=0)) for each in (a, b))
     for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+def _outputs(plan, found: Results):
+    """What the method says without some groups, by the updates of the run."""
+    return make_ddm(plan.task, None, found.tuning.update).outputs
 
 
 def _written(folder: Path) -> dict[str, int]:
@@ -190,7 +209,7 @@ def test_the_attribution_is_the_method_on_the_synset(finished):  # noqa: F811
     plan, found = read_stages(finished)
     masks = 1 - np.eye(10, dtype=np.float32)[[2, 7]]
     every = np.ones((1, 10), np.float32)
-    outputs = plan.ddm.outputs(found.synset, np.concatenate([every, masks]), plan.split.test)
+    outputs = _outputs(plan, found)(found.synset, np.concatenate([every, masks]), plan.split.test)
     np.testing.assert_allclose(
         attribution.scores[[2, 7]], outputs[0] - outputs[1:], rtol=1e-4, atol=1e-5
     )
@@ -198,7 +217,7 @@ def test_the_attribution_is_the_method_on_the_synset(finished):  # noqa: F811
     np.testing.assert_array_equal(attribution.query_ids, plan.split.test_ids)
     assert attribution.metadata["sizes"] == found.groups.sizes().tolist()
     assert attribution.metadata["objective"] == "margin"
-    assert attribution.metadata["seconds"].keys() == {*KEPT} - {"check"}
+    assert attribution.metadata["seconds"].keys() == {*KEPT}  # the check's, for its error bars
     assert set(attribution.metadata["versions"]) >= {"ddm_jax", "jax", "device"}
 
 
@@ -206,11 +225,185 @@ def test_the_check_is_a_truth_of_what_the_run_explains(finished):  # noqa: F811
     plan, found = read_stages(finished)
     check = found.check
     np.testing.assert_array_equal(check.scores, found.attribution.scores)
-    outputs = plan.ddm.outputs(found.synset, check.truth.masks, plan.split.test)
+    outputs = _outputs(plan, found)(found.synset, check.truth.masks, plan.split.test)
     np.testing.assert_allclose(check.predicted[1:], outputs, rtol=1e-4, atol=1e-5)
     opened = store.inspect_store(finished / "check")
     assert opened.identity["truth.objective"] == "margin"
     assert filling.status(opened)[:2] == (10, 10)
+
+
+def test_every_score_has_an_error_bar(finished):  # noqa: F811
+    attribution = Attribution.load(finished / "attribution.npz")
+    assert attribution.half_widths.shape == attribution.scores.shape == (10, 40)
+    assert (attribution.half_widths > 0).all()
+    check = read_stages(finished).results.check
+    wide = half_widths_of(check, attribution.groups)
+    np.testing.assert_allclose(attribution.half_widths, wide, rtol=1e-5)
+    # Most of what was retrained is inside: the widths were learnt from it.
+    effects, groups = check.truth.effects(), check.truth.groups
+    away = np.abs(effects - attribution.scores[groups])
+    assert (away <= attribution.half_widths[groups]).mean() == pytest.approx(LEVEL, abs=0.05)
+
+
+def test_nothing_is_chosen_where_the_settings_say_so(finished):  # noqa: F811
+    found = read_stages(finished).results.tuning
+    assert vars(found.update).items() <= vars(tiny_config().online).items()
+    assert (found.update.steps, found.update.batch, found.update.rewind) == (5, 50, 0.75)
+    assert found.tried == found.costs == found.rivals == ()
+    told = json.loads((finished / "metrics.json").read_text())["updates"]
+    assert told["costs"] == []
+    assert told["sentences"][0].startswith("Updates, as the settings say: sgd, 5 steps of 50")
+    assert {p.name for p in (finished / "tuning").iterdir()} == {"chosen"}
+
+
+# A run that chooses its updates
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory) -> Path:
+    """A finished run that chose what its settings left open; read only."""
+    folder = tmp_path_factory.mktemp("tuned") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distill, "STEPS_AT_ONCE", CHUNK)
+        patch.setattr(report, "png", lambda figure: b"")
+        recorder = Recorder()
+        stages.run(tiny_config(*TUNED), folder, recorder.progress)
+    (folder.parent / "said").write_text("\n".join(recorder.said))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_chooses_its_updates_and_says_what_it_costs(tuned):
+    found = read_stages(tuned).results.tuning
+    assert len(found.tried) == len({each.update for each in found.tried}) > 4
+    best = max(each.agreement for each in found.tried)
+    # Its own steps are fixed: told at the one cost that they have.
+    assert [each.update for each in found.costs] == [found.update]
+    assert best - 0.011 <= found.costs[0].agreement <= best
+    assert [rival.epochs for rival in found.rivals] == [1, 2]
+    told = json.loads((tuned / "metrics.json").read_text())["updates"]
+    assert told["chosen"] == vars(found.update)
+    assert [row["what"] for row in told["costs"]] == [
+        "distilled datamodel",
+        "the same steps on all real kept data",
+        "retraining cut to 1 epoch",
+        "retraining cut to 2 epochs",
+        "one retraining",
+    ]
+    for row in told["costs"]:
+        assert 0 < row["share"] <= 1
+        assert -1 <= row["agreement"] <= 1
+        assert row["seconds"] is None or row["seconds"] > 0
+    assert told["pays_after"] is None or told["pays_after"] > 0
+    text = " ".join(told["sentences"])
+    assert f"Updates, chosen of {len(found.tried)} recipes by retrained halves: " in text
+    assert ("pay after" in text) == (told["pays_after"] is not None)
+    assert "Retrain instead" in text or told["pays_after"] is not None
+    page = (tuned / "report.html").read_text()
+    assert all(f"<td>{row['what']}</td>" in page for row in told["costs"])
+    assert "retraining 8 of 8 networks" in (tuned.parent / "said").read_text()
+
+
+@pytest.mark.slow
+def test_what_the_settings_fix_is_not_chosen(tuned):
+    found = read_stages(tuned).results.tuning
+    for each in (found.update, *(tried.update for tried in found.tried)):
+        assert (each.rewind, each.steps) == (0.0, 7)
+    open_before = ("batch", "optimizer", "momentum", "schedule", "rate_factor")
+    assert all(getattr(tiny_config(*TUNED).online, name) is None for name in open_before)
+    assert all(getattr(found.update, name) is not None for name in open_before)
+
+
+@pytest.mark.slow
+def test_the_tuning_and_the_check_share_no_subset_and_no_seed(tuned):
+    plan, found = read_stages(tuned)
+    assert len({plan.tune.seed, plan.check.seed, plan.truth.seed}) == 3
+    chosen = read_truth(plan.tune, store.inspect_store(tuned / "tuning"))
+    assert chosen.subsets.shape == (2, 4, 40)
+    np.testing.assert_array_equal(chosen.masks.sum(1), 5)
+    assert not np.array_equal(chosen.masks[:2], found.check.truth.masks)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_tuned_is_not_tuned_again(tuned, tmp_path, without_pictures):
+    copy, recorder = Path(shutil.copytree(tuned, tmp_path / "copy")), Recorder()
+    old = json.loads((copy / "metrics.json").read_text())
+    metrics = stages.run(tiny_config(*TUNED), copy, recorder.progress)
+    assert "choosing the updates: done before" in recorder.said
+    assert sum("done before" in text for text in recorder.said) == len(KEPT)
+    assert files.plain(metrics["updates"]) == old["updates"]
+    before, after = (Attribution.load(each / "attribution.npz") for each in (tuned, copy))
+    np.testing.assert_array_equal(after.half_widths, before.half_widths)
+
+
+@pytest.mark.slow
+def test_a_run_killed_after_its_tuning_ends_with_the_same_bits(tuned, tmp_path, without_report):
+    copy = Path(shutil.copytree(tuned, tmp_path / "copy"))
+    for name in ("tuning/chosen", "attribution", "check/predicted"):
+        shutil.rmtree(copy / name)
+
+    class Killed(BaseException):
+        pass
+
+    def say(text: str) -> None:
+        if text.startswith("leaving out"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        _to("attribution", tiny_config(*TUNED), copy, Progress(say, SILENT.track))
+    assert (copy / KEPT["tuning"] / files.MANIFEST).is_file()
+    assert not (copy / "attribution").exists()
+    recorder = Recorder()
+    again = _to("attribution", tiny_config(*TUNED), copy, recorder.progress)
+    assert "choosing the updates: done before" in recorder.said
+    assert not [text for text in recorder.said if text.startswith("retraining")]
+    whole = read_stages(tuned).results
+    assert again.tuning.update == whole.tuning.update
+    np.testing.assert_array_equal(again.attribution.scores, whole.attribution.scores)
+
+
+@pytest.mark.slow
+def test_a_counterfactual_of_a_tuned_run_shows_its_error_bars(tuned, tmp_path):
+    copy = Path(shutil.copytree(tuned, tmp_path / "copy"))
+    result = ddm("counterfactual", "--workdir", copy, "--without", "1,2")
+    assert result.exit_code == 0, result.output
+    told = json.loads((copy / "answers" / "counterfactual.json").read_text())
+    assert told["table"][0][3] == f"{LEVEL:.0%} of retrainings"
+    assert "of retrainings" in result.stdout
+    with np.load(copy / "answers" / "counterfactual.npz") as arrays:
+        outputs, wide = arrays["outputs"], arrays["half_width"]
+    assert wide.shape == (40,)
+    assert (wide > 0).all()
+    for row in told["table"][1:]:
+        low, high = map(float, row[3].split(" to "))
+        middle = outputs[1, int(row[0])]
+        assert low < middle < high
+        assert high - low == pytest.approx(2 * wide[int(row[0])], abs=2e-3)
+
+
+@pytest.mark.slow
+def test_open_steps_are_told_at_several_costs(tuned, tmp_path, without_pictures):
+    copy = Path(shutil.copytree(tuned, tmp_path / "copy"))
+    recorder = Recorder()
+    stages.run_stage("tuning", copy, ["online.steps=none"], recorder.progress)
+    assert not [text for text in recorder.said if text.startswith("retraining 8")]
+    metrics = stages.run(tiny_config(*TUNED, "online.steps=none"), copy)
+    found = read_stages(copy).results.tuning
+    shares = [each.share for each in found.costs]
+    assert len(shares) == 4
+    assert shares == sorted(shares)
+    assert found.update.rewind == 0.0
+    assert found.costs[-1].update == found.update
+    rows = [row["what"] for row in metrics["updates"]["costs"]]
+    assert rows.count("distilled datamodel") == 4
+
+
+def test_too_few_tuning_subsets_are_refused_in_one_line(tmp_path):
+    result = ddm("run", "--workdir", tmp_path / "run", "--set", "tune.subsets=2")
+    assert result.exit_code == 1
+    assert result.output.count("\n") == 1
+    assert "tune.subsets=2; it must be at least 4" in result.output
+    assert not (tmp_path / "run").exists()
 
 
 # What is not repeated
@@ -428,9 +621,16 @@ def test_a_partial_result_for_other_devices_is_not_taken(tmp_path):
         ("groups", "cluster.num_groups=12", True),
         ("groups", "train.epochs=6", False),
         ("synset", "distill.items=2", True),
+        ("synset", "tune.subsets=4", True),
         ("synset", "check.seeds=3", True),
         ("synset", "cluster.num_groups=12", False),
-        ("attribution", "online.objective=loss", True),
+        ("tuning", "online.steps=6", True),
+        ("tuning", "online.objective=loss", True),
+        ("tuning", "tune.share=0.5", True),
+        ("tuning", "distill.items=2", False),
+        ("attribution", "check.groups=3", True),
+        ("attribution", "online.objective=loss", False),
+        ("attribution", "tune.subsets=4", False),
         ("attribution", "distill.items=2", False),
         ("check", "check.groups=3", True),
         ("check", "online.steps=6", False),
@@ -460,8 +660,9 @@ def test_one_stage_again_leaves_earlier_ones_and_outdates_later_ones(copy, witho
     recorder = Recorder()
     stages.run(changed, copy, recorder.progress)
     again = {n for n in KEPT if _written(copy)[n] != before[n]}
-    assert again == {"synset", "attribution", "check"}
+    assert again == {"synset", "tuning", "attribution", "check"}
     assert sum("done before" in text for text in recorder.said) == 3
+    assert "the updates: as the settings say: again, for its input synset" in recorder.said
     assert "leaving out 10 groups: again, for its input synset" in recorder.said
     told = "check.seeds 2 -> 3; its input synset; its input attribution"
     assert f"checking against exact retraining: again, for {told}" in recorder.said
@@ -469,7 +670,7 @@ def test_one_stage_again_leaves_earlier_ones_and_outdates_later_ones(copy, witho
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["target", "groups", "attribution", "check"])
+@pytest.mark.parametrize("stage", ["target", "groups", "tuning", "attribution", "check"])
 def test_one_stage_again_gives_the_same_result(copy, finished, stage, without_report):  # noqa: F811
     before = _written(copy)
     stages.run_stage(stage, copy)
@@ -513,7 +714,7 @@ def test_settings_inputs_programs_and_versions_make_a_result_stale(finished, mon
     moved = make_plan(tiny_config("data.data_dir=elsewhere"))
     stages.bring(moved, finished, ("attribution",), compute=False)
     changed = make_plan(tiny_config("online.steps=6"))
-    assert "(online.steps 5 -> 6)" in _changes("attribution", finished, changed)
+    assert "(online.steps 5 -> 6)" in _changes("tuning", finished, changed)
     assert "(seed 0 -> 1" in _changes("target", finished, make_plan(tiny_config("seed=1")))
     other = base._replace(inputs={"data": "other"})
     assert "(its input data)" in _changes("target", finished, other)
@@ -562,9 +763,10 @@ def test_other_settings_run_to_the_attribution(tmp_path, changes, shape):
 
 def test_the_objective_alone_leaves_the_offline_stages(copy, without_report):
     before = _written(copy)
-    stages.run_stage("attribution", copy, ["online.objective=loss"])
+    stages.run_stage("tuning", copy, ["online.objective=loss"])
+    stages.run_stage("attribution", copy)
     loss = Attribution.load(copy / "attribution.npz")
-    assert {n for n in KEPT if _written(copy)[n] != before[n]} == {"attribution"}
+    assert {n for n in KEPT if _written(copy)[n] != before[n]} == {"tuning", "attribution"}
     assert loss.metadata["objective"] == "loss"
     assert loss.metadata["lower_is_better"]
 
@@ -573,7 +775,7 @@ def test_the_objective_alone_leaves_the_offline_stages(copy, without_report):
 def test_accuracy_is_one_output_and_a_step_takes_some_items_up_to_the_report(tmp_path):
     """0.8 counted every item of the synset as the cost of an online step."""
     chosen = tiny_config(
-        "online.objective=accuracy", "distill.items=3", "online.step_items=2", "distill.steps=0"
+        "online.objective=accuracy", "distill.items=3", "online.batch=20", "distill.steps=0"
     )
     metrics = stages.run(chosen, tmp_path / "run")
     attribution = Attribution.load(tmp_path / "run" / "attribution.npz")
@@ -693,8 +895,9 @@ def test_diverging_distillation_names_the_step_and_the_setting(copy):
 
 
 def test_a_diverging_online_stage_names_the_groups(copy):
+    stages.run_stage("tuning", copy, ["online.learning_rate=1e20"])
     with pytest.raises(ValueError, match=r"10 of 10 groups are not finite.*online fine-tune"):
-        stages.run_stage("attribution", copy, ["online.learning_rate=1e20"])
+        stages.run_stage("attribution", copy)
 
 
 def test_moments_that_nobody_keeps_are_missed_before_any_work(tmp_path):

@@ -15,7 +15,7 @@ from ddm_jax.estimators.points import (
     spread_points,
 )
 from ddm_jax.items import SOFT_LABELS
-from ddm_jax.synset import deal_items
+from ddm_jax.synset import deal, take_batch
 from ddm_jax.types import take
 
 
@@ -32,9 +32,14 @@ def flat_gradients(objective, params, batch):
     return np.asarray(jax.jacrev(lambda v: objective(unravel(v), batch))(vector), np.float64)
 
 
+def signed_weights(synset):
+    """`share_k mass_m` of each item."""
+    return synset.share[synset.group] * synset.mass
+
+
 def item_weights(synset):
-    """`share_k max(mass_m, 0)` of each item."""
-    return np.maximum(np.asarray(synset.share)[synset.group] * np.asarray(synset.mass), 0)
+    """The same, where it is above zero."""
+    return np.maximum(np.asarray(signed_weights(synset)), 0)
 
 
 def curvature(task, params, synset):
@@ -90,15 +95,14 @@ def test_along_the_trajectory_is_the_mean_and_items_take_turns(small):
     ready, synset, some, few = small
     two = jax.tree.map(lambda leaf: leaf[-2:], ready.run.checkpoints)
     each = jax.jit(make_point_influence(ready.task, damping=0.02))
-    along = jax.jit(make_trajectory_influence(ready.task, damping=0.02, step_items=1))
-    items, weights = deal_items(ready.task, synset, jnp.ones(10), 1)
-    assert weights.shape == (2, 10)
+    along = jax.jit(make_trajectory_influence(ready.task, damping=0.02, batch=10))
+    rows = deal(synset, 10, 2)
+    assert rows.shape == (2, 10)
+    np.testing.assert_array_equal(np.sort(rows.ravel()), np.arange(20))
     expected = []
     for t in range(2):  # as a synset whose only group has these weights
-        labels = jnp.log(jnp.maximum(items.y[t], 1e-30))
-        part = ddm.Synset(
-            ddm.Batch(items.x[t], labels), jnp.zeros(10, int), weights[t], jnp.ones(1)
-        )
+        items, weights = take_batch(synset.items, signed_weights(synset), rows[t], 2)
+        part = ddm.Synset(items, jnp.zeros(10, int), weights, jnp.ones(1))
         expected.append(each(take(two, t), part, some, few))
     found = along(two, synset, some, few)
     np.testing.assert_allclose(found, np.mean(expected, 0), rtol=1e-4, atol=1e-7)
@@ -244,7 +248,7 @@ def test_the_estimator_is_the_mean_over_networks(ready, two_networks, small):
     own = spread_points(ready.run.checkpoints, 2)
     jax.tree.map(np.testing.assert_array_equal, first, own)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a != b).any()), first, second))
-    influence = jax.jit(make_trajectory_influence(ready.task, damping=0.02, step_items=None))
+    influence = jax.jit(make_trajectory_influence(ready.task, damping=0.02, batch=None))
     each = [
         np.asarray(influence(some, take(state.synset, index), ready.data, few, 1e-3))
         for index, some in enumerate((first, second))

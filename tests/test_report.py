@@ -14,13 +14,24 @@ import pytest
 from tiny_run import finished, read_stages  # noqa: F401
 
 from ddm_jax import files, metrics
-from ddm_jax.attribution import make_attribution
+from ddm_jax.attribution import Attribution, make_attribution
 from ddm_jax.cluster import as_groups
+from ddm_jax.judge.rivals import Rival
+from ddm_jax.online import UpdateSettings
 from ddm_jax.run import answer_figures, figures, report
 from ddm_jax.run.drawing import SHOWN_QUERIES, png
+from ddm_jax.run.jobs import Tuning
 from ddm_jax.run.workdir import KeptAnswer
+from ddm_jax.tuning import Tried
 
-SECONDS = {"target": 1.0, "groups": 0.1, "synset": 4.0, "attribution": 0.5, "check": 20.0}
+SECONDS = {
+    "target": 1.0,
+    "groups": 0.1,
+    "synset": 4.0,
+    "tuning": 2.0,
+    "attribution": 0.5,
+    "check": 20.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -373,7 +384,7 @@ def test_the_page_is_whole_and_needs_nothing_else(finished):  # noqa: F811
     assert inline == {p.read_bytes() for p in (finished / "figures").iterdir()}
     assert not re.search(r"https?://|<script|<link|@import|url\(", text)
     assert page.headings[0] == "Can it be trusted?"
-    assert len(page.headings) == 9
+    assert len(page.headings) == 10
 
 
 def _page(stages, summary, answers=(), **changes) -> str:
@@ -419,6 +430,67 @@ def test_all_text_of_the_page_is_escaped(summary, stages):
     page = _Page()
     page.feed(text)
     assert page.open == []
+
+
+def _told(stages, tuned: bool, rival_seconds: float = 2.0):
+    """What is said of updates that cost a quarter of a retraining, and half a second a question."""
+    update = UpdateSettings(steps=5, batch=10, schedule="cosine")
+    tried = Tried(update, 0.25, 0.8, 0.5)
+    tuning = Tuning(
+        update=update,
+        tried=(tried, tried._replace(agreement=0.3)),
+        costs=(tried._replace(update=UpdateSettings(steps=1), share=0.05, agreement=0.6), tried),
+        real_data=tried._replace(agreement=0.9),
+        rivals=(Rival(1, 0.25, 0.7, 0.1), Rival(2, 0.5, 0.85, rival_seconds)),
+        one_retraining=0.95,
+        seconds_a_retraining=4.0,
+    )
+    told = report.told_updates(tuning if tuned else Tuning(update), SECONDS)
+    return told, " ".join(told["sentences"])
+
+
+def test_how_the_updates_go_beside_retraining(stages, summary):
+    told, text = _told(stages, tuned=True)
+    assert [(row["share"], row["agreement"], row["seconds"]) for row in told["costs"]] == [
+        (0.05, 0.6, 0.5),
+        (0.25, 0.8, 0.5),
+        (0.25, 0.9, None),
+        (0.25, 0.7, 0.1),
+        (0.5, 0.85, 2.0),
+        (1.0, 0.95, 4.0),
+    ]
+    # The first that is as good, and not the cheapest of all: 6 s of distilling and choosing.
+    assert (
+        "as good is retraining cut to 2 epochs, which takes 2 s a question, the synset 0.5 s."
+        in text
+    )
+    assert told["pays_after"] == pytest.approx((4.0 + 2.0) / (2.0 - 0.5))
+    assert "(6 s) pay after 4 questions" in text
+    assert "more items would buy 0.100 at most" in text
+    page = _page(stages, summary, updates=told)
+    assert "<td>25.0%</td><td>0.800</td><td>0.5</td>" in page
+    assert "<td>25.0%</td><td>0.900</td><td></td>" in page
+
+    never, text = _told(stages, tuned=True, rival_seconds=0.4)
+    assert never["pays_after"] is None
+    assert "Retrain instead" in text
+
+
+def test_updates_that_nobody_chose_have_no_costs(stages, summary):
+    told, text = _told(stages, tuned=False)
+    assert text.startswith("Updates, as the settings say: sgd, 5 steps of 10 items, 1 times")
+    assert "pays_after" not in told
+    assert report.cost_table({"updates": told}) == report.cost_table({}) == []
+    assert "group LDS on the tuning subsets" not in _page(stages, summary, updates=told)
+
+
+def test_the_share_of_effects_that_are_surely_there(summary, finished):  # noqa: F811
+    kept = Attribution.load(finished / "attribution.npz")
+    sure = (np.abs(kept.scores) > kept.half_widths).mean()
+    assert summary["intervals"] == {"level": 0.9, "single_groups_larger": pytest.approx(sure)}
+    assert f"{sure:.1%} of the effects of single groups" in " ".join(
+        (finished / "report.html").read_text().split()
+    )
 
 
 def test_a_damaged_metrics_json_is_named_with_the_mend(stages, tmp_path):

@@ -653,6 +653,7 @@ def test_source_follows_the_exact_derivative_through_a_training_by_adamw(ready):
     assert alike(run._replace(optimizer=Optimizer(), second_moments=None)) < 0.75
 
 
+@pytest.mark.slow
 def test_points_of_no_group_are_in_no_score(trained):
     """A background is trained on and counted, and has no row of its own."""
     with_one = np.where(trained.groups == 3, -1, trained.groups)

@@ -25,7 +25,12 @@ TINY = (
     "cluster.num_groups=10",
     "distill.items=1",
     "distill.steps=60",
+    # Nothing is chosen, which would retrain many networks; `test_pipeline` has a run that does.
+    "tune.subsets=0",
     "online.steps=5",
+    "online.batch=50",
+    "online.momentum=0.9",
+    "online.rewind=0.75",
     "check.groups=2",
     "check.subsets=2",
     "check.seeds=2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +17,11 @@ from ddm_jax.estimators.contract import joint_estimator
 from ddm_jax.items import free_leaves, items_of
 from ddm_jax.matching import trajectory_indices
 from ddm_jax.online import (
+    Parts,
     UpdateSettings,
     check_moments,
     make_counterfactual,
+    settled,
     trajectory_point,
 )
 from ddm_jax.optimizers import decoupled_decay
@@ -84,13 +87,12 @@ def make_ddm(
     for given, kind in ((distill, DistillSettings), (update, UpdateSettings)):
         if not isinstance(given, kind):
             raise ValueError(f"{given!r} is no {kind.__name__}; write {kind.__name__}(steps=...)")
-    counterfactual = make_counterfactual(task, update)
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> DDMState:
         matched, held_out = trajectory_indices(length(run.checkpoints), distill.part)
         check_integer("distill.offset", distill.offset, 0, length(run.checkpoints) - 1)
         check_learnt(task, distill, data)
-        check_moments(update, run.second_moments)
+        check_moments(update.optimizer, run.second_moments)
         if is_concrete((run.params, data)):
             check_alone(task, run.params, data)
         asked, groups = groups.count, with_background(groups)
@@ -113,9 +115,24 @@ def make_ddm(
         synset, start = (apart_from_background(each, asked) for each in (synset, start))
         return distilled_run(run, synset, DistillInfo(start, losses, *errors))
 
+    outputs = make_outputs(task, update)
+    return joint_estimator(task, fit, outputs, lambda state: len(state.synset.share), method="ddm")
+
+
+def make_outputs(
+    task: Task, update: UpdateSettings, parts: Parts | None = None
+) -> Callable[..., Array]:
+    """Make `outputs(state, masks [R, K], query) -> [R, Q]` of a distilled run.
+
+    Args:
+        parts: as of `online.make_counterfactual`.
+    """
+    rewind = settled(update).rewind
+    counterfactual = make_counterfactual(task, update, parts)
+
     def outputs(state: DDMState, masks: Any, query: Batch) -> Array:
         start, moments = (
-            None if of is None else trajectory_point(of, update.rewind)
+            None if of is None else trajectory_point(of, rewind)
             for of in (state.checkpoints, state.second_moments)
         )
         return counterfactual(
@@ -126,10 +143,10 @@ def make_ddm(
             state.weight_decay,
             second_moments=moments,
             decoupled_decay=state.decoupled_decay,
-            trained=trajectory_point(state.checkpoints, 0.0) if update.rewind else None,
+            trained=trajectory_point(state.checkpoints, 0.0) if rewind else None,
         )
 
-    return joint_estimator(task, fit, outputs, lambda state: len(state.synset.share), method="ddm")
+    return outputs
 
 
 def distilled_run(run: TrainRun, synset: Synset, info: DistillInfo) -> DDMState:

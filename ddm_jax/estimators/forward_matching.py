@@ -8,7 +8,7 @@ from ddm_jax.checks import check_number
 from ddm_jax.distill import DistillSettings
 from ddm_jax.estimators._shared import require
 from ddm_jax.estimators.ddm import DDMState, make_ddm
-from ddm_jax.online import UpdateSettings
+from ddm_jax.online import UpdateSettings, settled
 from ddm_jax.types import Array, Batch, Estimator, Groups, Task, TrainRun
 
 
@@ -33,7 +33,9 @@ def make_forward_matching(
     distill = distill or DistillSettings(part=1.0)
     update = update or UpdateSettings(steps=200)
     check_number("distill.part", distill.part, least=1)  # the whole trajectory
-    check_number("online.rewind", update.rewind, most=0)  # there is nothing before its start
+    check_number(
+        "online.rewind", settled(update).rewind, most=0
+    )  # there is nothing before its start
     ddm = make_ddm(task, distill, update)
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> DDMState:

@@ -33,7 +33,8 @@ from ddm_jax.gradients import (
     output_gradients,
     rows_at_once,
 )
-from ddm_jax.synset import deal_items
+from ddm_jax.items import items_of
+from ddm_jax.synset import batches_of, deal, item_weights, take_batch
 from ddm_jax.types import Array, Batch, Params, Synset, Task, length, take
 
 CURVATURES = ("gauss_newton", "fisher")
@@ -74,21 +75,22 @@ def make_point_influence(task: Task, **settings: Any) -> PointInfluence:
     def influence(
         params: Params, synset: Synset, data: Batch, query: Batch, weight_decay: Any = 0.0
     ) -> Array:
-        dealt = deal_items(task, synset, jnp.ones_like(synset.share), None)
-        return of_items(params, *take(dealt, 0), data, query, weight_decay)
+        weights = item_weights(synset, jnp.ones_like(synset.share))
+        examples = items_of(task).batch(synset.items)
+        return of_items(params, examples, weights, data, query, weight_decay)
 
     return influence
 
 
 def make_trajectory_influence(
-    task: Task, *, step_items: int | None = 5, **settings: Any
+    task: Task, *, batch: int | None = 250, **settings: Any
 ) -> PointInfluence:
     """Make `influence(points, synset, data, query, weight_decay=0.0)`: the mean over T networks.
 
     `points` has leaves `[T, ...]`, for example `spread_points` of a run. At a trained network the
     gradients of well-learnt points are almost nothing, and an influence taken there alone says
     little of them; taken along the trajectory it knows what they did before. Each network takes
-    `step_items` of each group's synset items in turn (`online.deal_items`).
+    `batch` of the synset's items in turn (`synset.deal`).
 
     `settings` are those of `make_point_influence`.
     """
@@ -97,14 +99,16 @@ def make_trajectory_influence(
     def influence(
         points: Params, synset: Synset, data: Batch, query: Batch, weight_decay: Any = 0.0
     ) -> Array:
-        dealt = deal_items(task, synset, jnp.ones_like(synset.share), step_items)
-        turns, count = length(dealt), length(points)
+        weights = item_weights(synset, jnp.ones_like(synset.share))
+        examples, count = items_of(task).batch(synset.items), length(points)
+        turns = batches_of(length(examples), batch)
 
         def at(item: tuple[Params, Array]) -> Array:
-            params, index = item
-            return of_items(params, *take(dealt, index % turns), data, query, weight_decay)
+            params, rows = item
+            some = take_batch(examples, weights, rows, turns)
+            return of_items(params, *some, data, query, weight_decay)
 
-        return sum_over(at, (points, jnp.arange(count))) / count
+        return sum_over(at, (points, deal(synset, batch, count))) / count
 
     return influence
 
@@ -164,7 +168,7 @@ def curvature_rows(
     refuse_larger(
         f"the curvature of {len(weights)} synset items",
         count * bytes_of(jax.eval_shape(flatten, params)),
-        "take fewer items of each group (step_items)",
+        "take fewer items at a time (batch)",
         part=4,
     )
     if curvature == "fisher":

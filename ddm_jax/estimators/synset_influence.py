@@ -85,7 +85,7 @@ def make_synset_influence(
         raise ValueError(f"networks={networks}; more than one needs `train`")
     distilled = make_ddm(task, distill or DistillSettings(items=5, steps=1000))
     influence = make_trajectory_influence(
-        task, damping=damping, curvature=curvature, blocks=blocks, step_items=None
+        task, damping=damping, curvature=curvature, blocks=blocks, batch=None
     )
     spread_points(jnp.zeros(1), checkpoints, window)  # a wrong setting fails here
 

@@ -11,6 +11,9 @@ import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from ddm_jax import tuning
 from ddm_jax.estimators import (
     ESTIMATORS,
     make_ddm,
@@ -18,8 +21,12 @@ from ddm_jax.estimators import (
     make_retraining,
     make_synset_influence,
 )
+from ddm_jax.estimators.contract import joint_estimator
+from ddm_jax.estimators.ddm import DDMState, DistillInfo, distilled_run, make_outputs
 from ddm_jax.judge.problem import Problem, retraining_of, trainer_of
-from ddm_jax.types import Estimator
+from ddm_jax.online import UpdateSettings
+from ddm_jax.synset import all_members
+from ddm_jax.types import Array, Batch, Estimator, Groups, TrainRun
 from ddm_jax.values import VALUES
 
 BUDGET = 6  # candidates an estimator
@@ -48,8 +55,29 @@ def every_choice(choices: dict[str, tuple[Any, ...]]) -> list[Settings]:
 
 
 def make_ddm_candidate(problem: Problem, chosen: Settings) -> Estimator:
-    """The distilled datamodel with the problem's settings, and the chosen ones for its own."""
-    return make_ddm(problem.task, *_settings(problem, chosen))
+    """The distilled datamodel with the problem's settings, and a recipe at the problem's cost."""
+    distill, update = _settings(problem, chosen)
+    return make_ddm(problem.task, distill, _at_cost(problem, update))
+
+
+def make_real_data(problem: Problem, chosen: Settings) -> Estimator:
+    """The same updates on all real kept data, at the same cost: what a perfect synset would do."""
+    task, (_, update) = problem.task, _settings(problem, chosen)
+
+    def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> DDMState:
+        synset, nothing = all_members(task, data, groups), np.zeros(groups.count, np.float32)
+        info = DistillInfo(synset, nothing[:1], nothing, nothing)
+        return distilled_run(run, synset, info)
+
+    outputs = make_outputs(task, _at_cost(problem, update))
+    return joint_estimator(
+        task, fit, outputs, lambda state: len(state.synset.share), method="real_data"
+    )
+
+
+def _at_cost(problem: Problem, update: UpdateSettings) -> UpdateSettings:
+    gradients = problem.num_points * problem.train.epochs
+    return tuning.at_cost(update, problem.share, gradients, problem.num_points)
 
 
 def make_retraining_candidate(problem: Problem, chosen: Settings) -> Estimator:
@@ -59,8 +87,9 @@ def make_retraining_candidate(problem: Problem, chosen: Settings) -> Estimator:
 
 
 def make_short_retraining(problem: Problem, chosen: Settings) -> Estimator:
-    """Exact retraining cut short, its schedule compressed."""
-    return make_retraining(problem.task, trainer_of(problem, chosen["epochs"]).train)
+    """Exact retraining cut short, its schedule compressed: at the problem's cost at most."""
+    most = max(int(problem.share * problem.train.epochs), 1)
+    return make_retraining(problem.task, trainer_of(problem, min(chosen["epochs"], most)).train)
 
 
 def make_forward_candidate(problem: Problem, chosen: Settings) -> Estimator:
@@ -103,18 +132,22 @@ def _of_task(make: Callable[..., Estimator]) -> Maker:
     return lambda problem, chosen: make(problem.task, **chosen)
 
 
-# Of the updates: from the end, or from before it, at a rate that stays or goes down to zero.
-PATHS = (
-    {"schedule": "constant", "rewind": 0.0},
-    {"schedule": "constant", "rewind": 0.75},
-    {"schedule": "cosine", "rewind": 0.75},
+# BUDGET of the recipes that a run chooses from (`tuning`).
+RECIPES = (
+    {"optimizer": None, **tuning.STEPS_ALIKE[0]},
+    {"optimizer": None, **tuning.STEPS_ALIKE[2]},
+    {"optimizer": None, **tuning.STEPS_ALIKE[5]},
+    {"optimizer": None, **tuning.STEPS_ALIKE[6]},
+    {"optimizer": None, **tuning.STEPS_ALIKE[7]},
+    {"optimizer": "deflated", **tuning.DEFLATED[1]},
 )
 
 # What may be chosen: of `fit`, and of `score` and `outputs` alone.
 CHOICES: dict[str, tuple[dict[str, tuple[Any, ...]], dict[str, tuple[Any, ...]]]] = {
-    "ddm": ({}, {"steps": (40, 100), "path": PATHS}),
+    "ddm": ({}, {"recipe": RECIPES}),
+    "real_data": ({}, {"recipe": RECIPES}),
     "retraining": ({}, {}),
-    "short_retraining": ({"epochs": (1, 2, 5)}, {}),
+    "short_retraining": ({"epochs": (1, 2, 5, 10)}, {}),
     # Networks trained on subsets.
     "datamodel": ({}, {"regression": ("ridge", "lasso"), "penalty": (0.003, 0.03, 0.3)}),
     "banzhaf": ({}, {}),
@@ -177,6 +210,7 @@ CHOICES: dict[str, tuple[dict[str, tuple[Any, ...]], dict[str, tuple[Any, ...]]]
 OF_TRAINING = ("datamodel", "banzhaf", "encoded_ensemble", "value_network", "trak", "data_oob")
 MAKERS: dict[str, Maker] = {
     "ddm": make_ddm_candidate,
+    "real_data": make_real_data,
     "retraining": make_retraining_candidate,
     "short_retraining": make_short_retraining,
     "trak_10": lambda problem, chosen: MAKERS["trak"](problem, {"models": 10} | chosen),
@@ -189,4 +223,4 @@ CANDIDATES: dict[str, Candidates] = {
 }
 
 # Candidates that are another estimator with settings of their own.
-VARIANTS = {"short_retraining": "retraining", "trak_10": "trak"}
+VARIANTS = {"short_retraining": "retraining", "trak_10": "trak", "real_data": "ddm"}

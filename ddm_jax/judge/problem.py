@@ -70,6 +70,7 @@ class Problem(NamedTuple):
     num_points: int  # N
     truth: TruthSettings
     seed: int  # of the run: what the truth and the estimators draw follows from it
+    share: float = 0.25  # of a retraining that a counterfactual may cost
 
 
 def make_problem(
@@ -81,6 +82,7 @@ def make_problem(
     *,
     num_points: int,
     seed: int,
+    share: float = 0.25,
 ) -> Problem:
     """Make a problem of which the truth's objective is explained.
 
@@ -88,7 +90,7 @@ def make_problem(
         ValueError: for an unknown objective, or a batch that is larger than what is trained on.
     """
     explained = objectives.explain(task, truth.objective)
-    problem = Problem(explained, train, distill, update, num_points, truth, seed)
+    problem = Problem(explained, train, distill, update, num_points, truth, seed, share)
     retraining_of(problem)
     return problem
 

@@ -14,10 +14,11 @@ from ddm_jax.checks import check_integer, require_distributions
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.placement import in_batches
 from ddm_jax.estimators.points import make_trajectory_influence, spread_points
+from ddm_jax.metrics.intervals import LEVEL, half_widths
 from ddm_jax.metrics.profiles import compare_profiles, profile
 from ddm_jax.objectives import explain
-from ddm_jax.online import trajectory_point, update_rule
-from ddm_jax.rates import preconditioner, stable_rate
+from ddm_jax.online import make_rate, make_taken, pace_of, settled, trajectory_point, update_rule
+from ddm_jax.run import check as checking
 from ddm_jax.run import stages
 from ddm_jax.run.answer_figures import (
     bars_figure,
@@ -26,6 +27,7 @@ from ddm_jax.run.answer_figures import (
     profiles_figure,
     ranked_figure,
 )
+from ddm_jax.run.check import Check
 from ddm_jax.run.finished import Answer, Finished
 from ddm_jax.run.jobs import predict
 from ddm_jax.types import Params, Task, take
@@ -118,7 +120,7 @@ def counterfactual(run: Finished, without: Sequence[int]) -> Answer:
     gone = _groups(run, without)
     mask = np.ones((2, run.groups.count), np.float32)
     mask[1, gone] = 0
-    outputs = predict(plan, run.synset, mask)
+    outputs = predict(plan, run.tuning.update, run.synset, mask)
     joint = outputs[0] - outputs[1]
     summed = run.attribution.scores[gone].sum(0)
     added = metrics.additivity(mask, outputs, run.attribution.scores)
@@ -135,16 +137,35 @@ def counterfactual(run: Finished, without: Sequence[int]) -> Answer:
         sentences.append(f"{flipped} queries change from right to wrong or back.")
     order = np.argsort(-np.abs(joint), kind="stable")[:10]
     rows = [["query", f"{objective} with", "without", "without, by adding single effects"]]
-    for q in order:
-        rows.append(
-            [
-                str(q),  # its place among the queries, as `ddm points --query` takes it
-                f"{outputs[0, q]:.3f}",
-                f"{outputs[1, q]:.3f}",
-                f"{outputs[0, q] - summed[q]:.3f}",
-            ]
-        )
     arrays = {"outputs": outputs, "without": gone, "summed": summed}
+    found = _check(run)
+    if found is not None:
+        away = checking.removed_share(mask[1:], run.groups)
+        wide = half_widths(
+            checking.intervals_of(found, run.groups),
+            -joint[None],
+            away,
+            checking.reach(found.scores),
+        )[0]
+        rows[0].insert(3, f"{LEVEL:.0%} of retrainings")
+        arrays["half_width"] = wide
+        sure = int((np.abs(joint) > wide).sum())
+        sentences.append(
+            f"{sure} of {len(joint)} changes are larger than their error bar, which {LEVEL:.0%} of "
+            "single retrainings stay inside of, by the groups and halves that the run checked "
+            "itself on."
+        )
+    for q in order:
+        row = [
+            str(q),  # its place among the queries, as `ddm points --query` takes it
+            f"{outputs[0, q]:.3f}",
+            f"{outputs[1, q]:.3f}",
+            f"{outputs[0, q] - summed[q]:.3f}",
+        ]
+        if found is not None:
+            low, high = (outputs[1, q] + sign * wide[q] for sign in (-1, 1))
+            row.insert(3, f"{low:.3f} to {high:.3f}")
+        rows.append(row)
     return Answer("What if", sentences, rows, effects_figure(joint, summed), arrays)
 
 
@@ -152,28 +173,36 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
     """Forget groups with the synset alone; with `check` beside exact retraining."""
     plan, split = run.plan, run.plan.split
     gone = _groups(run, groups)
-    online, state = plan.config.online, run.synset
+    state = run.synset
+    # Deflated steps go far, and what forgets goes carefully.
+    online = settled(run.tuning.update)._replace(schedule="constant")
+    if online.optimizer == "deflated":
+        online = online._replace(optimizer=None)
     mask = np.ones(run.groups.count, np.float32)
     mask[gone] = 0
     synset = state.synset
     careful, rewind = unlearn.where_to_start(synset, mask, 1.0, online.rewind)
     start = trajectory_point(run.target.checkpoints, rewind)
     amount = _amount(run)
-    scale = None
-    if state.second_moments is not None and online.optimizer != "sgd":
-        scale = preconditioner(trajectory_point(state.second_moments, rewind))
-    stable = _stable_rate(run, start, scale)
-    if rewind:  # as in `online.make_counterfactual`
-        stable = min(stable, _stable_rate(run, run.target.params, scale))
-    rate = careful * (online.learning_rate or stable)
-    optimizer = update_rule(online, rate, scale, state.decoupled_decay)
+    moments = state.second_moments
+    moments = None if moments is None else trajectory_point(moments, rewind)
+    taken = make_taken(plan.task, online.optimizer)(
+        start, synset, state.weight_decay, moments, state.decoupled_decay
+    )
+    rate: Any = online.learning_rate
+    if rate is None:
+        trained = run.target.params if rewind else None
+        rate_of = make_rate(plan.task, online.batch)
+        rate = rate_of(start, synset, taken, online.momentum, trained)
+    pace = pace_of(online, careful * rate)
+    optimizer = update_rule(pace, taken.preconditioner, taken.decoupled_decay)
     unlearned = compiled(
         unlearn.make_forget(
             plan.task,
             steps=online.steps,
             optimizer=optimizer,
             weight_decay=float(state.weight_decay),
-            step_items=online.step_items,
+            batch=online.batch,
             amount=amount,
         )
     )
@@ -218,29 +247,18 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
     return Answer("Forgetting", sentences, rows, figure, arrays), params
 
 
-def _stable_rate(run: Finished, start: Params, scale: Params | None) -> float:
-    online, state = run.plan.config.online, run.synset
-
-    def rate(params: Params, synset: Any, scale: Params | None) -> jax.Array:
-        return stable_rate(
-            run.plan.task,
-            params,
-            synset,
-            momentum=online.momentum,
-            weight_decay=float(state.weight_decay),
-            step_items=online.step_items,
-            scale=scale,
-            decoupled=float(state.decoupled_decay),
-        )
-
-    return float(compiled(rate)(start, state.synset, scale))
+def _check(run: Finished) -> Check | None:
+    """The run's own check; None where it has none that fits."""
+    try:
+        return stages.bring(run.plan, run.workdir, ("check",), compute=False).check
+    except stages.NotDoneError:
+        return None
 
 
 def _amount(run: Finished) -> float:
     """How far to forget, by the run's own check; one where it has none that fits."""
-    try:
-        check = stages.bring(run.plan, run.workdir, ("check",), compute=False).check
-    except stages.NotDoneError:
+    check = _check(run)
+    if check is None:
         return 1.0
     left_out = check.truth.groups
     return metrics.calibrated_amount(check.scores[left_out], check.truth.effects())

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ddm_jax import metrics
@@ -17,10 +15,10 @@ from ddm_jax.judge import filling, scoring, truth
 from ddm_jax.judge.problem import Problem
 from ddm_jax.judge.store import Store
 from ddm_jax.judge.truth import Truth
+from ddm_jax.metrics.intervals import Intervals, fit_intervals, half_widths
 from ddm_jax.run.plan import Plan
 from ddm_jax.run.workdir import Progress
-from ddm_jax.synset import deal_items
-from ddm_jax.types import Groups, Synset
+from ddm_jax.types import Groups
 
 
 class Check(NamedTuple):
@@ -30,6 +28,35 @@ class Check(NamedTuple):
     predicted: np.ndarray  # [1 + R, Q] by DDM: with everything, and of `truth.masks`
     scores: np.ndarray  # [K, Q] by DDM
     grad_dot: np.ndarray  # [K, Q]
+
+
+def intervals_of(check: Check, groups: Groups) -> Intervals:
+    """Error bars, by the groups and halves of a check."""
+    truth = check.truth
+    masks = np.concatenate([1 - np.eye(groups.count)[truth.groups], truth.masks])
+    alone = -check.scores[truth.groups]
+    changes = check.predicted[1:] - check.predicted[:1]
+    seeds = min(len(truth.full), len(truth.subsets))
+    full = truth.full[:seeds, None]
+    retrained = np.concatenate([truth.single[:seeds] - full, truth.subsets[:seeds] - full], 1)
+    predicted = np.concatenate([alone, changes])
+    return fit_intervals(predicted, retrained, removed_share(masks, groups), reach(check.scores))
+
+
+def half_widths_of(check: Check, groups: Groups) -> np.ndarray:
+    """Half of the interval of each score, [K, Q]."""
+    alone = removed_share(1 - np.eye(groups.count), groups)
+    return half_widths(intervals_of(check, groups), -check.scores, alone, reach(check.scores))
+
+
+def removed_share(masks: np.ndarray, groups: Groups) -> np.ndarray:
+    """The part of the training set that masks [R, K] leave out, [R]."""
+    return (1 - np.asarray(masks)) @ np.asarray(groups.sizes()) / len(groups.ids)
+
+
+def reach(scores: np.ndarray) -> np.ndarray:
+    """How far groups move each query, [Q]."""
+    return np.sqrt((np.asarray(scores) ** 2).mean(0))
 
 
 def open_truth(plan: Plan, problem: Problem, folder: Path, groups: Groups) -> Store:
@@ -76,15 +103,17 @@ def filled(
     return truth.read_truth(problem, opened)
 
 
-def retrained(plan: Plan, folder: Path, groups: Groups, progress: Progress) -> Truth:
-    """The small truth of a run's check; one of something else there is made anew."""
+def retrained(
+    plan: Plan, problem: Problem, folder: Path, groups: Groups, progress: Progress
+) -> Truth:
+    """The small truth of a stage; one of something else there is made anew."""
     try:
-        opened = open_truth(plan, plan.check, folder, groups)
+        opened = open_truth(plan, problem, folder, groups)
     except ValueError:
         progress.say("  the networks that are there were retrained for something else")
         shutil.rmtree(folder)
-        opened = open_truth(plan, plan.check, folder, groups)
-    return filled(plan, plan.check, opened, groups, progress)
+        opened = open_truth(plan, problem, folder, groups)
+    return filled(plan, problem, opened, groups, progress)
 
 
 def masks_of(found: Truth, num_groups: int) -> np.ndarray:
@@ -131,13 +160,3 @@ def _pooled(check: Check) -> dict[str, Any]:
         "one_retraining": ceiling.one_run,
         "perfect": ceiling.perfect,
     }
-
-
-def step_examples(plan: Plan, synset: Synset) -> int:
-    """How many items one step of the online updates takes."""
-
-    def weights(synset: Synset) -> jax.Array:
-        keep = jnp.ones(len(synset.share))
-        return deal_items(plan.task, synset, keep, plan.config.online.step_items)[1]
-
-    return jax.eval_shape(weights, synset).shape[1]

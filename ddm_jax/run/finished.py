@@ -20,6 +20,7 @@ from ddm_jax.attribution import Attribution
 from ddm_jax.estimators.ddm import DDMState
 from ddm_jax.run import report
 from ddm_jax.run.drawing import png
+from ddm_jax.run.jobs import Tuning
 from ddm_jax.run.plan import Plan, make_plan
 from ddm_jax.run.stages import bring
 from ddm_jax.run.workdir import (
@@ -42,6 +43,7 @@ class Finished(NamedTuple):
     target: TrainRun
     groups: Groups
     synset: DDMState
+    tuning: Tuning
     attribution: Attribution
 
 
@@ -65,7 +67,15 @@ def open_finished(workdir: Path, progress: Progress = SILENT) -> Finished:
     found = bring(plan, workdir, ("attribution",), progress, compute=False)
     if not (workdir / "metrics.json").exists():
         raise ValueError(f"{workdir} has no report yet; `ddm run --workdir {workdir}` writes it")
-    return Finished(workdir, plan, found.target, found.groups, found.synset, found.attribution)
+    return Finished(
+        workdir,
+        plan,
+        found.target,
+        found.groups,
+        found.synset,
+        found.tuning,
+        found.attribution,
+    )
 
 
 def keep(run: Finished, name: str, answer: Answer, progress: Progress = SILENT) -> Answer:

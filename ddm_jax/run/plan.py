@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddm_jax import cluster, data, files, objectives
+from ddm_jax import cluster, data, files, objectives, tuning
 from ddm_jax.blocks import blocks_needed
 from ddm_jax.compute.memory import bytes_of
-from ddm_jax.estimators.ddm import make_ddm
 from ddm_jax.judge.problem import Problem, TruthSettings, make_problem
 from ddm_jax.matching import trajectory_indices
 from ddm_jax.models import make_module
@@ -19,7 +18,9 @@ from ddm_jax.online import check_moments
 from ddm_jax.run.settings import Config
 from ddm_jax.tasks import classification
 from ddm_jax.train import Trainer, recipe
-from ddm_jax.types import Estimator, Groups, Task
+from ddm_jax.types import Groups, Task
+
+TUNING_SEED, CHECK_SEED = 2**31, 2**30  # added to the run's
 
 
 class Plan(NamedTuple):
@@ -29,7 +30,7 @@ class Plan(NamedTuple):
     split: data.Split
     task: Task  # its output is online.objective
     trainer: Trainer
-    ddm: Estimator
+    tune: Problem | None  # what the updates are chosen by; None where nothing is chosen
     check: Problem  # what the run itself is checked by
     truth: Problem  # of `ddm truth` and `ddm compare`
     inputs: dict[str, str]  # digests of the data, and of the groups where a file has them
@@ -64,7 +65,14 @@ def make_plan(config: Config) -> Plan:
         subsets=check.subsets,
         subset_seeds=check.seeds,
     )
-    checked, judged = (
+    halves = TruthSettings(
+        objective=config.online.objective,
+        leave_one_out=False,
+        subsets=config.tune.subsets or tuning.LEAST,
+        subset_seeds=config.tune.seeds,
+    )
+    # Each draws subsets and seeds of its own: what is chosen by one says nothing of another.
+    tuned, checked, judged = (
         make_problem(
             task,
             config.train,
@@ -72,22 +80,23 @@ def make_plan(config: Config) -> Plan:
             config.online,
             truth,
             num_points=size,
-            seed=config.seed,
+            seed=(config.seed + apart) % 2**32,
+            share=config.tune.share,
         )
-        for truth in (few, config.truth)
+        for truth, apart in ((halves, TUNING_SEED), (few, CHECK_SEED), (config.truth, 0))
     )
     params = jax.eval_shape(task.init, jax.random.key(0))
     for explained in (checked.task, judged.task):
         jax.eval_shape(explained.output, params, split.test)
     trainer = recipe(task, config.train, size)
     begin = lambda key: trainer.moments(trainer.start(key))  # noqa: E731
-    check_moments(config.online, jax.eval_shape(begin, jax.random.key(0)))
+    check_moments(config.online.optimizer, jax.eval_shape(begin, jax.random.key(0)))
     return Plan(
         config=config,
         split=split,
         task=task,
         trainer=trainer,
-        ddm=make_ddm(task, config.distill, config.online),
+        tune=tuned if config.tune.subsets else None,
         check=checked,
         truth=judged,
         inputs=inputs,

@@ -17,15 +17,20 @@ from ddm_jax import files
 from ddm_jax.attribution import AXES, SIGN
 from ddm_jax.checks import require_distributions
 from ddm_jax.compute.placement import in_batches
+from ddm_jax.judge.rivals import Rival, pays_after
+from ddm_jax.metrics.intervals import LEVEL
+from ddm_jax.online import settled
 from ddm_jax.run import check as checking
 from ddm_jax.run import figures
 from ddm_jax.run.drawing import png
 from ddm_jax.run.plan import Plan
 from ddm_jax.run.settings import as_json
 from ddm_jax.run.workdir import KeptAnswer, kept_answers, versions
+from ddm_jax.synset import batch_size
+from ddm_jax.tuning import describe
 
 if TYPE_CHECKING:
-    from ddm_jax.run.jobs import Results
+    from ddm_jax.run.jobs import Results, Tuning
 
 AGREEMENT = {
     "ddm": "DDM",
@@ -45,7 +50,8 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
         hits = np.asarray(apply(target.params, batch.x)).argmax(1) == batch.y.argmax(1)
         return float(hits.mean())
 
-    num_groups, step_items = len(synset.share), checking.step_examples(plan, synset)
+    num_groups, update = len(synset.share), settled(results.tuning.update)
+    step_items = batch_size(len(synset.mass), update.batch)
     right = {"train": accuracy(split.train), "test": accuracy(split.test)}
     error = float(np.median(info.error))
     before = float(np.median(info.error_start))
@@ -76,10 +82,20 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
         "agreement": checking.agreement(results.check),
         "seconds": seconds,
         "online_example_gradients": {
-            "ddm": config.online.steps * step_items,
+            "ddm": update.steps * step_items,
             "retraining": int((np.asarray(target.rows) >= 0).sum()),
         },
         "seconds_a_retrained_network": truth.seconds,
+        "updates": told_updates(results.tuning, seconds),
+        "intervals": {
+            "level": LEVEL,
+            "single_groups_larger": float(
+                (
+                    np.abs(results.attribution.scores)
+                    > checking.half_widths_of(results.check, results.groups)
+                ).mean()
+            ),
+        },
         "sentences": [
             f"The network is right on {right['test']:.1%} of {len(split.test.x)} queries "
             f"({right['train']:.1%} of {len(split.train.x)} training points).",
@@ -95,6 +111,75 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
     }
 
 
+def told_updates(tuning: Tuning, seconds: dict[str, float]) -> dict[str, Any]:
+    """How the updates go, what it was chosen from, and when to retrain instead; JSON values."""
+    told: dict[str, Any] = {"chosen": asdict(tuning.update), "sentences": [], "costs": []}
+    words = describe(tuning.update)
+    if not tuning.tried:
+        told["sentences"].append(f"Updates, as the settings say: {words}.")
+        return told
+    best = next(each for each in tuning.costs if each.update == tuning.update)
+    rows: list[tuple[Any, ...]] = [
+        ("distilled datamodel", each.share, each.agreement, each.seconds) for each in tuning.costs
+    ]
+    real = tuning.real_data or best
+    rows.append(("the same steps on all real kept data", best.share, real.agreement, None))
+    rows += [
+        (f"retraining cut to {_epochs(each.epochs)}", each.share, each.agreement, each.seconds)
+        for each in tuning.rivals
+    ]
+    full = Rival(0, 1.0, tuning.one_retraining, tuning.seconds_a_retraining)
+    rows.append(("one retraining", 1.0, full.agreement, full.seconds))
+    told["costs"] = [
+        dict(zip(("what", "share", "agreement", "seconds"), row, strict=True)) for row in rows
+    ]
+    more = real.agreement - best.agreement
+    buys = f"{more:.3f} at most" if more > 0 else "nothing"
+    told["sentences"] += [
+        f"Updates, chosen of {len(tuning.tried)} recipes by retrained halves: {words}.",
+        f"They put the tuning subsets in order by {best.agreement:.3f} at {best.share:.0%} of a "
+        f"retraining; the same steps on all of the real data by {real.agreement:.3f}: more items "
+        f"would buy {buys}.",
+    ]
+    as_good = [each for each in (*tuning.rivals, full) if each.agreement >= best.agreement]
+    rival = min(as_good, key=lambda each: each.seconds, default=full)
+    name = f"retraining cut to {_epochs(rival.epochs)}" if rival.epochs else "retraining in full"
+    offline = seconds["synset"] + seconds["tuning"]
+    after = pays_after(offline, best.seconds, rival.seconds)
+    told["pays_after"] = after if np.isfinite(after) else None
+    said = f"The cheapest retraining that is as good is {name}, which"
+    if not as_good:
+        said = f"No retraining that was tried is as good. {name.capitalize()}"
+        said += f" ({rival.agreement:.3f})"
+    said += f" takes {rival.seconds:.2g} s a question, the synset {best.seconds:.2g} s. "
+    if np.isfinite(after):
+        said += f"Distilling and choosing ({offline:.0f} s) pay after {after:,.0f} questions."
+    else:
+        said += "Retrain instead: here a question to the synset costs no less."
+    told["sentences"].append(said)
+    return told
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch" if count == 1 else f"{count} epochs"
+
+
+def cost_table(result: dict[str, Any]) -> list[list[str]]:
+    """Agreement against cost on the tuning subsets; the head first."""
+    lines = [["", "cost, of a retraining", "group LDS on the tuning subsets", "seconds a question"]]
+    for row in result.get("updates", {}).get("costs", []):
+        seconds = row["seconds"]
+        lines.append(
+            [
+                row["what"],
+                f"{row['share']:.1%}",
+                number(row["agreement"]),
+                f"{seconds:.2g}" if is_defined(seconds) else "",
+            ]
+        )
+    return lines if len(lines) > 1 else []
+
+
 def write(
     plan: Plan,
     workdir: Path,
@@ -108,6 +193,10 @@ def write(
     split, target, groups = plan.split, results.target, results.groups
     synset, info = results.synset.synset, results.synset.info
     error, before = np.asarray(info.error), np.asarray(info.error_start)
+    wide = checking.half_widths_of(results.check, groups)
+    results.attribution._replace(half_widths=wide.astype(np.float32)).save(
+        workdir / "attribution.npz"
+    )
     labels = split.test.y.argmax(1)
     drawn = {
         "agreement": figures.agreement_figure(results.check),
@@ -162,6 +251,7 @@ def page(
         # The truth of `ddm truth` is no part of the report.
         "changed": sorted(name for name in now if name != "truth" and now[name] != then.get(name)),
         "agreement": agreement_table(result),
+        "costs": cost_table(result),
         "times": [["stage", "compilation included"], *times],
         "pictures": {name: embedded(content) for name, content in pictures.items()},
         "answers": [asdict(told) | {"picture": embedded(image)} for told, image in answers],

@@ -26,6 +26,7 @@ from ddm_jax.distill import DistillSettings
 from ddm_jax.judge.problem import TruthSettings
 from ddm_jax.online import UpdateSettings
 from ddm_jax.train import TrainSettings
+from ddm_jax.tuning import TuneSettings
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -98,6 +99,7 @@ class Config:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     distill: DistillSettings = field(default_factory=DistillSettings)
     online: OnlineSettings = field(default_factory=OnlineSettings)
+    tune: TuneSettings = field(default_factory=TuneSettings)
     check: CheckSettings = field(default_factory=CheckSettings)
     truth: TruthSettings = field(default_factory=TruthSettings)
 
@@ -255,7 +257,7 @@ def load(path: Path) -> Config:
     """
     try:
         told = json.loads(path.read_text())
-        told = _of_09(told if "settings" in told else _of_08(told))
+        told = _of_010(_of_09(told if "settings" in told else _of_08(told)))
         version, found, written = told["ddm_jax"], told["settings"], json.loads(told["written"])
         missing = [name for name in settings(Config()) if not _has(found, name)]
         if missing:
@@ -306,6 +308,25 @@ def _of_09(told: dict[str, Any]) -> dict[str, Any]:
 
     written = json.dumps(filled(json.loads(told["written"])))
     return told | {"settings": filled(told["settings"]), "written": written}
+
+
+def _of_010(told: dict[str, Any]) -> dict[str, Any]:
+    """What 0.10 and before wrote: a step took some items of each group, and nothing was chosen."""
+    if not str(told["ddm_jax"]).startswith(("0.8", "0.9", "0.10")):
+        return told
+
+    def renewed(nested: dict[str, Any]) -> dict[str, Any]:
+        online = dict(nested["online"])
+        each = online.pop("step_items") or nested["distill"]["items"]
+        batch = each * nested["cluster"]["num_groups"]
+        added = {"batch": batch, "schedule": "constant", "rate_factor": None}
+        return nested | {
+            "online": added | online,
+            "tune": {**as_json(Config())["tune"], "subsets": 0},
+        }
+
+    written = json.dumps(renewed(json.loads(told["written"])))
+    return told | {"settings": renewed(told["settings"]), "written": written}
 
 
 def _checked(nested: dict[str, Any]) -> Config:

@@ -1,6 +1,6 @@
 """The stages of a run as one table: run, run again, read back and what is stale are loops over it.
 
-    target -> groups -> synset -> attribution -> check -> report
+    target -> groups -> synset -> tuning -> attribution -> check -> report
 
 `plan.py` builds what the settings determine, `jobs.py` computes, `workdir.py` keeps.
 """
@@ -25,6 +25,7 @@ from ddm_jax.run.jobs import Job, Results
 from ddm_jax.run.plan import Plan, check_distillation_fits, make_plan
 from ddm_jax.run.settings import Config
 from ddm_jax.run.workdir import (
+    COMMANDS,
     COMPUTES,
     CONFIG,
     SILENT,
@@ -55,6 +56,7 @@ class Stage(NamedTuple):
     compute: Callable[[Job, Loop], Any]
     opened: Callable[[Job, Any], Any] = lambda job, kept: kept  # the result of what was kept
     place: str = ""  # default: its name
+    identity: Callable[[Any], Any] = lambda kept: kept  # of it, what later stages depend on
 
 
 def run(config: Config, workdir: Path, progress: Progress = SILENT) -> dict[str, Any]:
@@ -103,9 +105,11 @@ def check_stage_change(name: str, old: Config, new: Config) -> None:
     changes = settings.differences(old, new)
     wrong = [change for change in changes if change.split(" ")[0].split(".")[0] in earlier]
     if wrong:
+        command = COMMANDS.get(wrong[0].split(" ")[0].split(".")[0])
+        mend = "" if command is None else f"use `ddm {command}`, or "
         raise ValueError(
-            f"{'; '.join(wrong)}: that belongs to a stage before this one; use the command of "
-            "that stage, or a new --workdir"
+            f"{'; '.join(wrong)}: that belongs to a stage before this one; {mend}take a new "
+            "--workdir"
         )
 
 
@@ -151,6 +155,7 @@ def bring(
                 stage.like(job),
                 partial(stage.compute, job),
                 progress,
+                stage.identity,
             )
             digests[stage.name], seconds[stage.name] = told["digest"], told["seconds"]
             found = stage.opened(job, kept)
@@ -249,10 +254,24 @@ STAGES = (
         opened=lambda job, kept: distilled_run(job.results.target, *kept),
     ),
     Stage(
+        name="tuning",
+        title=lambda job: (
+            "choosing the updates" if job.plan.tune else "the updates: as the settings say"
+        ),
+        sections=("online", "tune"),
+        needs=lambda config: ("target", "groups", "synset"),
+        computes=("training", "loss", "output"),
+        like=jobs.like_tuning,
+        compute=jobs.tune_updates,
+        opened=jobs.tuning_of,
+        identity=jobs.of_choice,
+        place="tuning/chosen",
+    ),
+    Stage(
         name="attribution",
         title=lambda job: f"leaving out {job.results.groups.count} groups",
         sections=("online",),
-        needs=lambda config: ("target", "groups", "synset"),
+        needs=lambda config: ("target", "groups", "synset", "tuning"),
         computes=("loss", "output"),
         like=lambda job: np.empty((job.results.groups.count, jobs.width(job)), np.float32),
         compute=jobs.leave_out,
@@ -262,7 +281,7 @@ STAGES = (
         name="check",
         title=lambda job: "checking against exact retraining",
         sections=("check",),
-        needs=lambda config: ("target", "groups", "synset", "attribution"),
+        needs=lambda config: ("target", "groups", "synset", "tuning", "attribution"),
         computes=("training", "output"),
         like=jobs.like_check,
         compute=jobs.compare_with_retraining,
@@ -273,7 +292,7 @@ STAGES = (
         name="report",
         title=lambda job: "report",
         sections=(),
-        needs=lambda config: ("target", "groups", "synset", "attribution", "check"),
+        needs=lambda config: ("target", "groups", "synset", "tuning", "attribution", "check"),
         computes=(),
         like=None,
         compute=_write_report,

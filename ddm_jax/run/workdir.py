@@ -36,7 +36,8 @@ COMMANDS = {
     "train": "train",
     "cluster": "cluster",
     "distill": "distill",
-    "online": "attribute",
+    "online": "tune",
+    "tune": "tune",
     "check": "check",
 }
 COMPUTES = ("jax", "flax", "optax")  # packages whose version is a part of what is computed
@@ -171,10 +172,11 @@ def keep(
     like: Any,
     compute: Callable[[Callable], Any],
     progress: Progress,
+    identity: Callable[[Any], Any] = lambda kept: kept,
 ) -> tuple[Any, dict[str, Any]]:
     """Load a stage's result, or compute and save it; `like` has its structure and shapes.
 
-    Returns what is kept beside it too: its "digest" and its "seconds".
+    Returns what is kept beside it too: the "digest" of its `identity`, and its "seconds".
 
     `compute(loop)` may run its loop as `loop(carry, total, step)`, where
     `step(carry, position) -> (carry, position, note)`; the carry is kept on disk every
@@ -229,7 +231,7 @@ def keep(
     seconds = before + time.perf_counter() - begin
     told = {
         "made": asdict(made),
-        "digest": digest(result),
+        "digest": digest(identity(result)),
         "seconds": seconds,
         "versions": versions(),
     }

@@ -1,0 +1,266 @@
+"""How the updates go, chosen on a few retrained subsets: no fixed recipe serves every training.
+
+Where a training comes to rest at almost no loss, a constant rate from the trained network is best;
+where it does not, a cosine from a start well before the end; where few steps are allowed, steps
+that are shrunk along the sharpest directions. Which of these a run is cannot be read off its
+losses. It can be measured: each recipe predicts the same retrained subsets at the same cost, and
+the one that orders them best is taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import numpy as np
+from pydantic import Field, model_validator
+
+from ddm_jax import metrics
+from ddm_jax.checks import check_integer, check_number, settings
+from ddm_jax.estimators.ddm import DDMState, make_outputs
+from ddm_jax.masks import check_masks
+from ddm_jax.online import UpdateSettings, make_parts, settled
+from ddm_jax.rates import CURVATURE_ITEMS, LANCZOS
+from ddm_jax.synset import all_members, batch_size
+from ddm_jax.types import Batch, Groups, Task, length
+
+# A recipe is what is not the cost. Each kind of optimiser has its own.
+STEPS_ALIKE: tuple[dict[str, Any], ...] = (
+    {"schedule": "constant", "rewind": 0.0, "momentum": 0.95, "rate_factor": 1.0},
+    {"schedule": "constant", "rewind": 0.0, "momentum": 0.9, "rate_factor": 0.5},
+    {"schedule": "constant", "rewind": 0.75, "momentum": 0.95, "rate_factor": 1.0},
+    {"schedule": "constant", "rewind": 0.75, "momentum": 0.95, "rate_factor": 0.5},
+    {"schedule": "cosine", "rewind": 0.75, "momentum": 0.9, "rate_factor": 1.0},
+    {"schedule": "cosine", "rewind": 0.75, "momentum": 0.9, "rate_factor": 2.0},
+    {"schedule": "cosine", "rewind": 0.9, "momentum": 0.9, "rate_factor": 1.0},
+    {"schedule": "cosine", "rewind": 0.9, "momentum": 0.9, "rate_factor": 2.0},
+)
+DEFLATED: tuple[dict[str, Any], ...] = (
+    {"schedule": "constant", "rewind": 0.0, "momentum": 0.9, "rate_factor": 0.35},
+    {"schedule": "constant", "rewind": 0.0, "momentum": 0.9, "rate_factor": 0.5},
+    {"schedule": "cosine", "rewind": 0.75, "momentum": 0.9, "rate_factor": 0.4},
+    {"schedule": "cosine", "rewind": 0.75, "momentum": 0.9, "rate_factor": 0.7},
+)
+# Items of a step: the gradient of few is noise, and of a deflated step, which goes far, more so.
+BATCH = {"sgd": 100, "preconditioned": 100, "deflated": 200}
+LEAST_STEPS = 10  # or the batch gets smaller
+SHARES = (0.02, 0.05, 0.1, 0.25)  # of a retraining, for which the agreement is told
+LEAST = 4  # subsets to choose by
+FIRST = 4  # subsets that all recipes are tried on,
+FIRST_SHARE = 0.1  # at this cost, or at what is allowed where that is less
+FINALISTS = 4  # recipes that are tried on all subsets, at what is allowed
+MARGIN = 0.01  # by which a deflated recipe must be better: it needs the curvature first
+CURVATURE_COST = 3.0  # example gradients of a product with one example's Hessian
+MOST_CURVATURE = 5.0  # retrainings that the directions of a deflation may cost
+
+
+@settings("tune")
+class TuneSettings:
+    """How a run chooses its updates (`tuning.tune`); 0 subsets choose nothing."""
+
+    subsets: Annotated[int, Field(ge=0)] = 8  # random halves of the groups, retrained
+    seeds: Annotated[int, Field(ge=2)] = 2  # of each
+    # What a counterfactual may cost, as a part of a retraining, in example gradients.
+    share: Annotated[float, Field(gt=0, le=1)] = 0.25
+
+    @model_validator(mode="after")
+    def _check(self) -> TuneSettings:
+        if 0 < self.subsets < LEAST:
+            raise ValueError(
+                f"tune.subsets={self.subsets}; it must be at least {LEAST} to choose by, or 0 to "
+                "choose nothing"
+            )
+        return self
+
+
+class Tried(NamedTuple):
+    """One recipe, and how well it orders the tuning subsets."""
+
+    update: UpdateSettings
+    share: float  # of a retraining's example gradients
+    agreement: float  # group LDS on the tuning subsets; NaN where it diverged
+    seconds: float  # a counterfactual
+
+
+class Tuned(NamedTuple):
+    """What was chosen, and what it was chosen from."""
+
+    update: UpdateSettings
+    tried: tuple[Tried, ...]  # each recipe, on all subsets or, where it fell out, the first FIRST
+    costs: tuple[Tried, ...]  # the chosen recipe at each of SHARES
+    real_data: Tried | None  # the chosen recipe on all real kept data: the most items can buy
+
+
+def at_cost(update: UpdateSettings, share: float, gradients: int, items: int) -> UpdateSettings:
+    """Steps and batch of updates that cost a `share` of a retraining of `gradients` examples.
+
+    What is fixed already stays. A batch is that of BATCH, or smaller where that makes fewer than
+    LEAST_STEPS steps.
+    """
+    allowed = max(share * gradients, 1)
+    batch = update.batch
+    if batch is None:
+        whole = BATCH[update.optimizer or "sgd"]
+        batch = int(max(min(whole, items, allowed // LEAST_STEPS), 1))
+        batch = batch_size(items, batch)
+    steps = update.steps or max(round(allowed / batch_size(items, batch)), 1)
+    return dataclasses.replace(update, batch=batch, steps=steps)
+
+
+def at_share(
+    update: UpdateSettings, fixed: UpdateSettings, share: float, gradients: int, items: int
+) -> UpdateSettings:
+    """The same recipe at another cost; what is `fixed` stays."""
+    free = dataclasses.replace(update, steps=fixed.steps, batch=fixed.batch)
+    return at_cost(free, share, gradients, items)
+
+
+def shares(fixed: UpdateSettings, share: float) -> list[float]:
+    """The costs at which the agreement of what was chosen is told."""
+    return sorted({*SHARES, share}) if fixed.steps is None else [share]
+
+
+def example_gradients(update: UpdateSettings, items: int) -> int:
+    """How many gradients of an item updates take, those of what is left out among them."""
+    chosen = settled(update)
+    return chosen.steps * batch_size(items, chosen.batch)
+
+
+def recipes(
+    fixed: UpdateSettings, state: DDMState, gradients: int, share: float
+) -> list[UpdateSettings]:
+    """What there is to choose from, at one cost; what is `fixed` is so in each."""
+    items = length(state.synset.items)
+    kinds: list[Any] = ["sgd"] if state.second_moments is None else ["preconditioned", "sgd"]
+    cost = LANCZOS * min(items, CURVATURE_ITEMS) * CURVATURE_COST
+    affordable = cost <= MOST_CURVATURE * gradients
+    if affordable and state.second_moments is None:
+        kinds.append("deflated")
+    if fixed.optimizer is not None:
+        kinds = [fixed.optimizer]
+    found: list[UpdateSettings] = []
+    for kind in kinds:
+        for recipe in DEFLATED if kind == "deflated" else STEPS_ALIKE:
+            free = {name: value for name, value in recipe.items() if getattr(fixed, name) is None}
+            if fixed.learning_rate is not None:
+                free.pop("rate_factor", None)
+            update = dataclasses.replace(fixed, optimizer=kind, **free)
+            update = at_cost(update, share, gradients, items)
+            if update not in found:
+                found.append(update)
+    return found
+
+
+def tune(
+    task: Task,
+    state: DDMState,
+    masks: Any,
+    retrained: Any,
+    query: Batch,
+    *,
+    gradients: int,
+    share: float = 0.25,
+    fixed: UpdateSettings | None = None,
+    real: tuple[Batch, Groups] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Tuned:
+    """Choose the updates that order retrained subsets best, at a given cost.
+
+    Every recipe (`recipes`) predicts the outputs without what FIRST of the masks leave out, in few
+    steps, and the FINALISTS all of them in as many as are allowed; the one with the highest group
+    LDS, the Spearman correlation over the subsets averaged over queries, is taken. The
+    squared error of the predicted changes chooses worse, by up to .15 of LDS on MNIST, for it
+    listens to the few queries that move most; the LDS of eight subsets chose within .01 of the
+    best there.
+
+    What is told of the agreement is what the choice was made by, and so a little too good; judge
+    the chosen updates on other subsets.
+
+    Args:
+        state: of `make_ddm(...).fit`.
+        masks: [R, K] random subsets, at least 4.
+        retrained: [R, Q] what networks retrained without the rest say, or [S, R, Q] of S seeds.
+        gradients: example gradients of one retraining: steps times batch.
+        share: what a counterfactual may cost of them, in (0, 1].
+        fixed: settings that are not to be chosen, where they are not None.
+        real: the data and their groups, to tell what all of them in place of the synset would reach
+            at the same cost.
+
+    Raises:
+        ValueError: for shapes that do not fit, too few subsets, or where every recipe diverged.
+    """
+    fixed = UpdateSettings() if fixed is None else fixed
+    masks = np.asarray(check_masks(masks, len(state.synset.share), background=True))
+    retrained = np.asarray(retrained)
+    truth = retrained.mean(0) if retrained.ndim == 3 else retrained
+    check_integer("the number of tuning subsets", len(masks), LEAST)
+    check_integer("gradients", gradients, 1)
+    check_number("share", share, above=0, most=1)
+    if truth.ndim != 2 or len(truth) != len(masks):
+        raise ValueError(
+            f"retrained outputs have shape {retrained.shape}; {len(masks)} masks need "
+            f"[{len(masks)}, Q], or [S, {len(masks)}, Q]"
+        )
+    items, parts = length(state.synset.items), make_parts(task)
+
+    def ask(of: DDMState, update: UpdateSettings, rows: slice, timed: bool = False) -> Tried:
+        """How well one recipe orders some of the subsets, and what it takes."""
+        outputs = make_outputs(task, update, parts)
+        chosen, pool = masks[rows], length(of.synset.items)
+        found = np.asarray(outputs(of, chosen, query))
+        seconds = float("nan")
+        if timed:  # once more, without what was compiled
+            begin = time.perf_counter()
+            jax.block_until_ready(outputs(of, chosen, query))
+            seconds = (time.perf_counter() - begin) / len(chosen)
+        agreement = float("nan")
+        if np.isfinite(found).all():
+            each = metrics.per_query_correlation(found, truth[rows])
+            agreement = metrics.nan_mean(each)
+        return Tried(update, example_gradients(update, pool) / gradients, agreement, seconds)
+
+    def at(update: UpdateSettings, share: float) -> UpdateSettings:
+        return at_share(update, fixed, share, gradients, items)
+
+    def value(tried: Tried) -> float:
+        worse = MARGIN if tried.update.optimizer == "deflated" else 0.0
+        return -np.inf if np.isnan(tried.agreement) else tried.agreement - worse
+
+    every = recipes(fixed, state, gradients, min(share, FIRST_SHARE))
+    first = [ask(state, update, slice(FIRST)) for update in every]
+    for tried in first:
+        say(f"  {describe(tried.update)}: {tried.agreement:.3f} on {FIRST} subsets")
+    order = sorted(first, key=value, reverse=True)
+    last = [ask(state, at(tried.update, share), slice(None)) for tried in order[:FINALISTS]]
+    for tried in last:
+        say(f"  {describe(tried.update)}: {tried.agreement:.3f} on {len(masks)} subsets")
+    best = max(last, key=value)
+    if np.isnan(best.agreement):
+        raise ValueError(
+            "every recipe of the updates diverged on the tuning subsets: the synset does not stand "
+            "for its data; distil more items, or set online.learning_rate"
+        )
+    say(f"  chosen: {describe(best.update)}: {best.agreement:.3f} on {len(masks)} subsets")
+    costs = tuple(
+        ask(state, at(best.update, each), slice(None), True) for each in shares(fixed, share)
+    )
+    in_real = None
+    if real is not None:
+        perfect = state._replace(synset=all_members(task, *real))
+        in_real = ask(perfect, best.update, slice(None))
+    return Tuned(best.update, (*last, *order[FINALISTS:]), costs, in_real)
+
+
+def describe(update: UpdateSettings) -> str:
+    """Updates in words."""
+    chosen = settled(update)
+    rate = f"{chosen.rate_factor:g} times the stable rate"
+    if chosen.learning_rate is not None:
+        rate = f"rate {chosen.learning_rate:g}"
+    return (
+        f"{chosen.optimizer or 'sgd'}, {chosen.steps} steps of {chosen.batch} items, {rate}, "
+        f"{chosen.schedule}, momentum {chosen.momentum:g}, rewound by {chosen.rewind:g}"
+    )

@@ -1,0 +1,83 @@
+"""Error bars of predicted changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ddm_jax import metrics
+
+QUERIES = 400
+REMOVED = np.repeat([0.02, 0.5], 8)
+
+
+def changes(seed: int, seeds: int = 3, removed: np.ndarray = REMOVED):
+    """Predictions and retrainings whose residuals grow with the query's reach and the size."""
+    rng = np.random.default_rng(seed)
+    reach = np.random.default_rng(0).lognormal(0, 1, QUERIES)  # the queries are the same ones
+    size = np.sqrt(removed)[:, None]
+    predicted = size * reach * rng.normal(size=(len(removed), QUERIES))
+    noise = 0.3 * size * reach * rng.normal(size=(seeds, len(removed), QUERIES))
+    return predicted, predicted + noise, reach
+
+
+def test_of_new_subsets_nine_in_ten_are_inside():
+    predicted, retrained, reach = changes(1)
+    intervals = metrics.fit_intervals(predicted, retrained, REMOVED, reach)
+    new, true, _ = changes(2)
+    wide = metrics.half_widths(intervals, new, REMOVED, reach)
+    assert wide.shape == new.shape
+    assert (wide > 0).all()
+    for size in (slice(8), slice(8, None)):
+        inside = metrics.coverage(new[size], wide[size], true[:, size])
+        assert 0.87 < inside < 0.93
+
+
+def test_bars_are_wider_where_more_is_at_stake():
+    predicted, retrained, reach = changes(1)
+    intervals = metrics.fit_intervals(predicted, retrained, REMOVED, reach)
+    alike = np.full((3, 2), 0.1)
+    wide = metrics.half_widths(intervals, alike, [0.02, 0.1, 0.5], np.array([0.1, 10.0]))
+    assert (wide[:, 1] > 2 * wide[:, 0]).all()  # by the query's reach
+    assert (np.diff(wide, axis=0) > 0).all()  # by the size, between the measured ones too
+
+
+def test_bars_follow_the_scale_of_the_output():
+    predicted, retrained, reach = changes(1)
+    one = metrics.fit_intervals(predicted, retrained, REMOVED, reach)
+    two = metrics.fit_intervals(1000 * predicted, 1000 * retrained, REMOVED, 1000 * reach)
+    np.testing.assert_allclose(
+        metrics.half_widths(two, 1000 * predicted, REMOVED, 1000 * reach),
+        1000 * metrics.half_widths(one, predicted, REMOVED, reach),
+        rtol=1e-6,
+    )
+
+
+def test_perfect_predictions_have_hardly_any_bar():
+    predicted, _, reach = changes(1)
+    intervals = metrics.fit_intervals(predicted, predicted[None], REMOVED, reach)
+    wide = metrics.half_widths(intervals, predicted, REMOVED, reach)
+    assert np.isfinite(wide).all()
+    assert wide.max() < 0.01 * np.abs(predicted).max()
+
+
+def test_one_size_serves_all():
+    predicted, retrained, reach = changes(1, removed=np.full(4, 0.5))
+    intervals = metrics.fit_intervals(predicted, retrained, np.full(4, 0.5), reach)
+    small = metrics.half_widths(intervals, predicted[:1], [0.01], reach)
+    np.testing.assert_array_equal(
+        small, metrics.half_widths(intervals, predicted[:1], [0.5], reach)
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "removed", "told"),
+    [
+        ((2, 3, 5), [0.5, 0.5], "must be"),
+        ((2, 4, 5), [0.5] * 3, "must be"),
+        ((2, 4, 5), [0.5, 0.5, 0.5, 1.0], "removed=1.0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(shape, removed, told):
+    with pytest.raises(ValueError, match=told):
+        metrics.fit_intervals(np.ones((4, 5)), np.ones(shape), removed, np.ones(5))

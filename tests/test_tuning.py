@@ -1,0 +1,218 @@
+"""How updates are chosen on retrained subsets, and what stands beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small_problem import DISTILL, GROUPS, TRAIN, small_problem, split, task
+
+import ddm_jax as ddm
+from ddm_jax import metrics, tuning
+from ddm_jax.estimators.retraining import retrained_outputs
+from ddm_jax.judge.problem import retraining_of, trainer_of
+from ddm_jax.judge.rivals import pays_after, short_retrainings
+from ddm_jax.online import UpdateSettings, settled
+from ddm_jax.synset import all_members
+from ddm_jax.types import length
+
+GRADIENTS = 4 * 120  # of a training
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return small_problem()
+
+
+@pytest.fixture(scope="module")
+def run(problem):
+    return jax.jit(trainer_of(problem).train)(jax.random.key(0), split().train, jnp.ones(120))
+
+
+@pytest.fixture(scope="module")
+def state(run):
+    distill = dataclasses.replace(DISTILL, items=3, steps=0)
+    return ddm.make_ddm(task(), distill).fit(jax.random.key(1), run, split().train, GROUPS)
+
+
+@pytest.fixture(scope="module")
+def retrained(problem):
+    """Masks, and what two seeds say without the rest."""
+    masks = np.asarray(ddm.random_masks(jax.random.key(5), 6, 10))
+    outputs = retrained_outputs(retraining_of(problem))
+    keys = jnp.repeat(jax.random.split(jax.random.key(6), 2), 6)
+    every = outputs(np.tile(masks, (2, 1)), keys, split().train, GROUPS, split().test)
+    return masks, np.asarray(every).reshape(2, 6, -1)
+
+
+@pytest.fixture(scope="module")
+def tuned(problem, state, retrained):
+    said: list[str] = []
+    found = tuning.tune(
+        problem.task, state, *retrained, split().test, gradients=GRADIENTS, share=0.5,
+        real=(split().train, GROUPS), say=said.append,
+    )  # fmt: skip
+    return found, said
+
+
+@pytest.mark.slow
+def test_the_chosen_recipe_is_the_best_of_those_tried_on_all_subsets(
+    problem, state, retrained, tuned
+):
+    found, _ = tuned
+    masks, runs = retrained
+    last = found.tried[: tuning.FINALISTS]
+    measured = []
+    for tried in last:
+        outputs = ddm.make_ddm(problem.task, None, tried.update).outputs(state, masks, split().test)
+        each = metrics.per_query_correlation(np.asarray(outputs), runs.mean(0))
+        measured.append(metrics.nan_mean(each))
+        assert tried.agreement == pytest.approx(measured[-1], abs=1e-6)
+    kinds = [tried.update.optimizer for tried in last]
+    value = [m - tuning.MARGIN * (kind == "deflated") for m, kind in zip(measured, kinds)]  # noqa: B905
+    assert found.update == last[int(np.argmax(value))].update
+
+
+@pytest.mark.slow
+def test_costs_are_told_in_gradients_of_a_retraining(state, tuned):
+    found, _ = tuned
+    items = length(state.synset.items)
+    assert [tried.share for tried in found.costs] == pytest.approx(
+        [tuning.example_gradients(t.update, items) / GRADIENTS for t in found.costs]
+    )
+    assert found.costs[-1].update == found.update
+    assert found.costs[-1].share == pytest.approx(0.5, rel=0.1)
+    assert all(tried.seconds > 0 for tried in found.costs)
+    assert found.real_data is not None
+    assert found.real_data.update == found.update
+
+
+@pytest.mark.slow
+def test_progress_names_every_recipe_and_the_chosen_one(tuned):
+    found, said = tuned
+    assert sum("on 4 subsets" in line for line in said) == len(found.tried)
+    assert said[-1].startswith(f"  chosen: {tuning.describe(found.update)}")
+
+
+@pytest.mark.slow
+def test_the_same_choice_again(problem, state, retrained, tuned):
+    again = ddm.tune(problem.task, state, *retrained, split().test, gradients=GRADIENTS, share=0.5)
+    assert again.update == tuned[0].update
+    assert again.real_data is None
+
+
+def test_what_is_fixed_stays_in_every_recipe(state):
+    fixed = UpdateSettings(rewind=0.5, steps=7, batch=11, learning_rate=0.1, optimizer="sgd")
+    every = tuning.recipes(fixed, state, GRADIENTS, 0.1)
+    assert len(every) == len(set(map(str, every)))
+    for update in every:
+        for name in ("rewind", "steps", "batch", "learning_rate", "optimizer"):
+            assert getattr(update, name) == getattr(fixed, name)
+        assert update.rate_factor is None
+    assert {update.schedule for update in every} == {"constant", "cosine"}
+
+
+def test_after_adam_its_moments_are_among_the_choices(state):
+    squares = jax.tree.map(jnp.ones_like, state.checkpoints)
+    kinds = [
+        update.optimizer
+        for update in tuning.recipes(
+            UpdateSettings(), state._replace(second_moments=squares), 10**9, 0.1
+        )
+    ]
+    assert set(kinds) == {"preconditioned", "sgd"}
+    plain = tuning.recipes(UpdateSettings(), state, 10**9, 0.1)
+    assert {update.optimizer for update in plain} == {"sgd", "deflated"}
+
+
+def test_directions_that_cost_more_than_retraining_are_no_choice(state):
+    few = tuning.recipes(UpdateSettings(), state, 10, 0.1)
+    assert {update.optimizer for update in few} == {"sgd"}
+
+
+@pytest.mark.parametrize(
+    ("share", "gradients", "items", "steps", "batch"),
+    [
+        (0.1, 100_000, 1000, 100, 100),
+        (0.02, 100_000, 1000, 20, 100),
+        (0.25, 100_000, 40, 625, 40),  # no more than there are
+        (0.1, 5000, 1000, 10, 50),  # ten steps at least, of fewer items
+        (0.1, 5, 1000, 1, 1),
+    ],
+)
+def test_steps_and_batch_follow_the_cost(share, gradients, items, steps, batch):
+    update = tuning.at_cost(UpdateSettings(), share, gradients, items)
+    assert (update.steps, update.batch) == (steps, batch)
+    assert tuning.example_gradients(update, items) <= max(share * gradients, 1) * 1.01
+
+
+def test_where_every_recipe_diverges_it_says_so(problem, state, retrained):
+    broken = state._replace(synset=state.synset._replace(mass=state.synset.mass * 1e30))
+    with pytest.raises(ValueError, match="every recipe of the updates diverged"):
+        tuning.tune(
+            problem.task, broken, *retrained, split().test, gradients=GRADIENTS,
+            fixed=UpdateSettings(steps=5, learning_rate=1.0, optimizer="sgd"),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"masks": np.ones((3, 10))}, "the number of tuning subsets=3"),
+        ({"retrained": np.ones((2, 5, 40))}, "6 masks need"),
+        ({"gradients": 0}, "gradients=0"),
+        ({"share": 1.5}, "share=1.5"),
+    ],
+)
+def test_what_does_not_fit_is_refused(problem, state, retrained, change, told):
+    given = {"masks": retrained[0], "retrained": retrained[1], "gradients": 9, "share": 0.1}
+    given |= change
+    with pytest.raises(ValueError, match=told):
+        tuning.tune(problem.task, state, query=split().test, **given)
+
+
+def test_all_members_stand_for_themselves():
+    """Fine-tuning on them is fine-tuning on the real data: the gradients are the same."""
+    groups = ddm.as_groups(np.where(np.arange(120) % 7 == 0, -1, np.arange(120) % 5))
+    synset = all_members(task(), split().train, groups)
+    assert length(synset.items) == 120
+    assert (np.diff(np.where(np.asarray(synset.group) < 0, 5, synset.group)) >= 0).all()
+    assert float(synset.share.sum() + synset.background) == pytest.approx(1)
+    params = task().init(jax.random.key(0))
+    steps = {"steps": 1, "optimizer": optax.sgd(1.0)}
+    keep = jnp.array([1.0, 0.0, 1.0, 1.0, 0.0])
+    moved = ddm.make_finetune(task(), **steps)(params, synset, keep)
+    weights = np.append(keep, 1.0)[np.asarray(groups.ids)]
+
+    def loss(params):
+        return jnp.sum(weights * task().loss(params, split().train)) / weights.sum()
+
+    want = jax.tree.map(lambda p, g: p - g, params, jax.grad(loss)(params))
+    for one, other in zip(jax.tree.leaves(moved), jax.tree.leaves(want), strict=True):
+        # Labels of items are soft: a chance of exp(-14) is left to each other class.
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_short_retrainings_are_told_with_their_cost(problem, retrained):
+    masks, runs = retrained
+    found = short_retrainings(problem, masks, runs.mean(0), split().train, GROUPS, split().test)
+    assert [rival.epochs for rival in found] == [1, 2]  # fewer than TRAIN.epochs
+    assert [rival.share for rival in found] == [1 / TRAIN.epochs, 2 / TRAIN.epochs]
+    assert all(-1 <= rival.agreement <= 1 for rival in found)
+    assert all(rival.seconds > 0 for rival in found)
+
+
+def test_after_how_many_questions_a_synset_pays():
+    assert pays_after(offline=90.0, question=1.0, rival=10.0) == 10
+    assert pays_after(offline=90.0, question=10.0, rival=10.0) == float("inf")
+
+
+def test_where_nothing_is_chosen_there_are_defaults():
+    assert settled(UpdateSettings(steps=7)).steps == 7
+    found = settled(UpdateSettings())
+    assert (found.steps, found.batch, found.schedule, found.rewind) == (100, 250, "constant", 0.0)
+    assert found.learning_rate is None
