@@ -38,14 +38,13 @@ from ddm_jax.online import (
     Response,
     ddm_response,
     make_finetune,
-    make_selective,
-    response_slopes,
     settled,
     subset_outputs,
     trajectory_point,
 )
 from ddm_jax.rates import stable_rate
 from ddm_jax.run.evaluate import Ready
+from ddm_jax.selective import make_selective, response_slopes
 from ddm_jax.types import Batch, Synset
 
 TOP, LEAVES = 10, 200

@@ -887,6 +887,58 @@ def _halves_and_groups(parts: list[list[Row]], value: str) -> str:
     return " / ".join(f"{sum(values) / len(values):.2f}" for values in each)
 
 
+UNSEEN = {
+    "mnist": "MNIST, MLP",
+    "letters": "letters of a play",
+    "ink": "ink, a regression",
+    "modules": "lines of code",
+}
+
+
+def unseen(result: Result) -> str:
+    """Self-tuned updates and what a user would do instead, means over partitions."""
+    cases: dict[tuple[str, float], list[Row]] = {}
+    for row in result["rows"]:
+        cases.setdefault((row["case"], row["share"]), []).append(row)
+
+    def mean(same: list[Row], *names: str) -> str:
+        values = [[row[name] for row in same if row.get(name) is not None] for name in names]
+        return " / ".join(f"{sum(each) / len(each):.2f}" if each else "–" for each in values)
+
+    lines = []
+    for (case, share), same in cases.items():
+        both = [f"{{}}, {score}" for score in ("LDS, keep 0.5", "leave-one-out")]
+        inside = [
+            {f"in {kind}": row["coverage"][kind] for kind in ("halves", "single groups")}
+            for row in same
+        ]
+        lines.append(
+            {
+                "data": UNSEEN[case],
+                "cost": in_percent_of_retraining(share),
+                "ddm": mean(same, *(name.format("ddm") for name in both)),
+                "real data": mean(same, *(name.format("real data") for name in both)),
+                "short retraining": mean(same, "short retraining"),
+                "one retraining": mean(same, *(name.format("one retraining") for name in both)),
+                "perfect": mean(same, *(name.format("ceiling") for name in both)),
+                "inside the error bars": mean(inside, "in halves", "in single groups"),
+                "chosen": ", ".join(
+                    sorted({row["ddm, updates"].split(" times")[0] for row in same})
+                ),
+            }
+        )
+    columns: dict[str, Cell] = {name: cell("{}", name) for name in lines[0]}
+    told = "; ".join(
+        f"{UNSEEN[case]}: "
+        + ", ".join(
+            str(p) for p in sorted({r["partition"] for r in result["rows"] if r["case"] == case})
+        )
+        for case in dict.fromkeys(row["case"] for row in result["rows"])
+    )
+    note = f"Halves of the groups / single groups. Partitions: {told}. {machine(result)}"
+    return f"{markdown(columns, lines)}\n\n{note}"
+
+
 def task_averages(result: Result) -> str:
     """DDM over several target networks at equal online cost, means over partitions."""
     rows = []
@@ -1067,6 +1119,7 @@ TABLES: dict[str, Table | Callable[[Result], str]] = {
         note=torch_note,
     ),
     "kinds": Table(kind_columns, note=KINDS_NOTE),
+    "unseen": unseen,
     "tasks_diabetes.together": tasks_together,
     "tasks_diabetes.averages": task_averages,
     "peers": Table(

@@ -192,11 +192,12 @@ def measure(options: argparse.Namespace, name: str, seed: int) -> list[dict[str,
         truth_of(one, case, folder)
         for one, folder in zip((reports, chooses, bars), folders, strict=True)
     )
+    task = reports.task  # whose output is the truth's
     data, query = jax.device_put((case.train, case.test))
     run = jax.jit(trainer_of(reports).train)(jax.random.key(seed), data, jnp.ones(count))
-    estimator = ddm.make_ddm(case.task, distill)
+    estimator = ddm.make_ddm(task, distill)
     state, offline = harness.once(estimator.fit, jax.random.key(seed + 1), run, data, case.groups)
-    real = state._replace(synset=all_members(case.task, data, case.groups))
+    real = state._replace(synset=all_members(task, data, case.groups))
     gradients = int(run.rows.size)
     short = short_retrainings(reports, found.masks, found.subsets.mean(0), data, case.groups, query)
     ceilings = scoring.ceilings(found)
@@ -206,11 +207,11 @@ def measure(options: argparse.Namespace, name: str, seed: int) -> list[dict[str,
         for who, at in (("ddm", state), ("real data", real)):
             tuned, seconds = harness.once(
                 lambda at=at, share=share: tuning.tune(
-                    case.task, at, tuned_by.masks, tuned_by.subsets, query, gradients=gradients,
+                    task, at, tuned_by.masks, tuned_by.subsets, query, gradients=gradients,
                     share=share,
                 )
             )  # fmt: skip
-            made = ddm.make_ddm(case.task, None, tuned.update)
+            made = ddm.make_ddm(task, None, tuned.update)
             assert made.outputs is not None
             outputs, online = harness.timed(made.outputs, at, found.masks, query)
             scores = np.asarray(made.score(at, query))

@@ -22,9 +22,9 @@ from .online import UpdateSettings as UpdateSettings
 from .online import ddm_response as ddm_response
 from .online import make_counterfactual as make_counterfactual
 from .online import make_finetune as make_finetune
-from .online import make_selective as make_selective
 from .online import subset_outputs as subset_outputs
 from .online import trajectory_point as trajectory_point
+from .selective import make_selective as make_selective
 from .tasks import classification as classification
 from .tasks import freeze as freeze
 from .tasks import merge as merge

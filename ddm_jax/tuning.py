@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
@@ -191,6 +192,9 @@ def tune(
 
     Raises:
         ValueError: for shapes that do not fit, too few subsets, or where every recipe diverged.
+
+    Warns:
+        UserWarning: where the best order is the wrong way round.
     """
     fixed = UpdateSettings() if fixed is None else fixed
     masks = np.asarray(check_masks(masks, len(state.synset.share), background=True))
@@ -218,8 +222,9 @@ def tune(
             seconds = (time.perf_counter() - begin) / len(chosen)
         agreement = float("nan")
         if np.isfinite(found).all():
+            # Where all subsets have one answer there is no order to agree with.
             each = metrics.per_query_correlation(found, truth[rows])
-            agreement = metrics.nan_mean(each)
+            agreement = float(np.nan_to_num(metrics.nan_mean(each)))
         return Tried(update, example_gradients(update, pool) / gradients, agreement, seconds)
 
     def at(update: UpdateSettings, share: float) -> UpdateSettings:
@@ -242,6 +247,12 @@ def tune(
         raise ValueError(
             "every recipe of the updates diverged on the tuning subsets: the synset does not stand "
             "for its data; distil more items, or set online.learning_rate"
+        )
+    if best.agreement < 0:
+        warnings.warn(
+            "the best recipe orders the retrained subsets the wrong way round: what was retrained "
+            "must have said task.output of these queries, and margins rise where losses fall",
+            stacklevel=2,
         )
     say(f"  chosen: {describe(best.update)}: {best.agreement:.3f} on {len(masks)} subsets")
     costs = tuple(

@@ -73,6 +73,19 @@ def test_mnist_groups(tmp_path):
     assert rows["DDM"]["group_lds"] > rows["grad-dot"]["group_lds"] > -1
 
 
+def test_unseen(tmp_path):
+    result = quick("unseen", tmp_path)
+    check_told(result, "unseen")
+    (row,) = result["rows"]
+    assert row["case"] == "modules"
+    for score in ("LDS, keep 0.5", "leave-one-out"):
+        for who in ("ddm", "real data", "one retraining"):
+            assert -1 <= row[f"{who}, {score}"] <= 1
+    assert row["ddm, LDS, keep 0.5"] > 0
+    assert all(0.5 < row["coverage"][kind] <= 1 for kind in ("halves", "single groups"))
+    assert row["short retraining"] is not None
+
+
 def test_runs(tmp_path):
     result = quick("runs", tmp_path)
     check_told(result, "runs")

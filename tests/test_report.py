@@ -19,8 +19,8 @@ from ddm_jax.cluster import as_groups
 from ddm_jax.judge.rivals import Rival
 from ddm_jax.online import UpdateSettings
 from ddm_jax.run import answer_figures, figures, report
+from ddm_jax.run.choosing import Tuning
 from ddm_jax.run.drawing import SHOWN_QUERIES, png
-from ddm_jax.run.jobs import Tuning
 from ddm_jax.run.workdir import KeptAnswer
 from ddm_jax.tuning import Tried
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import ddm_jax as ddm
-from ddm_jax.online import response_slopes
+from ddm_jax.selective import response_slopes
 from ddm_jax.synset import initial_synset
 
 

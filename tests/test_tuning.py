@@ -159,6 +159,25 @@ def test_where_every_recipe_diverges_it_says_so(problem, state, retrained):
         )  # fmt: skip
 
 
+def test_outputs_of_another_objective_are_warned_of(problem, state, retrained):
+    masks, runs = retrained
+    fixed = UpdateSettings(rewind=0.75, optimizer="sgd", schedule="cosine", momentum=0.9)
+    with pytest.warns(UserWarning, match="the wrong way round"):
+        tuning.tune(
+            problem.task, state, masks, -runs, split().test, gradients=GRADIENTS, share=0.5,
+            fixed=fixed,
+        )  # fmt: skip
+
+
+def test_answers_that_are_all_the_same_are_no_divergence(problem, state, retrained):
+    masks, runs = retrained
+    found = tuning.tune(
+        problem.task, state, masks, np.ones_like(runs), split().test, gradients=GRADIENTS,
+        share=0.1, fixed=UpdateSettings(rewind=0.0, optimizer="sgd", schedule="constant"),
+    )  # fmt: skip
+    assert [tried.agreement for tried in found.tried] == [0.0] * len(found.tried)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -5,8 +5,8 @@ top synset and the leaves' synsets are two descriptions of the same data. Leavin
 takes K0 updates; only the nodes that matter to a query are opened, each at the cost of one update a
 child: about `K0 + q K1` updates in place of `K = K0 K1`.
 
-Where the updates can be differentiated no tree is needed: `online.make_selective` finds the groups
-that matter to a query by one reverse sweep, and measures those.
+Where the updates can be differentiated no tree is needed: `selective.make_selective` finds the
+groups that matter to a query by one reverse sweep, and measures those.
 """
 
 from __future__ import annotations

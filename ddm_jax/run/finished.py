@@ -19,8 +19,8 @@ from ddm_jax import files
 from ddm_jax.attribution import Attribution
 from ddm_jax.estimators.ddm import DDMState
 from ddm_jax.run import report
+from ddm_jax.run.choosing import Tuning
 from ddm_jax.run.drawing import png
-from ddm_jax.run.jobs import Tuning
 from ddm_jax.run.plan import Plan, make_plan
 from ddm_jax.run.stages import bring
 from ddm_jax.run.workdir import (

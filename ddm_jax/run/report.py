@@ -30,7 +30,8 @@ from ddm_jax.synset import batch_size
 from ddm_jax.tuning import describe
 
 if TYPE_CHECKING:
-    from ddm_jax.run.jobs import Results, Tuning
+    from ddm_jax.run.choosing import Tuning
+    from ddm_jax.run.jobs import Results
 
 AGREEMENT = {
     "ddm": "DDM",

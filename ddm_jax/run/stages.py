@@ -20,7 +20,7 @@ from ddm_jax import cluster, files
 from ddm_jax.distill import Loop, straight_through
 from ddm_jax.estimators.ddm import distilled_run
 from ddm_jax.judge.program import program_digest
-from ddm_jax.run import jobs, settings
+from ddm_jax.run import choosing, jobs, settings
 from ddm_jax.run.jobs import Job, Results
 from ddm_jax.run.plan import Plan, check_distillation_fits, make_plan
 from ddm_jax.run.settings import Config
@@ -261,10 +261,10 @@ STAGES = (
         sections=("online", "tune"),
         needs=lambda config: ("target", "groups", "synset"),
         computes=("training", "loss", "output"),
-        like=jobs.like_tuning,
-        compute=jobs.tune_updates,
-        opened=jobs.tuning_of,
-        identity=jobs.of_choice,
+        like=choosing.like_tuning,
+        compute=choosing.tune_updates,
+        opened=choosing.tuning_of,
+        identity=choosing.of_choice,
         place="tuning/chosen",
     ),
     Stage(

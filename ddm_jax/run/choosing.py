@@ -1,0 +1,173 @@
+"""The stage that chooses how the updates go: what it computes, and what it keeps of that."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ddm_jax import metrics, tuning
+from ddm_jax.distill import Loop
+from ddm_jax.judge.rivals import EPOCHS, Rival, short_retrainings
+from ddm_jax.judge.truth import read_truth
+from ddm_jax.online import UpdateSettings
+from ddm_jax.run import check as checking
+from ddm_jax.run.jobs import Job
+from ddm_jax.run.settings import Config
+from ddm_jax.tuning import Tried
+from ddm_jax.types import length
+
+
+class Tuning(NamedTuple):
+    """How the updates of a run go, and why."""
+
+    update: UpdateSettings
+    tried: tuple[Tried, ...] = ()
+    costs: tuple[Tried, ...] = ()
+    real_data: Tried | None = None
+    rivals: tuple[Rival, ...] = ()
+    one_retraining: float = float("nan")  # agreement of one seed with the others
+    seconds_a_retraining: float = float("nan")
+
+
+def tune_updates(job: Job, loop: Loop) -> dict[str, Any]:
+    """Retrain on some subsets, and choose the updates that order them best."""
+    plan, results, config = job.plan, job.results, job.plan.config
+    if plan.tune is None:
+        return like_tuning(job)
+    found = checking.retrained(
+        plan, plan.tune, job.workdir / "tuning", results.groups, job.progress
+    )
+    data, query = jax.device_put((plan.split.train, plan.split.test))
+    tuned = tuning.tune(
+        plan.task,
+        results.synset,
+        found.masks,
+        found.subsets,
+        query,
+        gradients=_retraining_gradients(job),
+        share=config.tune.share,
+        fixed=_fixed(config),
+        real=(data, results.groups),
+        say=job.progress.say,
+    )
+    rivals = short_retrainings(
+        plan.tune, found.masks, found.subsets.mean(0), data, results.groups, query
+    )
+    for rival in rivals:
+        job.progress.say(
+            f"  retraining in {rival.epochs} of {config.train.epochs} epochs: {rival.agreement:.3f}"
+        )
+    recipes = _recipes(job)
+    kept = like_tuning(job)
+    for tried in tuned.tried:
+        kept["agreement"][recipes.index(_recipe(tried.update))] = tried.agreement
+    for place, _ in enumerate(tuned.tried[: tuning.FINALISTS]):
+        kept["finalist"][recipes.index(_recipe(tuned.tried[place].update))] = 1
+    kept["chosen"] = np.int32(recipes.index(_recipe(tuned.update)))
+    told = [(each.agreement, each.seconds) for each in (*tuned.costs, tuned.real_data) if each]
+    kept["costs"] = np.asarray(told, np.float32)
+    for place, rival in enumerate(rivals):
+        kept["rivals"][place] = rival.agreement, rival.seconds
+    return kept
+
+
+def like_tuning(job: Job) -> dict[str, Any]:
+    """The shapes of `tune_updates`, and what it keeps where nothing is chosen."""
+    # At least one row of each: what has none cannot be kept.
+    chosen = job.plan.tune is not None
+    count = len(_recipes(job)) if chosen else 1
+    costs = 1 + len(tuning.shares(_fixed(job.plan.config), job.plan.config.tune.share))
+    epochs = [each for each in EPOCHS if each < job.plan.config.train.epochs]
+    return {
+        "agreement": np.full(count, np.nan, np.float32),
+        "finalist": np.zeros(count, np.int8),
+        "chosen": np.int32(0),
+        "costs": np.zeros((costs if chosen else 1, 2), np.float32),
+        "rivals": np.zeros((max(len(epochs), 1), 2), np.float32),
+    }
+
+
+def tuning_of(job: Job, kept: dict[str, Any]) -> Tuning:
+    """What was chosen, in the words of the settings."""
+    plan, config = job.plan, job.plan.config
+    fixed = _fixed(config)
+    if plan.tune is None:
+        return Tuning(fixed)
+    gradients, items = _retraining_gradients(job), length(job.results.synset.synset.items)
+    recipes = _recipes(job)
+
+    def at(recipe: UpdateSettings, share: float) -> UpdateSettings:
+        return tuning.at_share(recipe, fixed, share, gradients, items)
+
+    def tried(update: UpdateSettings, agreement: Any, seconds: Any = np.nan) -> Tried:
+        share = tuning.example_gradients(update, items) / gradients
+        return Tried(update, share, float(agreement), float(seconds))
+
+    share = config.tune.share
+    update = at(recipes[int(kept["chosen"])], share)
+    costs = np.asarray(kept["costs"])
+    shares = tuning.shares(fixed, share)
+    opened = checking.open_truth(plan, plan.tune, job.workdir / "tuning", job.results.groups)
+    found = read_truth(plan.tune, opened)
+    one = metrics.noise_ceiling(found.subsets).one_run
+    epochs = [each for each in EPOCHS if each < config.train.epochs]
+    return Tuning(
+        update=update,
+        tried=tuple(
+            tried(at(recipe, share if finalist else min(share, tuning.FIRST_SHARE)), agreement)
+            for recipe, agreement, finalist in zip(
+                recipes, kept["agreement"], kept["finalist"], strict=True
+            )
+        ),
+        costs=tuple(
+            tried(at(update, share), *each) for share, each in zip(shares, costs, strict=False)
+        ),
+        real_data=tried(update, *costs[-1]),
+        rivals=tuple(
+            Rival(each, each / config.train.epochs, *map(float, row))
+            for each, row in zip(epochs, kept["rivals"], strict=False)
+        ),
+        one_retraining=one,
+        seconds_a_retraining=_seconds_in_full(kept["rivals"], epochs, config, found.seconds),
+    )
+
+
+def _seconds_in_full(
+    rivals: np.ndarray, epochs: list[int], config: Config, measured: float
+) -> float:
+    """Of a retraining, without compilation: as an epoch of the longest compressed one takes."""
+    if not epochs:
+        return measured
+    longest = len(epochs) - 1
+    return float(rivals[longest, 1]) / epochs[longest] * config.train.epochs
+
+
+def of_choice(kept: dict[str, Any]) -> Any:
+    """What later stages depend on: what was chosen, not what it took."""
+    return kept["chosen"]
+
+
+def _fixed(config: Config) -> UpdateSettings:
+    """The settings of the updates, without what they explain."""
+    names = [field.name for field in dataclasses.fields(UpdateSettings)]
+    return UpdateSettings(**{name: getattr(config.online, name) for name in names})
+
+
+def _retraining_gradients(job: Job) -> int:
+    return int((np.asarray(job.results.target.rows) >= 0).sum())
+
+
+def _recipes(job: Job) -> list[UpdateSettings]:
+    """What there is to choose from, without the cost."""
+    share = job.plan.config.tune.share
+    every = tuning.recipes(
+        _fixed(job.plan.config), job.results.synset, _retraining_gradients(job), share
+    )
+    return [_recipe(update) for update in every]
+
+
+def _recipe(update: UpdateSettings) -> UpdateSettings:
+    return dataclasses.replace(update, steps=None, batch=None)
