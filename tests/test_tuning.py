@@ -159,6 +159,7 @@ def test_where_every_recipe_diverges_it_says_so(problem, state, retrained):
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_outputs_of_another_objective_are_warned_of(problem, state, retrained):
     masks, runs = retrained
     fixed = UpdateSettings(rewind=0.75, optimizer="sgd", schedule="cosine", momentum=0.9)
@@ -169,6 +170,7 @@ def test_outputs_of_another_objective_are_warned_of(problem, state, retrained):
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_answers_that_are_all_the_same_are_no_divergence(problem, state, retrained):
     masks, runs = retrained
     found = tuning.tune(
@@ -216,6 +218,7 @@ def test_all_members_stand_for_themselves():
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_short_retrainings_are_told_with_their_cost(problem, retrained):
     masks, runs = retrained
     found = short_retrainings(problem, masks, runs.mean(0), split().train, GROUPS, split().test)
