@@ -192,7 +192,7 @@ def peak_gib() -> float:
 
 def _public_arguments() -> list[str]:
     words = sys.argv[1:]
-    for place, shown in (("--data-dir", "DIR"), ("--output", "FILE")):
+    for place, shown in (("--data-dir", "DIR"), ("--text", "FILE"), ("--output", "FILE")):
         if place in words:
             words[words.index(place) + 1] = shown
     return words
