@@ -895,6 +895,12 @@ UNSEEN = {
 }
 
 
+def updates_in_short(told: str) -> str:
+    """Updates in words, without rate and momentum."""
+    parts = told.split(", ")
+    return ", ".join((parts[0], parts[1], parts[3], parts[5]))
+
+
 def unseen(result: Result) -> str:
     """Self-tuned updates and what a user would do instead, means over partitions."""
     cases: dict[tuple[str, float], list[Row]] = {}
@@ -922,8 +928,8 @@ def unseen(result: Result) -> str:
                 "one retraining": mean(same, *(name.format("one retraining") for name in both)),
                 "perfect": mean(same, *(name.format("ceiling") for name in both)),
                 "inside the error bars": mean(inside, "in halves", "in single groups"),
-                "chosen": ", ".join(
-                    sorted({row["ddm, updates"].split(" times")[0] for row in same})
+                "chosen": "; ".join(
+                    sorted({updates_in_short(row["ddm, updates"]) for row in same})
                 ),
             }
         )

@@ -66,6 +66,7 @@ def test_what_a_task_says_nothing_of_is_soft_labels_or_kept():
     assert items_of(task._replace(targets="distribution")) is SOFT_LABELS
 
 
+@pytest.mark.slow
 def test_only_free_leaves_move_and_integers_stay_members(mixed):
     data = mixed[0]
     _, state = distil(mixed)
@@ -202,6 +203,7 @@ def background(mixed):
     return made, *(made.fit(jax.random.key(1), run, data, each) for each in (groups, cut))
 
 
+@pytest.mark.slow
 def test_a_background_is_a_group_that_is_always_there(mixed, background):
     data = mixed[0]
     made, whole, some = background

@@ -529,6 +529,7 @@ def asked(ready, **update):
     return ddm.make_counterfactual(ready.task, ddm.UpdateSettings(**update))
 
 
+@pytest.mark.slow
 def test_it_is_the_response_to_each_mask(ready, synset):
     masks = np.ones((2, 10), np.float32)
     masks[1, [2, 5]] = 0

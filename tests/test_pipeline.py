@@ -397,6 +397,12 @@ def test_open_steps_are_told_at_several_costs(tuned, tmp_path, without_pictures)
     rows = [row["what"] for row in metrics["updates"]["costs"]]
     assert rows.count("distilled datamodel") == 4
 
+    # The same recipe in fewer steps is another answer.
+    stages.run_stage("tuning", copy, ["tune.share=0.1"])
+    plan = make_plan(config.load(copy / "config.json"))
+    with pytest.raises(stages.NotDoneError, match="stage 'attribution' is not done"):
+        stages.bring(plan, copy, ("attribution",), compute=False)
+
 
 def test_too_few_tuning_subsets_are_refused_in_one_line(tmp_path):
     result = ddm("run", "--workdir", tmp_path / "run", "--set", "tune.subsets=2")

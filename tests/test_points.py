@@ -91,6 +91,7 @@ def test_the_empirical_fisher_takes_the_items_own_gradients(small):
     np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_along_the_trajectory_is_the_mean_and_items_take_turns(small):
     ready, synset, some, few = small
     two = jax.tree.map(lambda leaf: leaf[-2:], ready.run.checkpoints)

@@ -150,6 +150,7 @@ def test_steps_and_batch_follow_the_cost(share, gradients, items, steps, batch):
     assert tuning.example_gradients(update, items) <= max(share * gradients, 1) * 1.01
 
 
+@pytest.mark.slow
 def test_where_every_recipe_diverges_it_says_so(problem, state, retrained):
     broken = state._replace(synset=state.synset._replace(mass=state.synset.mass * 1e30))
     with pytest.raises(ValueError, match="every recipe of the updates diverged"):

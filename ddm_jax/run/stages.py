@@ -270,7 +270,7 @@ STAGES = (
     Stage(
         name="attribution",
         title=lambda job: f"leaving out {job.results.groups.count} groups",
-        sections=("online",),
+        sections=("online", "tune"),  # the same recipe in other steps is another answer
         needs=lambda config: ("target", "groups", "synset", "tuning"),
         computes=("loss", "output"),
         like=lambda job: np.empty((job.results.groups.count, jobs.width(job)), np.float32),
