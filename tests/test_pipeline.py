@@ -397,11 +397,25 @@ def test_open_steps_are_told_at_several_costs(tuned, tmp_path, without_pictures)
     rows = [row["what"] for row in metrics["updates"]["costs"]]
     assert rows.count("distilled datamodel") == 4
 
-    # The same recipe in fewer steps is another answer.
+
+@pytest.mark.slow
+def test_the_same_recipe_at_another_cost_is_another_answer(tuned, tmp_path, without_pictures):
+    copy = Path(shutil.copytree(tuned, tmp_path / "copy"))
+    one = ["online.optimizer=sgd", "online.schedule=constant", "online.momentum=0.9"]
+    one += ["online.rate_factor=0.5", "online.steps=none"]  # leaves a single recipe
+    stages.run_stage("tuning", copy, one)
+
+    def attribution(compute):
+        plan = make_plan(config.load(copy / "config.json"))
+        return stages.bring(plan, copy, ("attribution",), compute=compute)
+
+    before = attribution(compute=True)
     stages.run_stage("tuning", copy, ["tune.share=0.1"])
-    plan = make_plan(config.load(copy / "config.json"))
     with pytest.raises(stages.NotDoneError, match="stage 'attribution' is not done"):
-        stages.bring(plan, copy, ("attribution",), compute=False)
+        attribution(compute=False)
+    after = attribution(compute=True)
+    assert len(after.tuning.tried) == 1
+    assert after.tuning.update.batch < before.tuning.update.batch
 
 
 def test_too_few_tuning_subsets_are_refused_in_one_line(tmp_path):
