@@ -34,18 +34,12 @@ from ddm_jax.estimators.points import make_trajectory_influence, spread_points
 from ddm_jax.estimators.tree import Tree, consistency, make_hierarchical, make_tree
 from ddm_jax.gradients import group_sums
 from ddm_jax.masks import leave_one_out_masks, pair_masks, random_masks
-from ddm_jax.online import (
-    Response,
-    ddm_response,
-    make_finetune,
-    settled,
-    subset_outputs,
-    trajectory_point,
-)
+from ddm_jax.online import Response, ddm_response, make_finetune, subset_outputs, trajectory_point
 from ddm_jax.rates import stable_rate
 from ddm_jax.run.evaluate import Ready
 from ddm_jax.selective import make_selective, response_slopes
 from ddm_jax.types import Batch, Synset
+from ddm_jax.updates import settled
 
 TOP, LEAVES = 10, 200
 MEASURED = 10

@@ -27,7 +27,7 @@ from ddm_jax.estimators import make_grad_dot
 from ddm_jax.estimators.ddm import DDMState
 from ddm_jax.judge.problem import Problem
 from ddm_jax.masks import leave_one_out_masks, point_weights
-from ddm_jax.online import Response, settled, subset_outputs, trajectory_point
+from ddm_jax.online import Response, subset_outputs, trajectory_point
 from ddm_jax.run import evaluate
 from ddm_jax.run import settings as config
 from ddm_jax.run.evaluate import Ready
@@ -35,6 +35,7 @@ from ddm_jax.run.plan import Plan, make_plan
 from ddm_jax.run.workdir import Progress
 from ddm_jax.train import TrainState, make_step
 from ddm_jax.types import Estimator, Groups, length
+from ddm_jax.updates import settled
 
 Row = dict[str, Any]
 Outputs = Callable[[Any], Any]  # masks [R, K] -> [R, Q]

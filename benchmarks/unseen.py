@@ -40,9 +40,9 @@ from ddm_jax import metrics, tuning
 from ddm_jax.judge import scoring, truth
 from ddm_jax.judge.problem import Problem, TruthSettings, make_problem, trainer_of
 from ddm_jax.judge.rivals import short_retrainings
+from ddm_jax.masks import moved_share
 from ddm_jax.models import MLP
 from ddm_jax.run import settings
-from ddm_jax.run.check import reach, removed_share
 from ddm_jax.synset import all_members
 
 LENGTH = 8  # letters before the next
@@ -251,12 +251,12 @@ def covered(
         every = np.concatenate([np.ones((1, groups.count)), of.masks]).astype(np.float32)
         outputs = np.asarray(made.outputs(state, every, query))  # type: ignore[misc]
         changes = np.concatenate([-scores[of.groups], outputs[1:] - outputs[:1]])
-        return changes, removed_share(masks, groups)
+        return changes, moved_share(masks, groups)
 
     learnt, away = predicted(barred)
-    intervals = metrics.fit_intervals(learnt, paired(barred), away, reach(scores))
+    intervals = metrics.fit_intervals(learnt, paired(barred), away, metrics.reach(scores))
     said, away = predicted(found)
-    wide = metrics.half_widths(intervals, said, away, reach(scores))
+    wide = metrics.half_widths(intervals, said, away, metrics.reach(scores))
     true, alone = paired(found), len(found.groups)
     return {
         "single groups": metrics.coverage(said[:alone], wide[:alone], true[:, :alone]),

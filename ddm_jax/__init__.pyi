@@ -18,7 +18,6 @@ from .judge.against import against_retraining as against_retraining
 from .masks import leave_one_out as leave_one_out
 from .masks import random_masks as random_masks
 from .matching import make_matching_loss as make_matching_loss
-from .online import UpdateSettings as UpdateSettings
 from .online import ddm_response as ddm_response
 from .online import make_counterfactual as make_counterfactual
 from .online import make_finetune as make_finetune
@@ -41,5 +40,6 @@ from .types import Synset as Synset
 from .types import Task as Task
 from .types import TrainRun as TrainRun
 from .unlearn import make_forget as make_forget
+from .updates import UpdateSettings as UpdateSettings
 
 __version__: str

@@ -23,10 +23,11 @@ from ddm_jax import metrics
 from ddm_jax.checks import check_integer, check_number, settings
 from ddm_jax.estimators.ddm import DDMState, make_outputs
 from ddm_jax.masks import check_masks
-from ddm_jax.online import UpdateSettings, make_parts, settled
+from ddm_jax.online import make_parts
 from ddm_jax.rates import CURVATURE_ITEMS, LANCZOS
 from ddm_jax.synset import all_members, batch_size
 from ddm_jax.types import Batch, Groups, Task, length
+from ddm_jax.updates import UpdateSettings, settled
 
 # A recipe is what is not the cost. Each kind of optimiser has its own.
 STEPS_ALIKE: tuple[dict[str, Any], ...] = (

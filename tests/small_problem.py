@@ -12,8 +12,8 @@ import ddm_jax as ddm
 from ddm_jax.cluster import as_groups
 from ddm_jax.distill import DistillSettings
 from ddm_jax.judge.problem import Problem, TruthSettings, make_problem
-from ddm_jax.online import UpdateSettings
 from ddm_jax.train import TrainSettings
+from ddm_jax.updates import UpdateSettings
 
 TRAIN = TrainSettings(epochs=4, batch_size=40)
 DISTILL = DistillSettings(items=1, steps=60, distance="whitened", part=0.8)

@@ -10,6 +10,7 @@ from ddm_jax.estimators.datamodel import ridge
 from ddm_jax.masks import (
     check_masks,
     leave_one_out_masks,
+    moved_share,
     pair_masks,
     point_weights,
     random_weights,
@@ -175,3 +176,9 @@ def test_numbers_out_of_range_are_named(make, message):
 def test_weights_that_no_sum_can_hold_are_refused(size):
     with pytest.raises(ValueError, match="the weights of a mask must be of"):
         check_masks(np.full((1, 3), size), 3)
+
+
+def test_what_moves_is_what_goes_and_what_is_counted_once_more():
+    groups = ddm.as_groups([0, 0, 0, 1, 2, 2, -1, -1, -1, -1])
+    masks = np.array([[1, 1, 1], [0, 1, 1], [1, 2, 0.5]])
+    np.testing.assert_allclose(moved_share(masks, groups), [0, 0.3, 0.2])

@@ -9,9 +9,10 @@ import ddm_jax as ddm
 from ddm_jax import rates
 from ddm_jax.estimators.retraining import retraining_response
 from ddm_jax.matching import make_synset_gradient
-from ddm_jax.online import UNCHOSEN, make_parts, pace_of, settled, update_rule
+from ddm_jax.online import make_parts
 from ddm_jax.rates import Deflation, deflation, precondition, stable_rate
 from ddm_jax.synset import batches_of, by_group, deal, item_weights, join, take_batch
+from ddm_jax.updates import UNCHOSEN, pace_of, settled, update_rule
 
 DECAY = 0.05
 

@@ -433,7 +433,7 @@ def test_data_whose_digest_is_known_are_not_hashed_again(tmp_path, monkeypatch):
     "change",
     [
         {"distill": ddm.distill.DistillSettings(items=2)},
-        {"update": ddm.online.UpdateSettings(steps=7)},
+        {"update": ddm.UpdateSettings(steps=7)},
         {"seeds": 4},
         {"subset_seeds": 3},
     ],

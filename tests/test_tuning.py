@@ -16,9 +16,9 @@ from ddm_jax import metrics, tuning
 from ddm_jax.estimators.retraining import retrained_outputs
 from ddm_jax.judge.problem import retraining_of, trainer_of
 from ddm_jax.judge.rivals import pays_after, short_retrainings
-from ddm_jax.online import UpdateSettings, settled
 from ddm_jax.synset import all_members
 from ddm_jax.types import length
+from ddm_jax.updates import UpdateSettings, settled
 
 GRADIENTS = 4 * 120  # of a training
 

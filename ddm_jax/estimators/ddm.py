@@ -16,14 +16,7 @@ from ddm_jax.distill import DistillSettings, Loop, make_blockwise, straight_thro
 from ddm_jax.estimators.contract import joint_estimator
 from ddm_jax.items import free_leaves, items_of
 from ddm_jax.matching import trajectory_indices
-from ddm_jax.online import (
-    Parts,
-    UpdateSettings,
-    check_moments,
-    make_counterfactual,
-    settled,
-    trajectory_point,
-)
+from ddm_jax.online import Parts, check_moments, make_counterfactual, trajectory_point
 from ddm_jax.optimizers import decoupled_decay
 from ddm_jax.synset import initial_synset
 from ddm_jax.types import (
@@ -38,6 +31,7 @@ from ddm_jax.types import (
     TrainRun,
     length,
 )
+from ddm_jax.updates import UpdateSettings, settled
 
 
 class DistillInfo(NamedTuple):

@@ -8,8 +8,8 @@ from ddm_jax.checks import check_number
 from ddm_jax.distill import DistillSettings
 from ddm_jax.estimators._shared import require
 from ddm_jax.estimators.ddm import DDMState, make_ddm
-from ddm_jax.online import UpdateSettings, settled
 from ddm_jax.types import Array, Batch, Estimator, Groups, Task, TrainRun
+from ddm_jax.updates import UpdateSettings, settled
 
 
 def make_forward_matching(

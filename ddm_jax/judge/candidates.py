@@ -24,9 +24,9 @@ from ddm_jax.estimators import (
 from ddm_jax.estimators.contract import joint_estimator
 from ddm_jax.estimators.ddm import DDMState, DistillInfo, distilled_run, make_outputs
 from ddm_jax.judge.problem import Problem, retraining_of, trainer_of
-from ddm_jax.online import UpdateSettings
 from ddm_jax.synset import all_members
 from ddm_jax.types import Array, Batch, Estimator, Groups, TrainRun
+from ddm_jax.updates import UpdateSettings
 from ddm_jax.values import VALUES
 
 BUDGET = 6  # candidates an estimator

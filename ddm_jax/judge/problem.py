@@ -13,9 +13,10 @@ from ddm_jax.distill import DistillSettings
 from ddm_jax.estimators.retraining import retraining_response, subset_retraining_response
 from ddm_jax.judge.store import MOST_SEEDS
 from ddm_jax.masks import subset_size
-from ddm_jax.online import Response, UpdateSettings
+from ddm_jax.online import Response
 from ddm_jax.train import Trainer, TrainSettings, recipe
 from ddm_jax.types import Task
+from ddm_jax.updates import UpdateSettings
 
 Seeds = Annotated[int, Field(ge=2, le=MOST_SEEDS)]
 

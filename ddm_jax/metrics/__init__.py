@@ -28,6 +28,7 @@ from ddm_jax.metrics.intervals import Intervals as Intervals
 from ddm_jax.metrics.intervals import coverage as coverage
 from ddm_jax.metrics.intervals import fit_intervals as fit_intervals
 from ddm_jax.metrics.intervals import half_widths as half_widths
+from ddm_jax.metrics.intervals import reach as reach
 from ddm_jax.metrics.privacy import Exposure as Exposure
 from ddm_jax.metrics.privacy import membership_by_distance as membership_by_distance
 from ddm_jax.metrics.privacy import nearest_training_points as nearest_training_points

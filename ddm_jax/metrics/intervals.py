@@ -39,7 +39,7 @@ def fit_intervals(predicted: np.ndarray, retrained: np.ndarray, removed: np.ndar
         predicted: [R, Q] changes of the output against nothing removed.
         retrained: [S, R, Q] the same of S retrainings, each against its own seed's.
         removed: [R] the share of the training set that is gone, in (0, 1).
-        reach: [Q] how far groups move each query: the root mean square of its scores.
+        reach: [Q] how far groups move each query, `reach(scores)`.
 
     Raises:
         ValueError: for shapes that do not fit, no subset, or a share outside (0, 1).
@@ -78,6 +78,11 @@ def half_widths(intervals: Intervals, predicted, removed, reach) -> np.ndarray:
     removed = np.maximum(np.asarray(removed, float), 1e-9)
     width = np.exp(np.interp(np.log(removed), intervals.sizes, np.log(intervals.widths + 1e-12)))
     return width[:, None] * np.exp(_features(predicted, reach, intervals.floor) @ intervals.slopes)
+
+
+def reach(scores: np.ndarray) -> np.ndarray:
+    """How far groups move each query, [Q]: the root mean square of its scores [K, Q]."""
+    return np.sqrt((np.asarray(scores) ** 2).mean(0))
 
 
 def coverage(predicted, half_width, retrained) -> float:

@@ -14,10 +14,11 @@ from ddm_jax.checks import check_integer, require_distributions
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.placement import in_batches
 from ddm_jax.estimators.points import make_trajectory_influence, spread_points
-from ddm_jax.metrics.intervals import LEVEL, half_widths
+from ddm_jax.masks import moved_share
+from ddm_jax.metrics.intervals import LEVEL, half_widths, reach
 from ddm_jax.metrics.profiles import compare_profiles, profile
 from ddm_jax.objectives import explain
-from ddm_jax.online import make_rate, make_taken, pace_of, settled, trajectory_point, update_rule
+from ddm_jax.online import make_rate, make_taken, trajectory_point
 from ddm_jax.run import check as checking
 from ddm_jax.run import stages
 from ddm_jax.run.answer_figures import (
@@ -31,6 +32,7 @@ from ddm_jax.run.check import Check
 from ddm_jax.run.finished import Answer, Finished
 from ddm_jax.run.jobs import predict
 from ddm_jax.types import Params, Task, take
+from ddm_jax.updates import pace_of, settled, update_rule
 from ddm_jax.values import label_quality, novelty, typicality, usefulness
 
 DAMPING = 0.01  # of single points; chosen on digits, see benchmarks/points.py
@@ -140,12 +142,12 @@ def counterfactual(run: Finished, without: Sequence[int]) -> Answer:
     arrays = {"outputs": outputs, "without": gone, "summed": summed}
     found = _check(run)
     if found is not None:
-        away = checking.removed_share(mask[1:], run.groups)
+        away = moved_share(mask[1:], run.groups)
         wide = half_widths(
             checking.intervals_of(found, run.groups),
             -joint[None],
             away,
-            checking.reach(found.scores),
+            reach(found.scores),
         )[0]
         rows[0].insert(3, f"{LEVEL:.0%} of retrainings")
         arrays["half_width"] = wide

@@ -15,7 +15,8 @@ from ddm_jax.judge import filling, scoring, truth
 from ddm_jax.judge.problem import Problem
 from ddm_jax.judge.store import Store
 from ddm_jax.judge.truth import Truth
-from ddm_jax.metrics.intervals import Intervals, fit_intervals, half_widths
+from ddm_jax.masks import moved_share
+from ddm_jax.metrics.intervals import Intervals, fit_intervals, half_widths, reach
 from ddm_jax.run.plan import Plan
 from ddm_jax.run.workdir import Progress
 from ddm_jax.types import Groups
@@ -40,23 +41,13 @@ def intervals_of(check: Check, groups: Groups) -> Intervals:
     full = truth.full[:seeds, None]
     retrained = np.concatenate([truth.single[:seeds] - full, truth.subsets[:seeds] - full], 1)
     predicted = np.concatenate([alone, changes])
-    return fit_intervals(predicted, retrained, removed_share(masks, groups), reach(check.scores))
+    return fit_intervals(predicted, retrained, moved_share(masks, groups), reach(check.scores))
 
 
 def half_widths_of(check: Check, groups: Groups) -> np.ndarray:
     """Half of the interval of each score, [K, Q]."""
-    alone = removed_share(1 - np.eye(groups.count), groups)
+    alone = moved_share(1 - np.eye(groups.count), groups)
     return half_widths(intervals_of(check, groups), -check.scores, alone, reach(check.scores))
-
-
-def removed_share(masks: np.ndarray, groups: Groups) -> np.ndarray:
-    """The part of the training set that masks [R, K] leave out, [R]."""
-    return (1 - np.asarray(masks)) @ np.asarray(groups.sizes()) / len(groups.ids)
-
-
-def reach(scores: np.ndarray) -> np.ndarray:
-    """How far groups move each query, [Q]."""
-    return np.sqrt((np.asarray(scores) ** 2).mean(0))
 
 
 def open_truth(plan: Plan, problem: Problem, folder: Path, groups: Groups) -> Store:

@@ -12,12 +12,12 @@ from ddm_jax import metrics, tuning
 from ddm_jax.distill import Loop
 from ddm_jax.judge.rivals import EPOCHS, Rival, short_retrainings
 from ddm_jax.judge.truth import read_truth
-from ddm_jax.online import UpdateSettings
 from ddm_jax.run import check as checking
 from ddm_jax.run.jobs import Job
 from ddm_jax.run.settings import Config
 from ddm_jax.tuning import Tried
 from ddm_jax.types import length
+from ddm_jax.updates import UpdateSettings
 
 
 class Tuning(NamedTuple):

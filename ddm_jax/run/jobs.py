@@ -23,12 +23,12 @@ from ddm_jax.distill import Loop, Step
 from ddm_jax.estimators.ddm import DDMState, DistillInfo, make_ddm, make_outputs
 from ddm_jax.estimators.grad_dot import make_grad_dot
 from ddm_jax.judge.truth import read_truth
-from ddm_jax.online import UpdateSettings
 from ddm_jax.run import check as checking
 from ddm_jax.run.check import Check
 from ddm_jax.run.plan import Plan, read_groups
 from ddm_jax.run.workdir import SILENT, Progress, versions
 from ddm_jax.types import Batch, Synset, TrainRun
+from ddm_jax.updates import UpdateSettings
 
 
 class Results(NamedTuple):

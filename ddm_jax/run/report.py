@@ -19,7 +19,6 @@ from ddm_jax.checks import require_distributions
 from ddm_jax.compute.placement import in_batches
 from ddm_jax.judge.rivals import Rival, pays_after
 from ddm_jax.metrics.intervals import LEVEL
-from ddm_jax.online import settled
 from ddm_jax.run import check as checking
 from ddm_jax.run import figures
 from ddm_jax.run.drawing import png
@@ -28,6 +27,7 @@ from ddm_jax.run.settings import as_json
 from ddm_jax.run.workdir import KeptAnswer, kept_answers, versions
 from ddm_jax.synset import batch_size
 from ddm_jax.tuning import describe
+from ddm_jax.updates import settled
 
 if TYPE_CHECKING:
     from ddm_jax.run.choosing import Tuning

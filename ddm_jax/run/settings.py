@@ -24,9 +24,9 @@ import ddm_jax
 from ddm_jax import checks, files
 from ddm_jax.distill import DistillSettings
 from ddm_jax.judge.problem import TruthSettings
-from ddm_jax.online import UpdateSettings
 from ddm_jax.train import TrainSettings
 from ddm_jax.tuning import TuneSettings
+from ddm_jax.updates import UpdateSettings
 
 Count = Annotated[int, Field(ge=1)]
 
