@@ -56,7 +56,7 @@ FIRST_SHARE = 0.1  # at this cost, or at what is allowed where that is less
 FINALISTS = 4  # recipes that are tried on all subsets, at what is allowed
 MARGIN = 0.01  # by which a deflated recipe must be better: it needs the curvature first
 CURVATURE_COST = 3.0  # example gradients of a product with one example's Hessian
-MOST_CURVATURE = 5.0  # retrainings that the directions of a deflation may cost
+MOST_CURVATURE = 2.5  # retrainings that the directions of a deflation may cost, a call
 
 
 @settings("tune")
@@ -262,7 +262,7 @@ def tune(
     in_real = None
     if real is not None:
         perfect = state._replace(synset=all_members(task, *real))
-        in_real = ask(perfect, best.update, slice(None))
+        in_real = ask(perfect, best.update, slice(None), True)
     return Tuned(best.update, (*last, *order[FINALISTS:]), costs, in_real)
 
 

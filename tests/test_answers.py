@@ -103,6 +103,21 @@ def test_a_counterfactual_has_the_error_bars_of_the_check(run, tmp_path):
     assert "error bar" not in " ".join(without.sentences)
 
 
+def test_error_bars_are_taken_back_where_a_class_goes_and_none_went_before(run, monkeypatch):
+    told = " ".join(answers.counterfactual(run, [3]).sentences)
+    assert "nothing is left" not in told  # here every group is a class, those of the check too
+    found = answers._check(run)
+    halves = np.ones_like(found.truth.masks)
+    truth = found.truth._replace(groups=found.truth.groups[:0], masks=halves)
+    assert answers._unlike_any_learnt(run, found._replace(truth=truth), np.array([3])) == ["3"]
+    two = np.array([3, 4])
+    assert answers._unlike_any_learnt(run, found._replace(truth=truth), two) == ["3", "4"]
+    monkeypatch.setattr(answers, "_unlike_any_learnt", lambda *args: ["3"])
+    told = " ".join(answers.counterfactual(run, [3]).sentences)
+    assert "Of 3 nothing is left." in told
+    assert "the bars do not hold" in told
+
+
 def test_answers_go_by_the_updates_that_were_chosen(run):
     """And not by those of the settings, which may be open."""
     chosen = dataclasses.replace(run.tuning.update, steps=9, rewind=0.0)

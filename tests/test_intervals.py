@@ -70,6 +70,13 @@ def test_one_size_serves_all():
     )
 
 
+def test_what_is_not_finite_is_refused():
+    predicted, retrained, reach = changes(1)
+    retrained[0, 3, 7] = np.nan
+    with pytest.raises(ValueError, match="changes and reach must be finite"):
+        metrics.fit_intervals(predicted, retrained, REMOVED, reach)
+
+
 @pytest.mark.parametrize(
     ("shape", "removed", "told"),
     [

@@ -284,7 +284,7 @@ def test_a_run_chooses_its_updates_and_says_what_it_costs(tuned):
     told = json.loads((tuned / "metrics.json").read_text())["updates"]
     assert told["chosen"] == vars(found.update)
     assert [row["what"] for row in told["costs"]] == [
-        "distilled datamodel",
+        "distilled datamodel, the chosen recipe",
         "the same steps on all real kept data",
         "retraining cut to 1 epoch",
         "retraining cut to 2 epochs",
@@ -395,7 +395,7 @@ def test_open_steps_are_told_at_several_costs(tuned, tmp_path, without_pictures)
     assert found.update.rewind == 0.0
     assert found.costs[-1].update == found.update
     rows = [row["what"] for row in metrics["updates"]["costs"]]
-    assert rows.count("distilled datamodel") == 4
+    assert rows.count("distilled datamodel, the chosen recipe") == 4
 
 
 @pytest.mark.slow

@@ -52,6 +52,8 @@ def fit_intervals(predicted: np.ndarray, retrained: np.ndarray, removed: np.ndar
             f"changes {predicted.shape}, retrained {retrained.shape} and removed {removed.shape} "
             "must be [R, Q], [S, R, Q] and [R], R >= 1"
         )
+    if not all(np.isfinite(each).all() for each in (predicted, retrained, reach)):
+        raise ValueError("changes and reach must be finite: a prediction or a retraining diverged")
     for share in removed:
         check_number("removed", float(share), above=0, below=1)
     floor = LEAST * float(np.median(reach)) + 1e-12

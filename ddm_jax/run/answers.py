@@ -157,6 +157,11 @@ def counterfactual(run: Finished, without: Sequence[int]) -> Answer:
             "single retrainings stay inside of, by the groups and halves that the run checked "
             "itself on."
         )
+        if lost := _unlike_any_learnt(run, found, gone):
+            sentences.append(
+                f"Of {', '.join(lost)} nothing is left. No subset that the error bars were learnt "
+                "on lost a class: such changes come out larger, and the bars do not hold for them."
+            )
     for q in order:
         row = [
             str(q),  # its place among the queries, as `ddm points --query` takes it
@@ -247,6 +252,24 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
     figure = bars_figure(means, rows[0][1:])
     arrays = {"groups": gone, **{k.replace(" ", "_"): v for k, v in means.items()}}
     return Answer("Forgetting", sentences, rows, figure, arrays), params
+
+
+def _unlike_any_learnt(run: Finished, check: Check, gone: np.ndarray) -> list[str]:
+    """The classes that go as a whole, where no subset of the check lost any."""
+    learnt = [[group] for group in check.truth.groups]
+    learnt += [np.flatnonzero(mask == 0) for mask in check.truth.masks]
+    if any(_classes_lost(run, np.asarray(each)) for each in learnt):
+        return []
+    return _classes_lost(run, gone)
+
+
+def _classes_lost(run: Finished, gone: np.ndarray) -> list[str]:
+    """The classes of which less than a hundredth is left without some groups."""
+    split = run.plan.split
+    there = np.asarray(split.train.y)
+    left = there[~np.isin(run.groups.ids, gone)].sum(0)
+    lost = np.flatnonzero((left < unlearn.ABSENT * there.sum(0)) & (there.sum(0) > 0))
+    return [split.classes[index] for index in lost]
 
 
 def _check(run: Finished) -> Check | None:

@@ -121,10 +121,11 @@ def told_updates(tuning: Tuning, seconds: dict[str, float]) -> dict[str, Any]:
         return told
     best = next(each for each in tuning.costs if each.update == tuning.update)
     rows: list[tuple[Any, ...]] = [
-        ("distilled datamodel", each.share, each.agreement, each.seconds) for each in tuning.costs
+        ("distilled datamodel, the chosen recipe", each.share, each.agreement, each.seconds)
+        for each in tuning.costs
     ]
     real = tuning.real_data or best
-    rows.append(("the same steps on all real kept data", best.share, real.agreement, None))
+    rows.append(("the same steps on all real kept data", best.share, real.agreement, real.seconds))
     rows += [
         (f"retraining cut to {_epochs(each.epochs)}", each.share, each.agreement, each.seconds)
         for each in tuning.rivals
@@ -138,9 +139,10 @@ def told_updates(tuning: Tuning, seconds: dict[str, float]) -> dict[str, Any]:
     buys = f"{more:.3f} at most" if more > 0 else "nothing"
     told["sentences"] += [
         f"Updates, chosen of {len(tuning.tried)} recipes by retrained halves: {words}.",
-        f"They put the tuning subsets in order by {best.agreement:.3f} at {best.share:.0%} of a "
-        f"retraining; the same steps on all of the real data by {real.agreement:.3f}: more items "
-        f"would buy {buys}.",
+        f"Their group LDS on the tuning subsets is {best.agreement:.3f} at {best.share:.0%} of a "
+        f"retraining; that of the same steps on all of the real data {real.agreement:.3f}: more "
+        f"items would buy {buys}. With the training data at hand those steps need no distilling, "
+        f"and take {real.seconds:.2g} s a question; the synset answers without the data.",
     ]
     as_good = [each for each in (*tuning.rivals, full) if each.agreement >= best.agreement]
     rival = min(as_good, key=lambda each: each.seconds, default=full)
@@ -154,11 +156,17 @@ def told_updates(tuning: Tuning, seconds: dict[str, float]) -> dict[str, Any]:
         said += f" ({rival.agreement:.3f})"
     said += f" takes {rival.seconds:.2g} s a question, the synset {best.seconds:.2g} s. "
     if np.isfinite(after):
-        said += f"Distilling and choosing ({offline:.0f} s) pay after {after:,.0f} questions."
+        said += f"Distilling and choosing ({offline:.0f} s) pay after about {_two_digits(after):,} "
+        said += "questions."
     else:
         said += "Retrain instead: here a question to the synset costs no less."
     told["sentences"].append(said)
     return told
+
+
+def _two_digits(value: float) -> int:
+    """A number of questions, as exact as timings are."""
+    return int(float(f"{max(value, 1):.2g}"))
 
 
 def _epochs(count: int) -> str:
