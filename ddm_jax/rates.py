@@ -112,6 +112,13 @@ def adaptive_scale(second_moments: Params) -> Scale:
     return Scale(jax.tree.map(lambda leaf: 1 / (jnp.sqrt(leaf) + floor), moments))
 
 
+def deflation_rank(params: Params) -> tuple[int, int]:
+    """How many directions a deflation has, and iterations that find them; none where none fit."""
+    flat = jax.eval_shape(flatten, params)
+    count = min(LANCZOS, flat.size, MOST_BYTES // (flat.dtype.itemsize * flat.size))
+    return min(RANK, count // 2), count
+
+
 def deflation(
     task: Task, params: Params, synset: Synset, weight_decay: Array | float = 0.0
 ) -> Deflation:
@@ -129,12 +136,11 @@ def deflation(
         ValueError: for networks of which not even two vectors fit.
     """
     flat = flatten(params)
-    count = min(LANCZOS, flat.size, MOST_BYTES // (flat.dtype.itemsize * flat.size))
-    rank = min(RANK, count // 2)
+    rank, count = deflation_rank(params)
     if not rank:
         raise ValueError(
-            f"optimizer='deflated' keeps vectors as large as the {flat.size:,} parameters, which "
-            f"take more than {MOST_BYTES / 2**30:g} GiB; use optimizer='sgd'"
+            f"optimizer='deflated' shrinks directions of a network, and one of {flat.size:,} "
+            "parameters is too small for that, or too large; use optimizer='sgd'"
         )
     own = 1 / (jnp.sum(synset.share) + background_share(synset))
     examples = items_of(task).batch(synset.items)

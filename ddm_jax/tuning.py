@@ -24,7 +24,7 @@ from ddm_jax.checks import check_integer, check_number, settings
 from ddm_jax.estimators.ddm import DDMState, make_outputs
 from ddm_jax.masks import check_masks
 from ddm_jax.online import make_parts
-from ddm_jax.rates import CURVATURE_ITEMS, LANCZOS
+from ddm_jax.rates import CURVATURE_ITEMS, LANCZOS, deflation_rank
 from ddm_jax.synset import all_members, batch_size
 from ddm_jax.types import Batch, Groups, Task, length
 from ddm_jax.updates import UpdateSettings, settled
@@ -39,6 +39,8 @@ STEPS_ALIKE: tuple[dict[str, Any], ...] = (
     {"schedule": "cosine", "rewind": 0.75, "momentum": 0.9, "rate_factor": 2.0},
     {"schedule": "cosine", "rewind": 0.9, "momentum": 0.9, "rate_factor": 1.0},
     {"schedule": "cosine", "rewind": 0.9, "momentum": 0.9, "rate_factor": 2.0},
+    # Where the curvature grows along the way, as in a product of factors, all others diverge.
+    {"schedule": "constant", "rewind": 0.0, "momentum": 0.9, "rate_factor": 0.05},
 )
 DEFLATED: tuple[dict[str, Any], ...] = (
     {"schedule": "constant", "rewind": 0.0, "momentum": 0.9, "rate_factor": 0.35},
@@ -138,7 +140,10 @@ def recipes(
     items = length(state.synset.items)
     kinds: list[Any] = ["sgd"] if state.second_moments is None else ["preconditioned", "sgd"]
     cost = LANCZOS * min(items, CURVATURE_ITEMS) * CURVATURE_COST
-    affordable = cost <= MOST_CURVATURE * gradients
+    params = jax.eval_shape(
+        lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), state.checkpoints
+    )
+    affordable = cost <= MOST_CURVATURE * gradients and deflation_rank(params)[0] > 0
     if affordable and state.second_moments is None:
         kinds.append("deflated")
     if fixed.optimizer is not None:
@@ -209,6 +214,8 @@ def tune(
             f"retrained outputs have shape {retrained.shape}; {len(masks)} masks need "
             f"[{len(masks)}, Q], or [S, {len(masks)}, Q]"
         )
+    if not np.isfinite(truth).all():
+        raise ValueError("retrained outputs must be finite: some retrained network diverged")
     items, parts = length(state.synset.items), make_parts(task)
 
     def ask(of: DDMState, update: UpdateSettings, rows: slice, timed: bool = False) -> Tried:
@@ -245,9 +252,20 @@ def tune(
         say(f"  {describe(tried.update)}: {tried.agreement:.3f} on {len(masks)} subsets")
     best = max(last, key=value)
     if np.isnan(best.agreement):
+        mend = "set online.learning_rate" if fixed.learning_rate is None else "lower it"
+        rate = (
+            "" if fixed.learning_rate is None else f" at online.learning_rate={fixed.learning_rate}"
+        )
         raise ValueError(
-            "every recipe of the updates diverged on the tuning subsets: the synset does not stand "
-            "for its data; distil more items, or set online.learning_rate"
+            f"every recipe of the updates diverged on the tuning subsets{rate}: they are too fast "
+            f"for this network, or the synset does not stand for its data; {mend}, or distil more "
+            "items"
+        )
+    if all(tried.agreement == 0 for tried in last):
+        warnings.warn(
+            "the tuning subsets have no order to choose by: their outputs, or all predictions of "
+            "them, are the same; the first recipe is taken. Explain a loss or a margin",
+            stacklevel=2,
         )
     if best.agreement < 0:
         warnings.warn(

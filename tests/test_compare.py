@@ -19,13 +19,16 @@ from small_problem import DISTILL, GROUPS, UPDATE, small_problem, split, task
 
 from ddm_jax import estimators, metrics
 from ddm_jax.cluster import as_groups
+from ddm_jax.estimators.ddm import DDMState
 from ddm_jax.judge import candidates, compare, scoring
 from ddm_jax.judge.candidates import BUDGET, CANDIDATES, Candidates
 from ddm_jax.judge.compare import check_estimators, split_parts
 from ddm_jax.judge.problem import make_problem, trainer_of
 from ddm_jax.judge.scoring import LEAVE_ONE_OUT
 from ddm_jax.judge.truth import Truth, truth_key
-from ddm_jax.types import Estimator
+from ddm_jax.synset import all_members
+from ddm_jax.types import Estimator, Synset
+from ddm_jax.updates import UpdateSettings
 
 QUERIES = 40
 LDS = "LDS, keep 0.5"
@@ -760,3 +763,30 @@ def test_a_candidate_is_judged(run, rng, name):
         assert np.isfinite(row["value"]) or row["undefined"] == 30
         assert row["offline_seconds"] >= 0
         assert len(row["program"]) == 16
+
+
+def test_updates_have_the_steps_that_their_pool_allows():
+    """A pool that is smaller than a batch has more steps, and not a smaller cost."""
+    problem = small_problem(update=UpdateSettings())
+    fitted = {}
+    for name in ("ddm", "real_data"):
+        asked = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                candidates, "make_outputs",
+                lambda task, update, asked=asked: asked.append(update) or (lambda *args: None),
+            )  # fmt: skip
+            patch.setattr(
+                candidates, "joint_estimator",
+                lambda task, fit, outputs, count, method: (fit, outputs),
+            )  # fmt: skip
+            recipe = candidates.RECIPES[0]
+            _, outputs = candidates.MAKERS[name](problem, recipe)
+            synset = all_members(problem.task, split().train, GROUPS)
+            few = jax.tree.map(lambda leaf: leaf[:7], (synset.items, synset.group, synset.mass))
+            outputs(DDMState({}, 0.0, Synset(*few, synset.share), None), None, None)
+        (fitted[name],) = asked
+    allowed = problem.share * problem.num_points * problem.train.epochs
+    for update in fitted.values():
+        assert 0.8 * allowed <= update.steps * update.batch <= 1.2 * allowed
+        assert update.batch <= 7

@@ -77,6 +77,14 @@ def test_what_is_not_finite_is_refused():
         metrics.fit_intervals(predicted, retrained, REMOVED, reach)
 
 
+@pytest.mark.parametrize("reach", [np.ones(1), np.ones((1, 5))])
+def test_a_reach_that_is_not_one_a_query_is_refused(reach):
+    with pytest.raises(ValueError, match="must be"):
+        metrics.fit_intervals(np.ones((4, 5)), np.ones((2, 4, 5)), [0.5] * 4, reach)
+    with pytest.raises(ValueError, match="must be"):
+        metrics.fit_intervals(np.ones((4, 5)), np.ones((0, 4, 5)), [0.5] * 4, np.ones(5))
+
+
 @pytest.mark.parametrize(
     ("shape", "removed", "told"),
     [

@@ -399,6 +399,14 @@ def test_open_steps_are_told_at_several_costs(tuned, tmp_path, without_pictures)
 
 
 @pytest.mark.slow
+def test_a_check_by_itself_leaves_the_error_bars_where_they_are(tuned, tmp_path):
+    copy = Path(shutil.copytree(tuned, tmp_path / "copy"))
+    before = Attribution.load(copy / "attribution.npz").half_widths
+    stages.run_stage("check", copy)
+    np.testing.assert_array_equal(Attribution.load(copy / "attribution.npz").half_widths, before)
+
+
+@pytest.mark.slow
 def test_the_same_recipe_at_another_cost_is_another_answer(tuned, tmp_path, without_pictures):
     copy = Path(shutil.copytree(tuned, tmp_path / "copy"))
     one = ["online.optimizer=sgd", "online.schedule=constant", "online.momentum=0.9"]

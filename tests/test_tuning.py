@@ -134,6 +134,12 @@ def test_directions_that_cost_more_than_retraining_are_no_choice(state):
     assert {update.optimizer for update in few} == {"sgd"}
 
 
+def test_a_network_that_cannot_be_deflated_has_the_other_choices(state, monkeypatch):
+    monkeypatch.setattr("ddm_jax.rates.MOST_BYTES", 4 * 700)
+    kinds = {each.optimizer for each in tuning.recipes(UpdateSettings(), state, 10**9, 0.1)}
+    assert kinds == {"sgd"}
+
+
 @pytest.mark.parametrize(
     ("share", "gradients", "items", "steps", "batch"),
     [
@@ -174,10 +180,11 @@ def test_outputs_of_another_objective_are_warned_of(problem, state, retrained):
 @pytest.mark.slow
 def test_answers_that_are_all_the_same_are_no_divergence(problem, state, retrained):
     masks, runs = retrained
-    found = tuning.tune(
-        problem.task, state, masks, np.ones_like(runs), split().test, gradients=GRADIENTS,
-        share=0.1, fixed=UpdateSettings(rewind=0.0, optimizer="sgd", schedule="constant"),
-    )  # fmt: skip
+    with pytest.warns(UserWarning, match="have no order to choose by"):
+        found = tuning.tune(
+            problem.task, state, masks, np.ones_like(runs), split().test, gradients=GRADIENTS,
+            share=0.1, fixed=UpdateSettings(rewind=0.0, optimizer="sgd", schedule="constant"),
+        )  # fmt: skip
     assert [tried.agreement for tried in found.tried] == [0.0] * len(found.tried)
 
 
@@ -187,6 +194,7 @@ def test_answers_that_are_all_the_same_are_no_divergence(problem, state, retrain
         ({"masks": np.ones((3, 10))}, "the number of tuning subsets=3"),
         ({"retrained": np.ones((2, 5, 40))}, "6 masks need"),
         ({"gradients": 0}, "gradients=0"),
+        ({"retrained": np.full((2, 6, 40), np.nan)}, "retrained outputs must be finite"),
         ({"share": 1.5}, "share=1.5"),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from ddm_jax.estimators.contract import joint_estimator
 from ddm_jax.estimators.ddm import DDMState, DistillInfo, distilled_run, make_outputs
 from ddm_jax.judge.problem import Problem, retraining_of, trainer_of
 from ddm_jax.synset import all_members
-from ddm_jax.types import Array, Batch, Estimator, Groups, TrainRun
+from ddm_jax.types import Array, Batch, Estimator, Groups, TrainRun, length
 from ddm_jax.updates import UpdateSettings
 from ddm_jax.values import VALUES
 
@@ -57,7 +58,7 @@ def every_choice(choices: dict[str, tuple[Any, ...]]) -> list[Settings]:
 def make_ddm_candidate(problem: Problem, chosen: Settings) -> Estimator:
     """The distilled datamodel with the problem's settings, and a recipe at the problem's cost."""
     distill, update = _settings(problem, chosen)
-    return make_ddm(problem.task, distill, _at_cost(problem, update))
+    return _at_cost(problem, update, make_ddm(problem.task, distill, update).fit, "ddm")
 
 
 def make_real_data(problem: Problem, chosen: Settings) -> Estimator:
@@ -69,15 +70,26 @@ def make_real_data(problem: Problem, chosen: Settings) -> Estimator:
         info = DistillInfo(synset, nothing[:1], nothing, nothing)
         return distilled_run(run, synset, info)
 
-    outputs = make_outputs(task, _at_cost(problem, update))
-    return joint_estimator(
-        task, fit, outputs, lambda state: len(state.synset.share), method="real_data"
-    )
+    return _at_cost(problem, update, fit, "real_data")
 
 
-def _at_cost(problem: Problem, update: UpdateSettings) -> UpdateSettings:
+def _at_cost(
+    problem: Problem, update: UpdateSettings, fit: Callable[..., DDMState], method: str
+) -> Estimator:
+    """Updates in as many steps as the problem allows, which the size of the pool decides."""
     gradients = problem.num_points * problem.train.epochs
-    return tuning.at_cost(update, problem.share, gradients, problem.num_points)
+
+    @cache
+    def of_pool(items: int) -> Callable[..., Array]:
+        allowed = tuning.at_cost(update, problem.share, gradients, items)
+        return make_outputs(problem.task, allowed)
+
+    def outputs(state: DDMState, masks: Any, query: Batch) -> Array:
+        return of_pool(length(state.synset.items))(state, masks, query)
+
+    return joint_estimator(
+        problem.task, fit, outputs, lambda state: len(state.synset.share), method=method
+    )
 
 
 def make_retraining_candidate(problem: Problem, chosen: Settings) -> Estimator:

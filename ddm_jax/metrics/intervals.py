@@ -46,11 +46,12 @@ def fit_intervals(predicted: np.ndarray, retrained: np.ndarray, removed: np.ndar
     """
     predicted, removed, reach = (np.asarray(each, float) for each in (predicted, removed, reach))
     retrained = np.asarray(retrained, float)
-    rows = len(predicted)
-    if retrained.shape[1:] != predicted.shape or removed.shape != (rows,) or not rows:
+    shape = predicted.shape
+    fits = retrained.ndim == 3 and retrained.shape[1:] == shape
+    if not (fits and removed.shape == shape[:1] and reach.shape == shape[1:] and retrained.size):
         raise ValueError(
-            f"changes {predicted.shape}, retrained {retrained.shape} and removed {removed.shape} "
-            "must be [R, Q], [S, R, Q] and [R], R >= 1"
+            f"changes {shape}, retrained {retrained.shape}, removed {removed.shape} and reach "
+            f"{reach.shape} must be [R, Q], [S, R, Q], [R] and [Q], with one of each at least"
         )
     if not all(np.isfinite(each).all() for each in (predicted, retrained, reach)):
         raise ValueError("changes and reach must be finite: a prediction or a retraining diverged")
@@ -79,6 +80,10 @@ def half_widths(intervals: Intervals, predicted, removed, reach) -> np.ndarray:
     predicted, reach = np.asarray(predicted, float), np.asarray(reach, float)
     removed = np.maximum(np.asarray(removed, float), 1e-9)
     width = np.exp(np.interp(np.log(removed), intervals.sizes, np.log(intervals.widths + 1e-12)))
+    if removed.shape != predicted.shape[:1]:
+        raise ValueError(
+            f"removed {removed.shape} must have a share for each row of {predicted.shape}"
+        )
     return width[:, None] * np.exp(_features(predicted, reach, intervals.floor) @ intervals.slopes)
 
 

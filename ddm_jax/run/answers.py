@@ -143,12 +143,8 @@ def counterfactual(run: Finished, without: Sequence[int]) -> Answer:
     found = _check(run)
     if found is not None:
         away = moved_share(mask[1:], run.groups)
-        wide = half_widths(
-            checking.intervals_of(found, run.groups),
-            -joint[None],
-            away,
-            reach(found.scores),
-        )[0]
+        intervals = checking.intervals_of(found, run.groups)
+        wide = half_widths(intervals, -joint[None], away, reach(found.scores))[0]
         rows[0].insert(3, f"{LEVEL:.0%} of retrainings")
         arrays["half_width"] = wide
         sure = int((np.abs(joint) > wide).sum())
@@ -157,6 +153,11 @@ def counterfactual(run: Finished, without: Sequence[int]) -> Answer:
             "single retrainings stay inside of, by the groups and halves that the run checked "
             "itself on."
         )
+        if away[0] > 1.2 * np.exp(intervals.sizes[-1]):
+            sentences.append(
+                "More is gone here than in any subset that the error bars were learnt on: they may "
+                "be too short."
+            )
         if lost := _unlike_any_learnt(run, found, gone):
             sentences.append(
                 f"Of {', '.join(lost)} nothing is left. No subset that the error bars were learnt "
@@ -256,9 +257,9 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
 
 def _unlike_any_learnt(run: Finished, check: Check, gone: np.ndarray) -> list[str]:
     """The classes that go as a whole, where no subset of the check lost any."""
-    learnt = [[group] for group in check.truth.groups]
+    learnt = [np.asarray([group]) for group in check.truth.groups]
     learnt += [np.flatnonzero(mask == 0) for mask in check.truth.masks]
-    if any(_classes_lost(run, np.asarray(each)) for each in learnt):
+    if any(_classes_lost(run, each) for each in learnt):
         return []
     return _classes_lost(run, gone)
 

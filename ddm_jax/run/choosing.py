@@ -112,7 +112,9 @@ def tuning_of(job: Job, kept: dict[str, Any]) -> Tuning:
     shares = tuning.shares(fixed, share)
     opened = checking.open_truth(plan, plan.tune, job.workdir / "tuning", job.results.groups)
     found = read_truth(plan.tune, opened)
-    one = metrics.noise_ceiling(found.subsets).one_run
+    # As the others are judged: against the mean of all seeds, of which it is none.
+    alike = metrics.noise_ceiling(found.subsets).reliability
+    one = float(np.sqrt(max(alike, 0) * metrics.spearman_brown(max(alike, 0), config.tune.seeds)))
     epochs = [each for each in EPOCHS if each < config.train.epochs]
     return Tuning(
         update=update,

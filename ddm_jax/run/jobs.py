@@ -221,7 +221,11 @@ def check_of(job: Job, kept: dict[str, Any]) -> Check:
     else:
         found = read_truth(plan.check, checking.open_truth(plan, plan.check, folder, groups))
     scores = job.results.attribution.scores
-    return Check(found, np.asarray(kept["ddm"]), scores, np.asarray(kept["grad_dot"]))
+    check = Check(found, np.asarray(kept["ddm"]), scores, np.asarray(kept["grad_dot"]))
+    if job.compute:  # what the attribution's own stage could not know
+        wide = checking.half_widths_of(check, groups).astype(np.float32)
+        job.results.attribution._replace(half_widths=wide).save(job.workdir / "attribution.npz")
+    return check
 
 
 def width(job: Job) -> int:

@@ -135,17 +135,25 @@ def told_updates(tuning: Tuning, seconds: dict[str, float]) -> dict[str, Any]:
     told["costs"] = [
         dict(zip(("what", "share", "agreement", "seconds"), row, strict=True)) for row in rows
     ]
-    more = real.agreement - best.agreement
-    buys = f"{more:.3f} at most" if more > 0 else "nothing"
     told["sentences"] += [
         f"Updates, chosen of {len(tuning.tried)} recipes by retrained halves: {words}.",
-        f"Their group LDS on the tuning subsets is {best.agreement:.3f} at {best.share:.0%} of a "
-        f"retraining; that of the same steps on all of the real data {real.agreement:.3f}: more "
-        f"items would buy {buys}. With the training data at hand those steps need no distilling, "
-        f"and take {real.seconds:.2g} s a question; the synset answers without the data.",
+        f"Their group LDS on the tuning subsets is {number(best.agreement)} at {best.share:.0%} of "
+        "a retraining.",
     ]
+    if is_defined(real.agreement):
+        more = real.agreement - best.agreement
+        buys = f"{more:.3f} at most" if more > 0 else "nothing"
+        told["sentences"].append(
+            f"That of the same steps on all of the real data is {real.agreement:.3f}: more items "
+            f"would buy {buys}. With the training data at hand those steps need no distilling, "
+            f"and take {real.seconds:.2g} s a question; the synset answers without the data."
+        )
+    else:
+        told["sentences"].append("The same steps on all of the real data diverged.")
     as_good = [each for each in (*tuning.rivals, full) if each.agreement >= best.agreement]
     rival = min(as_good, key=lambda each: each.seconds, default=full)
+    if not is_defined(rival.seconds):
+        return told
     name = f"retraining cut to {_epochs(rival.epochs)}" if rival.epochs else "retraining in full"
     offline = seconds["synset"] + seconds["tuning"]
     after = pays_after(offline, best.seconds, rival.seconds)
@@ -153,7 +161,7 @@ def told_updates(tuning: Tuning, seconds: dict[str, float]) -> dict[str, Any]:
     said = f"The cheapest retraining that is as good is {name}, which"
     if not as_good:
         said = f"No retraining that was tried is as good. {name.capitalize()}"
-        said += f" ({rival.agreement:.3f})"
+        said += f" ({number(rival.agreement)})"
     said += f" takes {rival.seconds:.2g} s a question, the synset {best.seconds:.2g} s. "
     if np.isfinite(after):
         said += f"Distilling and choosing ({offline:.0f} s) pay after about {_two_digits(after):,} "
@@ -202,10 +210,6 @@ def write(
     split, target, groups = plan.split, results.target, results.groups
     synset, info = results.synset.synset, results.synset.info
     error, before = np.asarray(info.error), np.asarray(info.error_start)
-    wide = checking.half_widths_of(results.check, groups)
-    results.attribution._replace(half_widths=wide.astype(np.float32)).save(
-        workdir / "attribution.npz"
-    )
     labels = split.test.y.argmax(1)
     drawn = {
         "agreement": figures.agreement_figure(results.check),
