@@ -645,6 +645,18 @@ DISTILLING = {
 }
 
 
+def watched(monkeypatch, made: str) -> list:
+    """The arguments that a candidate gives to the maker of its estimator, which is made."""
+    make, calls = getattr(candidates, made), []
+
+    def watching(*args, **named):
+        calls.append((args, named))
+        return make(*args, **named)
+
+    monkeypatch.setattr(candidates, made, watching)
+    return calls
+
+
 @pytest.mark.parametrize("name", DISTILLING)
 def test_no_setting_of_a_problem_is_dropped(monkeypatch, name):
     """Version 0.8 left what is learnt, the points a step and the optimiser at their defaults."""
@@ -654,8 +666,7 @@ def test_no_setting_of_a_problem_is_dropped(monkeypatch, name):
     distill = dataclasses.replace(distill, start="random", precision="bfloat16")
     update = dataclasses.replace(UPDATE, batch=40, learning_rate=0.125, momentum=0.8)
     made, chosen = DISTILLING[name]
-    calls = []
-    monkeypatch.setattr(candidates, made, lambda *args, **named: calls.append((args, named)))
+    calls = watched(monkeypatch, made)
     problem = small_problem(distill=distill, update=update)
     CANDIDATES[name].make(problem, chosen)
     ((args, named),) = calls
@@ -673,22 +684,18 @@ def test_no_setting_of_a_problem_is_dropped(monkeypatch, name):
 
 
 def test_a_synset_for_its_curvature_is_small(monkeypatch):
-    calls = []
-    monkeypatch.setattr(candidates, "make_synset_influence", lambda *args: calls.append(args))
+    calls = watched(monkeypatch, "make_synset_influence")
     large = dataclasses.replace(DISTILL, items=20, steps=3000)
     CANDIDATES["synset_influence"].make(small_problem(distill=large), {})
-    assert calls[0][2] == dataclasses.replace(large, items=5, steps=1000)
+    assert calls[0][0][2] == dataclasses.replace(large, items=5, steps=1000)
 
 
 def test_what_is_chosen_takes_the_place_of_the_problems_own(monkeypatch, problem):
-    calls = []
-    monkeypatch.setattr(candidates, "make_ddm", lambda *args: calls.append(args))
-    ours = CANDIDATES["ddm"]
+    calls, ours = watched(monkeypatch, "make_ddm"), CANDIDATES["ddm"]
     ours.make(problem, {"items": 7, "steps": 20})
-    assert calls[0][1:] == (
+    assert calls[0][0][1:] == (
         dataclasses.replace(DISTILL, items=7),
-        # Nobody set a batch: a quarter of a retraining's 480 gradients, in 10 steps at least.
-        dataclasses.replace(UPDATE, steps=20, batch=12),
+        dataclasses.replace(UPDATE, steps=20),  # the batch follows when the pool is known
     )
     with pytest.raises(ValueError, match=r"nothing: no setting of distillation or of the updates"):
         ours.make(problem, {"nothing": 1})
