@@ -890,8 +890,11 @@ def _halves_and_groups(parts: list[list[Row]], value: str) -> str:
 UNSEEN = {
     "mnist": "MNIST, MLP",
     "letters": "letters of a play",
-    "ink": "ink, a regression",
     "modules": "lines of code",
+    "ink": "ink, a regression",
+    "speakers": "lines of a play",
+    "patches": "patches of photographs",
+    "thousand": "all of MNIST, MLP, 1,000 groups",
 }
 
 
@@ -899,6 +902,13 @@ def updates_in_short(told: str) -> str:
     """Updates in words, without rate and momentum."""
     parts = told.split(", ")
     return ", ".join((parts[0], parts[1], parts[3], parts[5]))
+
+
+def _as_chosen(row: Row) -> Row:
+    """A row of `unseen` with what was chosen as that of ddm."""
+    pool = row["pool"]
+    named = {name: value for name, value in row.items() if name.startswith(f"{pool}, ")}
+    return {name.replace(pool, "ddm", 1): value for name, value in named.items()}
 
 
 def unseen(result: Result) -> str:
@@ -922,14 +932,15 @@ def unseen(result: Result) -> str:
             {
                 "data": UNSEEN[case],
                 "cost": in_percent_of_retraining(share),
-                "ddm": mean(same, *(name.format("ddm") for name in both)),
-                "real data": mean(same, *(name.format("real data") for name in both)),
+                "ddm": mean([_as_chosen(row) for row in same], *(n.format("ddm") for n in both)),
+                "synset": mean(same, *(name.format("synset") for name in both)),
+                "real data": mean(same, *(name.format("data") for name in both)),
                 "short retraining": mean(same, "short retraining"),
                 "one retraining": mean(same, *(name.format("one retraining") for name in both)),
                 "perfect": mean(same, *(name.format("ceiling") for name in both)),
                 "inside the error bars": mean(inside, "in halves", "in single groups"),
                 "chosen": "; ".join(
-                    sorted({updates_in_short(row["ddm, updates"]) for row in same})
+                    sorted({updates_in_short(_as_chosen(row)["ddm, updates"]) for row in same})
                 ),
             }
         )

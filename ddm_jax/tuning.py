@@ -4,7 +4,8 @@ Where a training comes to rest at almost no loss, a constant rate from the train
 where it does not, a cosine from a start well before the end; where few steps are allowed, steps
 that are shrunk along the sharpest directions. Which of these a run is cannot be read off its
 losses. It can be measured: each recipe predicts the same retrained subsets at the same cost, and
-the one that orders them best is taken.
+the one that orders them best is taken. So it is with what the steps take: where a few items a group
+are too few, the training data themselves are better at the same cost.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -21,11 +22,11 @@ from pydantic import Field, model_validator
 
 from ddm_jax import metrics
 from ddm_jax.checks import check_integer, check_number, settings
-from ddm_jax.estimators.ddm import DDMState, make_outputs
+from ddm_jax.estimators.ddm import DDMState, make_outputs, on_all_data
 from ddm_jax.masks import check_masks
 from ddm_jax.online import make_parts
 from ddm_jax.rates import CURVATURE_ITEMS, LANCZOS, deflation_rank
-from ddm_jax.synset import all_members, batch_size
+from ddm_jax.synset import batch_size
 from ddm_jax.types import Batch, Groups, Task, length
 from ddm_jax.updates import UpdateSettings, settled
 
@@ -55,10 +56,15 @@ SHARES = (0.02, 0.05, 0.1, 0.25)  # of a retraining, for which the agreement is 
 LEAST = 4  # subsets to choose by
 FIRST = 4  # subsets that all recipes are tried on,
 FIRST_SHARE = 0.1  # at this cost, or at what is allowed where that is less
-FINALISTS = 4  # recipes that are tried on all subsets, at what is allowed
-MARGIN = 0.01  # by which a deflated recipe must be better: it needs the curvature first
+FINALISTS = 4  # recipes of each pool that are tried on all subsets, at what is allowed
+# By which a deflated recipe must be better, for it needs the curvature first; and the training data
+# than the synset, which answers without them.
+MARGIN = 0.01
 CURVATURE_COST = 3.0  # example gradients of a product with one example's Hessian
 MOST_CURVATURE = 2.5  # retrainings that the directions of a deflation may cost, a call
+MUCH_MORE = 5  # times what is allowed: no cost above it is told of
+
+Pool = Literal["synset", "data"]  # what steps take: its items, or all of the training data
 
 
 @settings("tune")
@@ -69,6 +75,8 @@ class TuneSettings:
     seeds: Annotated[int, Field(ge=2)] = 2  # of each
     # What a counterfactual may cost, as a part of a retraining, in example gradients.
     share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    # Whether steps may take the training data themselves, where these are better than the synset.
+    real_data: bool = True
 
     @model_validator(mode="after")
     def _check(self) -> TuneSettings:
@@ -84,6 +92,7 @@ class Tried(NamedTuple):
     """One recipe, and how well it orders the tuning subsets."""
 
     update: UpdateSettings
+    pool: Pool
     share: float  # of a retraining's example gradients
     agreement: float  # group LDS on the tuning subsets; NaN where it diverged
     seconds: float  # a counterfactual
@@ -93,9 +102,11 @@ class Tuned(NamedTuple):
     """What was chosen, and what it was chosen from."""
 
     update: UpdateSettings
+    pool: Pool
+    state: DDMState  # what the updates go with: the items of its synset are those of the pool
     tried: tuple[Tried, ...]  # each recipe, on all subsets or, where it fell out, the first FIRST
-    costs: tuple[Tried, ...]  # the chosen recipe at each of SHARES
-    real_data: Tried | None  # the chosen recipe on all real kept data: the most items can buy
+    costs: tuple[Tried, ...]  # the chosen recipe at each of `shares`
+    other: Tried | None  # the best recipe of the other pool, at the same cost
 
 
 def at_cost(update: UpdateSettings, share: float, gradients: int, items: int) -> UpdateSettings:
@@ -124,7 +135,9 @@ def at_share(
 
 def shares(fixed: UpdateSettings, share: float) -> list[float]:
     """The costs at which the agreement of what was chosen is told."""
-    return sorted({*SHARES, share}) if fixed.steps is None else [share]
+    if fixed.steps is not None:
+        return [share]
+    return sorted({share, *(each for each in SHARES if each <= MUCH_MORE * share)})
 
 
 def example_gradients(update: UpdateSettings, items: int) -> int:
@@ -134,10 +147,12 @@ def example_gradients(update: UpdateSettings, items: int) -> int:
 
 
 def recipes(
-    fixed: UpdateSettings, state: DDMState, gradients: int, share: float
+    fixed: UpdateSettings, state: DDMState, items: int, gradients: int, share: float
 ) -> list[UpdateSettings]:
-    """What there is to choose from, at one cost; what is `fixed` is so in each."""
-    items = length(state.synset.items)
+    """What there is to choose from for a pool of so many items, at one cost.
+
+    What is `fixed` is so in each.
+    """
     kinds: list[Any] = ["sgd"] if state.second_moments is None else ["preconditioned", "sgd"]
     cost = LANCZOS * min(items, CURVATURE_ITEMS) * CURVATURE_COST
     params = jax.eval_shape(
@@ -183,6 +198,10 @@ def tune(
     listens to the few queries that move most; the LDS of eight subsets chose within .01 of the
     best there.
 
+    With `real` data each recipe is tried in two pools: the items of the synset, and all of the
+    training data, each in its group. A step costs the same in both. `Tuned.state` is what the
+    chosen updates go with: `make_ddm(task, None, tuned.update).outputs(tuned.state, masks, query)`.
+
     What is told of the agreement is what the choice was made by, and so a little too good; judge
     the chosen updates on other subsets.
 
@@ -193,8 +212,7 @@ def tune(
         gradients: example gradients of one retraining: steps times batch.
         share: what a counterfactual may cost of them, in (0, 1].
         fixed: settings that are not to be chosen, where they are not None.
-        real: the data and their groups, to tell what all of them in place of the synset would reach
-            at the same cost.
+        real: the training data and their groups, which may take the place of the synset.
 
     Raises:
         ValueError: for shapes that do not fit, too few subsets, or where every recipe diverged.
@@ -216,12 +234,14 @@ def tune(
         )
     if not np.isfinite(truth).all():
         raise ValueError("retrained outputs must be finite: some retrained network diverged")
-    items, parts = length(state.synset.items), make_parts(task)
+    states: dict[Pool, DDMState] = {"synset": state}
+    if real is not None:
+        states["data"] = on_all_data(state, task, *real)
+    parts = make_parts(task)
 
-    def ask(of: DDMState, update: UpdateSettings, rows: slice, timed: bool = False) -> Tried:
+    def ask(pool: Pool, update: UpdateSettings, rows: slice, timed: bool = False) -> Tried:
         """How well one recipe orders some of the subsets, and what it takes."""
-        outputs = make_outputs(task, update, parts)
-        chosen, pool = masks[rows], length(of.synset.items)
+        outputs, of, chosen = make_outputs(task, update, parts), states[pool], masks[rows]
         found = np.asarray(outputs(of, chosen, query))
         seconds = float("nan")
         if timed:  # once more, without what was compiled
@@ -233,23 +253,31 @@ def tune(
             # Where all subsets have one answer there is no order to agree with.
             each = metrics.per_query_correlation(found, truth[rows])
             agreement = float(np.nan_to_num(metrics.nan_mean(each)))
-        return Tried(update, example_gradients(update, pool) / gradients, agreement, seconds)
+        cost = example_gradients(update, length(of.synset.items)) / gradients
+        return Tried(update, pool, cost, agreement, seconds)
 
-    def at(update: UpdateSettings, share: float) -> UpdateSettings:
-        return at_share(update, fixed, share, gradients, items)
+    def at(tried: Tried, share: float) -> UpdateSettings:
+        items = length(states[tried.pool].synset.items)
+        return at_share(tried.update, fixed, share, gradients, items)
 
     def value(tried: Tried) -> float:
-        worse = MARGIN if tried.update.optimizer == "deflated" else 0.0
+        worse = MARGIN * ((tried.update.optimizer == "deflated") + (tried.pool == "data"))
         return -np.inf if np.isnan(tried.agreement) else tried.agreement - worse
 
-    every = recipes(fixed, state, gradients, min(share, FIRST_SHARE))
-    first = [ask(state, update, slice(FIRST)) for update in every]
-    for tried in first:
-        say(f"  {describe(tried.update)}: {tried.agreement:.3f} on {FIRST} subsets")
-    order = sorted(first, key=value, reverse=True)
-    last = [ask(state, at(tried.update, share), slice(None)) for tried in order[:FINALISTS]]
-    for tried in last:
-        say(f"  {describe(tried.update)}: {tried.agreement:.3f} on {len(masks)} subsets")
+    last: list[Tried] = []
+    fallen: list[Tried] = []
+    for pool, of in states.items():
+        first = []
+        items = length(of.synset.items)
+        for update in recipes(fixed, of, items, gradients, min(share, FIRST_SHARE)):
+            first.append(ask(pool, update, slice(FIRST)))
+            say(f"  {describe(update, pool)}: {first[-1].agreement:.3f} on {FIRST} subsets")
+        order = sorted(first, key=value, reverse=True)
+        for tried in order[:FINALISTS]:
+            last.append(ask(pool, at(tried, share), slice(None)))
+            told = describe(last[-1].update, pool)
+            say(f"  {told}: {last[-1].agreement:.3f} on {len(masks)} subsets")
+        fallen += order[FINALISTS:]
     best = max(last, key=value)
     if np.isnan(best.agreement):
         mend = "set online.learning_rate" if fixed.learning_rate is None else "lower it"
@@ -273,24 +301,26 @@ def tune(
             "must have said task.output of these queries, and margins rise where losses fall",
             stacklevel=2,
         )
-    say(f"  chosen: {describe(best.update)}: {best.agreement:.3f} on {len(masks)} subsets")
+    told = describe(best.update, best.pool)
+    say(f"  chosen: {told}: {best.agreement:.3f} on {len(masks)} subsets")
     costs = tuple(
-        ask(state, at(best.update, each), slice(None), True) for each in shares(fixed, share)
+        ask(best.pool, at(best, each), slice(None), True) for each in shares(fixed, share)
     )
-    in_real = None
-    if real is not None:
-        perfect = state._replace(synset=all_members(task, *real))
-        in_real = ask(perfect, best.update, slice(None), True)
-    return Tuned(best.update, (*last, *order[FINALISTS:]), costs, in_real)
+    others = [tried for tried in last if tried.pool != best.pool]
+    other = max(others, key=value, default=None)
+    if other is not None:
+        other = ask(other.pool, other.update, slice(None), True)
+    return Tuned(best.update, best.pool, states[best.pool], (*last, *fallen), costs, other)
 
 
-def describe(update: UpdateSettings) -> str:
+def describe(update: UpdateSettings, pool: Pool = "synset") -> str:
     """Updates in words."""
+    items = "items" if pool == "synset" else "training points"
     chosen = settled(update)
     rate = f"{chosen.rate_factor:g} times the stable rate"
     if chosen.learning_rate is not None:
         rate = f"rate {chosen.learning_rate:g}"
     return (
-        f"{chosen.optimizer or 'sgd'}, {chosen.steps} steps of {chosen.batch} items, {rate}, "
+        f"{chosen.optimizer or 'sgd'}, {chosen.steps} steps of {chosen.batch} {items}, {rate}, "
         f"{chosen.schedule}, momentum {chosen.momentum:g}, rewound by {chosen.rewind:g}"
     )

@@ -21,7 +21,7 @@ from ddm_jax.run import answer_figures, figures, report
 from ddm_jax.run.choosing import Tuning
 from ddm_jax.run.drawing import SHOWN_QUERIES, png
 from ddm_jax.run.workdir import KeptAnswer
-from ddm_jax.tuning import Tried
+from ddm_jax.tuning import Pool, Tried
 from ddm_jax.updates import UpdateSettings
 
 SECONDS = {
@@ -77,7 +77,7 @@ def test_sizes(summary):
         "queries": 40,
         "groups": 10,
         "synset items": 10,
-        "of them in an online step": 10,
+        "items of an online step": 10,
         "parameters": 64 * 8 + 8 + 8 * 10 + 10,
         "flipped training labels": 0,
     }
@@ -432,15 +432,19 @@ def test_all_text_of_the_page_is_escaped(summary, stages):
     assert page.open == []
 
 
-def _told(stages, tuned: bool, rival_seconds: float = 2.0):
+def _told(
+    stages, tuned: bool, rival_seconds: float = 2.0, pool: Pool = "synset", other: float = 0.9
+):
     """What is said of updates that cost a quarter of a retraining, and half a second a question."""
     update = UpdateSettings(steps=5, batch=10, schedule="cosine")
-    tried = Tried(update, 0.25, 0.8, 0.5)
+    tried = Tried(update, pool, 0.25, 0.8, 0.5)
+    beside: Pool = "data" if pool == "synset" else "synset"
     tuning = Tuning(
         update=update,
+        pool=pool,
         tried=(tried, tried._replace(agreement=0.3)),
         costs=(tried._replace(update=UpdateSettings(steps=1), share=0.05, agreement=0.6), tried),
-        real_data=tried._replace(agreement=0.9, seconds=0.6),
+        other=tried._replace(pool=beside, agreement=other, seconds=0.6),
         rivals=(Rival(1, 0.25, 0.7, 0.1), Rival(2, 0.5, 0.85, rival_seconds)),
         one_retraining=0.95,
         seconds_a_retraining=4.0,
@@ -461,7 +465,7 @@ def test_how_the_updates_go_beside_retraining(stages, summary):
     ]
     # The first that is as good, and not the cheapest of all: 6 s of distilling and choosing.
     assert (
-        "as good is retraining cut to 2 epochs, which takes 2 s a question, the synset 0.5 s."
+        "as good is retraining cut to 2 epochs, which takes 2 s a question, the updates 0.5 s."
         in text
     )
     assert told["pays_after"] == pytest.approx((4.0 + 2.0) / (2.0 - 0.5))
@@ -474,6 +478,27 @@ def test_how_the_updates_go_beside_retraining(stages, summary):
     never, text = _told(stages, tuned=True, rival_seconds=0.4)
     assert never["pays_after"] is None
     assert "Retrain instead" in text
+
+
+@pytest.mark.parametrize(
+    ("pool", "other", "said", "rows"),
+    [
+        ("synset", 0.7, "reaches 0.700: more items would buy nothing.", ("data", "synset")),
+        ("synset", float("nan"), "diverged with every recipe: more items", ("data", "synset")),
+        ("data", 0.7, "themselves, for the synset reaches 0.700: more items would buy 0.100",
+         ("synset", "data")),
+    ],
+)  # fmt: skip
+def test_what_the_steps_take_beside_what_they_might(stages, pool, other, said, rows):
+    told, text = _told(stages, tuned=True, pool=pool, other=other)
+    assert said in text
+    assert ("tune.real_data=false" in text) == (pool == "data")
+    assert f"5 steps of 10 {'items' if pool == 'synset' else 'training points'}" in text
+    beside, chosen = (report.POOLS[each] for each in rows)
+    what = [row["what"] for row in told["costs"]]
+    assert what[:3] == [f"{chosen}, the chosen recipe"] * 2 + [
+        f"{beside}, the best recipe of theirs"
+    ]
 
 
 def test_updates_that_nobody_chose_have_no_costs(stages, summary):

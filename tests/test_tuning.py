@@ -13,6 +13,7 @@ from small_problem import DISTILL, GROUPS, TRAIN, small_problem, split, task
 
 import ddm_jax as ddm
 from ddm_jax import metrics, tuning
+from ddm_jax.estimators.ddm import on_all_data
 from ddm_jax.estimators.retraining import retrained_outputs
 from ddm_jax.judge.problem import retraining_of, trainer_of
 from ddm_jax.judge.rivals import pays_after, short_retrainings
@@ -65,49 +66,88 @@ def test_the_chosen_recipe_is_the_best_of_those_tried_on_all_subsets(
 ):
     found, _ = tuned
     masks, runs = retrained
-    last = found.tried[: tuning.FINALISTS]
+    last = found.tried[: 2 * tuning.FINALISTS]
+    assert [tried.pool for tried in last] == ["synset"] * 4 + ["data"] * 4
+    states = {"synset": state, "data": on_all_data(state, problem.task, split().train, GROUPS)}
     measured = []
     for tried in last:
-        outputs = ddm.make_ddm(problem.task, None, tried.update).outputs(state, masks, split().test)
+        made, at = ddm.make_ddm(problem.task, None, tried.update), states[tried.pool]
+        outputs = made.outputs(at, masks, split().test)
         each = metrics.per_query_correlation(np.asarray(outputs), runs.mean(0))
         measured.append(metrics.nan_mean(each))
         assert tried.agreement == pytest.approx(measured[-1], abs=1e-6)
-    kinds = [tried.update.optimizer for tried in last]
-    value = [m - tuning.MARGIN * (kind == "deflated") for m, kind in zip(measured, kinds)]  # noqa: B905
-    assert found.update == last[int(np.argmax(value))].update
+    worse = [(tried.update.optimizer == "deflated") + (tried.pool == "data") for tried in last]
+    value = np.asarray(measured) - tuning.MARGIN * np.asarray(worse)
+    best = last[int(np.argmax(value))]
+    assert (found.update, found.pool) == (best.update, best.pool)
+    pool = {"synset": length(state.synset.items), "data": 120}[best.pool]
+    assert length(found.state.synset.items) == pool
+    assert found.other is not None
+    assert found.other.pool != found.pool
+    rest = [value[n] for n, tried in enumerate(last) if tried.pool != best.pool]
+    penalty = tuning.MARGIN * (
+        (found.other.update.optimizer == "deflated") + (found.other.pool == "data")
+    )
+    assert found.other.agreement - penalty == pytest.approx(max(rest), abs=1e-6)
 
 
 @pytest.mark.slow
 def test_costs_are_told_in_gradients_of_a_retraining(state, tuned):
     found, _ = tuned
-    items = length(state.synset.items)
+    items = length(found.state.synset.items)
     assert [tried.share for tried in found.costs] == pytest.approx(
         [tuning.example_gradients(t.update, items) / GRADIENTS for t in found.costs]
     )
     assert found.costs[-1].update == found.update
     assert found.costs[-1].share == pytest.approx(0.5, rel=0.1)
     assert all(tried.seconds > 0 for tried in found.costs)
-    assert found.real_data is not None
-    assert found.real_data.update == found.update
+    assert found.other is not None
+    assert found.other.seconds > 0
 
 
 @pytest.mark.slow
 def test_progress_names_every_recipe_and_the_chosen_one(tuned):
     found, said = tuned
     assert sum("on 4 subsets" in line for line in said) == len(found.tried)
-    assert said[-1].startswith(f"  chosen: {tuning.describe(found.update)}")
+    assert said[-1].startswith(f"  chosen: {tuning.describe(found.update, found.pool)}")
 
 
 @pytest.mark.slow
 def test_the_same_choice_again(problem, state, retrained, tuned):
-    again = ddm.tune(problem.task, state, *retrained, split().test, gradients=GRADIENTS, share=0.5)
-    assert again.update == tuned[0].update
-    assert again.real_data is None
+    again = ddm.tune(
+        problem.task, state, *retrained, split().test, gradients=GRADIENTS, share=0.5,
+        real=(split().train, GROUPS),
+    )  # fmt: skip
+    assert (again.update, again.pool) == (tuned[0].update, tuned[0].pool)
+    alone = ddm.tune(problem.task, state, *retrained, split().test, gradients=GRADIENTS, share=0.5)
+    assert (alone.pool, alone.other) == ("synset", None)
+    of_synset = [each for each in tuned[0].tried if each.pool == "synset"]
+    told = [[(t.update, t.agreement) for t in each] for each in (alone.tried, of_synset)]
+    assert told[0] == told[1]
+
+
+@pytest.mark.slow
+def test_a_synset_that_stands_for_nothing_gives_way_to_the_data(problem, state, retrained):
+    """Items whose labels are swapped: no recipe can order subsets with them as the data do."""
+    wrong = state.synset.items._replace(y=state.synset.items.y[:, ::-1])
+    bad = state._replace(synset=state.synset._replace(items=wrong))
+    found = ddm.tune(
+        problem.task, bad, *retrained, split().test, gradients=GRADIENTS, share=0.5,
+        real=(split().train, GROUPS),
+    )  # fmt: skip
+    assert found.pool == "data"
+    assert found.other is not None
+    assert found.other.pool == "synset"
+    assert all(each.pool == "data" for each in found.costs)
+    made = ddm.make_ddm(problem.task, None, found.update)
+    outputs = np.asarray(made.outputs(found.state, retrained[0], split().test))
+    each = metrics.per_query_correlation(outputs, retrained[1].mean(0))
+    assert found.costs[-1].agreement == pytest.approx(metrics.nan_mean(each), abs=1e-6)
 
 
 def test_what_is_fixed_stays_in_every_recipe(state):
     fixed = UpdateSettings(rewind=0.5, steps=7, batch=11, learning_rate=0.1, optimizer="sgd")
-    every = tuning.recipes(fixed, state, GRADIENTS, 0.1)
+    every = tuning.recipes(fixed, state, 30, GRADIENTS, 0.1)
     assert len(every) == len(set(map(str, every)))
     for update in every:
         for name in ("rewind", "steps", "batch", "learning_rate", "optimizer"):
@@ -121,22 +161,22 @@ def test_after_adam_its_moments_are_among_the_choices(state):
     kinds = [
         update.optimizer
         for update in tuning.recipes(
-            UpdateSettings(), state._replace(second_moments=squares), 10**9, 0.1
+            UpdateSettings(), state._replace(second_moments=squares), 30, 10**9, 0.1
         )
     ]
     assert set(kinds) == {"preconditioned", "sgd"}
-    plain = tuning.recipes(UpdateSettings(), state, 10**9, 0.1)
+    plain = tuning.recipes(UpdateSettings(), state, 30, 10**9, 0.1)
     assert {update.optimizer for update in plain} == {"sgd", "deflated"}
 
 
 def test_directions_that_cost_more_than_retraining_are_no_choice(state):
-    few = tuning.recipes(UpdateSettings(), state, 10, 0.1)
+    few = tuning.recipes(UpdateSettings(), state, 30, 10, 0.1)
     assert {update.optimizer for update in few} == {"sgd"}
 
 
 def test_a_network_that_cannot_be_deflated_has_the_other_choices(state, monkeypatch):
     monkeypatch.setattr("ddm_jax.rates.MOST_BYTES", 4 * 700)
-    kinds = {each.optimizer for each in tuning.recipes(UpdateSettings(), state, 10**9, 0.1)}
+    kinds = {each.optimizer for each in tuning.recipes(UpdateSettings(), state, 30, 10**9, 0.1)}
     assert kinds == {"sgd"}
 
 

@@ -18,7 +18,7 @@ from ddm_jax.items import free_leaves, items_of
 from ddm_jax.matching import trajectory_indices
 from ddm_jax.online import Parts, check_moments, make_counterfactual, trajectory_point
 from ddm_jax.optimizers import decoupled_decay
-from ddm_jax.synset import initial_synset
+from ddm_jax.synset import all_members, initial_synset
 from ddm_jax.types import (
     Array,
     Batch,
@@ -149,6 +149,14 @@ def distilled_run(run: TrainRun, synset: Synset, info: DistillInfo) -> DDMState:
     return DDMState(
         run.checkpoints, run.weight_decay, synset, info, run.second_moments, np.float32(decay)
     )
+
+
+def on_all_data(state: DDMState, task: Task, data: Batch, groups: Groups) -> DDMState:
+    """The same run with all of its training data in place of the synset.
+
+    What updates reach with it is what a perfect synset would; a step costs the same.
+    """
+    return state._replace(synset=all_members(task, data, groups))
 
 
 def apart_from_background(synset: Synset, count: int) -> Synset:

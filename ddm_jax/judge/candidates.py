@@ -67,8 +67,7 @@ def make_real_data(problem: Problem, chosen: Settings) -> Estimator:
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> DDMState:
         synset, nothing = all_members(task, data, groups), np.zeros(groups.count, np.float32)
-        info = DistillInfo(synset, nothing[:1], nothing, nothing)
-        return distilled_run(run, synset, info)
+        return distilled_run(run, synset, DistillInfo(synset, nothing[:1], nothing, nothing))
 
     return _at_cost(problem, update, fit, "real_data")
 

@@ -29,6 +29,7 @@ from ddm_jax.run.answer_figures import (
     ranked_figure,
 )
 from ddm_jax.run.check import Check
+from ddm_jax.run.choosing import of_synset
 from ddm_jax.run.finished import Answer, Finished
 from ddm_jax.run.jobs import predict
 from ddm_jax.types import Params, Task, take
@@ -122,7 +123,7 @@ def counterfactual(run: Finished, without: Sequence[int]) -> Answer:
     gone = _groups(run, without)
     mask = np.ones((2, run.groups.count), np.float32)
     mask[1, gone] = 0
-    outputs = predict(plan, run.tuning.update, run.synset, mask)
+    outputs = predict(plan, run, mask)
     joint = outputs[0] - outputs[1]
     summed = run.attribution.scores[gone].sum(0)
     added = metrics.additivity(mask, outputs, run.attribution.scores)
@@ -183,7 +184,7 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
     gone = _groups(run, groups)
     state = run.synset
     # Deflated steps go far, and what forgets goes carefully.
-    online = settled(run.tuning.update)._replace(schedule="constant")
+    online = settled(of_synset(run.tuning))._replace(schedule="constant")
     if online.optimizer == "deflated":
         online = online._replace(optimizer=None)
     mask = np.ones(run.groups.count, np.float32)

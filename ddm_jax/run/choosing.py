@@ -15,7 +15,7 @@ from ddm_jax.judge.truth import read_truth
 from ddm_jax.run import check as checking
 from ddm_jax.run.jobs import Job
 from ddm_jax.run.settings import Config
-from ddm_jax.tuning import Tried
+from ddm_jax.tuning import Pool, Tried
 from ddm_jax.types import length
 from ddm_jax.updates import UpdateSettings
 
@@ -24,12 +24,19 @@ class Tuning(NamedTuple):
     """How the updates of a run go, and why."""
 
     update: UpdateSettings
+    pool: Pool = "synset"  # what the steps take
     tried: tuple[Tried, ...] = ()
     costs: tuple[Tried, ...] = ()
-    real_data: Tried | None = None
+    other: Tried | None = None  # the best of the other pool
     rivals: tuple[Rival, ...] = ()
     one_retraining: float = float("nan")  # agreement of one seed with the others
     seconds_a_retraining: float = float("nan")
+
+
+def of_synset(tuning: Tuning) -> UpdateSettings:
+    """How updates go that must take the synset's items, whatever was chosen."""
+    other = tuning.other
+    return tuning.update if tuning.pool == "synset" or other is None else other.update
 
 
 def tune_updates(job: Job, loop: Loop) -> dict[str, Any]:
@@ -50,7 +57,7 @@ def tune_updates(job: Job, loop: Loop) -> dict[str, Any]:
         gradients=_retraining_gradients(job),
         share=config.tune.share,
         fixed=_fixed(config),
-        real=(data, results.groups),
+        real=(data, results.groups) if config.tune.real_data else None,
         say=job.progress.say,
     )
     rivals = short_retrainings(
@@ -60,15 +67,20 @@ def tune_updates(job: Job, loop: Loop) -> dict[str, Any]:
         job.progress.say(
             f"  retraining in {rival.epochs} of {config.train.epochs} epochs: {rival.agreement:.3f}"
         )
-    recipes = _recipes(job)
+    choices = _choices(job)
     kept = like_tuning(job)
-    for tried in tuned.tried:
-        kept["agreement"][recipes.index(_recipe(tried.update))] = tried.agreement
-    for place, _ in enumerate(tuned.tried[: tuning.FINALISTS]):
-        kept["finalist"][recipes.index(_recipe(tuned.tried[place].update))] = 1
-    kept["chosen"] = np.int32(recipes.index(_recipe(tuned.update)))
-    told = [(each.agreement, each.seconds) for each in (*tuned.costs, tuned.real_data) if each]
+    finalists = len({pool for pool, _ in choices}) * tuning.FINALISTS
+    for number, tried in enumerate(tuned.tried):
+        place = choices.index((tried.pool, _recipe(tried.update)))
+        kept["agreement"][place] = tried.agreement
+        kept["finalist"][place] = number < finalists
+    kept["chosen"] = np.int32(choices.index((tuned.pool, _recipe(tuned.update))))
+    told = [(each.agreement, each.seconds) for each in tuned.costs]
     kept["costs"] = np.asarray(told, np.float32)
+    if tuned.other is not None:
+        kept["other"] = np.int32(choices.index((tuned.other.pool, _recipe(tuned.other.update))))
+        beside = tuned.other.agreement, tuned.other.seconds
+        kept["other_told"] = np.asarray(beside, np.float32)
     for place, rival in enumerate(rivals):
         kept["rivals"][place] = rival.agreement, rival.seconds
     return kept
@@ -78,14 +90,16 @@ def like_tuning(job: Job) -> dict[str, Any]:
     """The shapes of `tune_updates`, and what it keeps where nothing is chosen."""
     # At least one row of each: what has none cannot be kept.
     chosen = job.plan.tune is not None
-    count = len(_recipes(job)) if chosen else 1
-    costs = 1 + len(tuning.shares(_fixed(job.plan.config), job.plan.config.tune.share))
+    count = len(_choices(job)) if chosen else 1
+    costs = len(tuning.shares(_fixed(job.plan.config), job.plan.config.tune.share))
     epochs = [each for each in EPOCHS if each < job.plan.config.train.epochs]
     return {
         "agreement": np.full(count, np.nan, np.float32),
         "finalist": np.zeros(count, np.int8),
         "chosen": np.int32(0),
         "costs": np.zeros((costs if chosen else 1, 2), np.float32),
+        "other": np.int32(-1),
+        "other_told": np.full(2, np.nan, np.float32),
         "rivals": np.zeros((max(len(epochs), 1), 2), np.float32),
     }
 
@@ -96,20 +110,21 @@ def tuning_of(job: Job, kept: dict[str, Any]) -> Tuning:
     fixed = _fixed(config)
     if plan.tune is None:
         return Tuning(fixed)
-    gradients, items = _retraining_gradients(job), length(job.results.synset.synset.items)
-    recipes = _recipes(job)
+    gradients, share = _retraining_gradients(job), config.tune.share
+    choices = _choices(job)
 
-    def at(recipe: UpdateSettings, share: float) -> UpdateSettings:
-        return tuning.at_share(recipe, fixed, share, gradients, items)
+    def tried(place: Any, share: float, agreement: Any, seconds: Any = np.nan) -> Tried:
+        pool, recipe = choices[int(place)]
+        items = _items(job, pool)
+        update = tuning.at_share(recipe, fixed, share, gradients, items)
+        cost = tuning.example_gradients(update, items) / gradients
+        return Tried(update, pool, cost, float(agreement), float(seconds))
 
-    def tried(update: UpdateSettings, agreement: Any, seconds: Any = np.nan) -> Tried:
-        share = tuning.example_gradients(update, items) / gradients
-        return Tried(update, share, float(agreement), float(seconds))
-
-    share = config.tune.share
-    update = at(recipes[int(kept["chosen"])], share)
-    costs = np.asarray(kept["costs"])
-    shares = tuning.shares(fixed, share)
+    costs = tuple(
+        tried(kept["chosen"], each, *told)
+        for each, told in zip(tuning.shares(fixed, share), np.asarray(kept["costs"]), strict=True)
+    )
+    chosen = tried(kept["chosen"], share, np.nan)
     opened = checking.open_truth(plan, plan.tune, job.workdir / "tuning", job.results.groups)
     found = read_truth(plan.tune, opened)
     # As the others are judged: against the mean of all seeds, of which it is none.
@@ -117,17 +132,16 @@ def tuning_of(job: Job, kept: dict[str, Any]) -> Tuning:
     one = float(np.sqrt(max(alike, 0) * metrics.spearman_brown(max(alike, 0), config.tune.seeds)))
     epochs = [each for each in EPOCHS if each < config.train.epochs]
     return Tuning(
-        update=update,
+        update=chosen.update,
+        pool=chosen.pool,
         tried=tuple(
-            tried(at(recipe, share if finalist else min(share, tuning.FIRST_SHARE)), agreement)
-            for recipe, agreement, finalist in zip(
-                recipes, kept["agreement"], kept["finalist"], strict=True
+            tried(place, share if finalist else min(share, tuning.FIRST_SHARE), agreement)
+            for place, (agreement, finalist) in enumerate(
+                zip(kept["agreement"], kept["finalist"], strict=True)
             )
         ),
-        costs=tuple(
-            tried(at(update, share), *each) for share, each in zip(shares, costs, strict=False)
-        ),
-        real_data=tried(update, *costs[-1]),
+        costs=costs,
+        other=tried(kept["other"], share, *kept["other_told"]) if kept["other"] >= 0 else None,
         rivals=tuple(
             Rival(each, each / config.train.epochs, *map(float, row))
             for each, row in zip(epochs, kept["rivals"], strict=False)
@@ -162,13 +176,26 @@ def _retraining_gradients(job: Job) -> int:
     return int((np.asarray(job.results.target.rows) >= 0).sum())
 
 
-def _recipes(job: Job) -> list[UpdateSettings]:
+def _pools(job: Job) -> list[Pool]:
+    return ["synset", "data"] if job.plan.config.tune.real_data else ["synset"]
+
+
+def _items(job: Job, pool: Pool) -> int:
+    """How many items a pool has."""
+    return length(job.results.synset.synset.items if pool == "synset" else job.plan.split.train)
+
+
+def _choices(job: Job) -> list[tuple[Pool, UpdateSettings]]:
     """What there is to choose from, without the cost."""
-    share = job.plan.config.tune.share
-    every = tuning.recipes(
-        _fixed(job.plan.config), job.results.synset, _retraining_gradients(job), share
-    )
-    return [_recipe(update) for update in every]
+    config, gradients = job.plan.config, _retraining_gradients(job)
+    share = min(config.tune.share, tuning.FIRST_SHARE)
+    return [
+        (pool, _recipe(update))
+        for pool in _pools(job)
+        for update in tuning.recipes(
+            _fixed(config), job.results.synset, _items(job, pool), gradients, share
+        )
+    ]
 
 
 def _recipe(update: UpdateSettings) -> UpdateSettings:

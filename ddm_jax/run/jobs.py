@@ -20,7 +20,13 @@ from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.placement import in_batches
 from ddm_jax.compute.streaming import over_rows, read_as_needed
 from ddm_jax.distill import Loop, Step
-from ddm_jax.estimators.ddm import DDMState, DistillInfo, make_ddm, make_outputs
+from ddm_jax.estimators.ddm import (
+    DDMState,
+    DistillInfo,
+    make_ddm,
+    make_outputs,
+    on_all_data,
+)
 from ddm_jax.estimators.grad_dot import make_grad_dot
 from ddm_jax.judge.truth import read_truth
 from ddm_jax.run import check as checking
@@ -28,7 +34,6 @@ from ddm_jax.run.check import Check
 from ddm_jax.run.plan import Plan, read_groups
 from ddm_jax.run.workdir import SILENT, Progress, versions
 from ddm_jax.types import Batch, Synset, TrainRun
-from ddm_jax.updates import UpdateSettings
 
 
 class Results(NamedTuple):
@@ -154,14 +159,26 @@ def leave_out(job: Job, loop: Loop) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "ddm: some answers are not finite")  # refused below
         ddm = make_ddm(job.plan.task, None, job.results.tuning.update)
-        scores = ddm.score(job.results.synset, job.plan.split.test)
+        scores = ddm.score(online_state(job.plan, job.results), job.plan.split.test)
     # Not kept where it is not finite.
     return make_attribution(np.asarray(scores), job.results.groups).scores
 
 
-def predict(plan: Plan, update: UpdateSettings, state: DDMState, masks: np.ndarray) -> np.ndarray:
-    """The queries' outputs without what each mask [R, K] leaves out, [R, Q], in one step."""
-    return np.asarray(make_outputs(plan.task, update)(state, masks, plan.split.test))
+def online_state(plan: Plan, made: Any) -> DDMState:
+    """What the updates of a run go with, by what its stages made: `Results` or `Finished`."""
+    if made.tuning.pool == "synset":
+        return made.synset
+    return on_all_data(made.synset, plan.task, plan.split.train, made.groups)
+
+
+def predict(plan: Plan, made: Any, masks: np.ndarray) -> np.ndarray:
+    """The queries' outputs without what each mask [R, K] leaves out, [R, Q], in one step.
+
+    Args:
+        made: what the stages made, as of `online_state`.
+    """
+    outputs = make_outputs(plan.task, made.tuning.update)
+    return np.asarray(outputs(online_state(plan, made), masks, plan.split.test))
 
 
 def attribution_of(job: Job, scores: np.ndarray) -> Attribution:
@@ -199,7 +216,7 @@ def compare_with_retraining(job: Job, loop: Loop) -> dict[str, Any]:
         warnings.filterwarnings("ignore", "grad_dot: all scores are zero")  # of an accuracy
         beside = np.asarray(grad_dot.score(state, plan.split.test))
     return {
-        "ddm": predict(plan, results.tuning.update, results.synset, masks),
+        "ddm": predict(plan, results, masks),
         "grad_dot": beside,
     }
 

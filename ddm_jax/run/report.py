@@ -26,7 +26,7 @@ from ddm_jax.run.plan import Plan
 from ddm_jax.run.settings import as_json
 from ddm_jax.run.workdir import KeptAnswer, kept_answers, versions
 from ddm_jax.synset import batch_size
-from ddm_jax.tuning import describe
+from ddm_jax.tuning import Tried, describe
 from ddm_jax.updates import settled
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ AGREEMENT = {
 }
 
 
+POOLS = {"synset": "distilled datamodel", "data": "steps on all of the training data"}
+
+
 def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[str, Any]:
     """The numbers of a run, JSON values only."""
     split, config, target = plan.split, plan.config, results.target
@@ -52,7 +55,8 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
         return float(hits.mean())
 
     num_groups, update = len(synset.share), settled(results.tuning.update)
-    step_items = batch_size(len(synset.mass), update.batch)
+    pool = len(synset.mass) if results.tuning.pool == "synset" else len(split.train.x)
+    step_items = batch_size(pool, update.batch)
     right = {"train": accuracy(split.train), "test": accuracy(split.test)}
     error = float(np.median(info.error))
     before = float(np.median(info.error_start))
@@ -65,7 +69,7 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
             "queries": len(split.test.x),
             "groups": num_groups,
             "synset items": len(synset.mass),
-            "of them in an online step": step_items,
+            "items of an online step": step_items,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(target.params)),
             "flipped training labels": int(split.flipped.sum()),
         },
@@ -115,17 +119,18 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
 def told_updates(tuning: Tuning, seconds: dict[str, float]) -> dict[str, Any]:
     """How the updates go, what it was chosen from, and when to retrain instead; JSON values."""
     told: dict[str, Any] = {"chosen": asdict(tuning.update), "sentences": [], "costs": []}
-    words = describe(tuning.update)
+    words = describe(tuning.update, tuning.pool)
     if not tuning.tried:
         told["sentences"].append(f"Updates, as the settings say: {words}.")
         return told
     best = next(each for each in tuning.costs if each.update == tuning.update)
     rows: list[tuple[Any, ...]] = [
-        ("distilled datamodel, the chosen recipe", each.share, each.agreement, each.seconds)
+        (f"{POOLS[each.pool]}, the chosen recipe", each.share, each.agreement, each.seconds)
         for each in tuning.costs
     ]
-    real = tuning.real_data or best
-    rows.append(("the same steps on all real kept data", best.share, real.agreement, real.seconds))
+    if (other := tuning.other) is not None:
+        what = f"{POOLS[other.pool]}, the best recipe of theirs"
+        rows.append((what, other.share, other.agreement, other.seconds))
     rows += [
         (f"retraining cut to {_epochs(each.epochs)}", each.share, each.agreement, each.seconds)
         for each in tuning.rivals
@@ -140,16 +145,8 @@ def told_updates(tuning: Tuning, seconds: dict[str, float]) -> dict[str, Any]:
         f"Their group LDS on the tuning subsets is {number(best.agreement)} at {best.share:.0%} of "
         "a retraining.",
     ]
-    if is_defined(real.agreement):
-        more = real.agreement - best.agreement
-        buys = f"{more:.3f} at most" if more > 0 else "nothing"
-        told["sentences"].append(
-            f"That of the same steps on all of the real data is {real.agreement:.3f}: more items "
-            f"would buy {buys}. With the training data at hand those steps need no distilling, "
-            f"and take {real.seconds:.2g} s a question; the synset answers without the data."
-        )
-    else:
-        told["sentences"].append("The same steps on all of the real data diverged.")
+    if other is not None:
+        told["sentences"].append(_beside(best, other))
     as_good = [each for each in (*tuning.rivals, full) if each.agreement >= best.agreement]
     rival = min(as_good, key=lambda each: each.seconds, default=full)
     if not is_defined(rival.seconds):
@@ -162,14 +159,32 @@ def told_updates(tuning: Tuning, seconds: dict[str, float]) -> dict[str, Any]:
     if not as_good:
         said = f"No retraining that was tried is as good. {name.capitalize()}"
         said += f" ({number(rival.agreement)})"
-    said += f" takes {rival.seconds:.2g} s a question, the synset {best.seconds:.2g} s. "
+    said += f" takes {rival.seconds:.2g} s a question, the updates {best.seconds:.2g} s. "
     if np.isfinite(after):
         said += f"Distilling and choosing ({offline:.0f} s) pay after about {_two_digits(after):,} "
         said += "questions."
     else:
-        said += "Retrain instead: here a question to the synset costs no less."
+        said += "Retrain instead: here the updates of a question cost no less."
     told["sentences"].append(said)
     return told
+
+
+def _beside(best: Tried, other: Tried) -> str:
+    """What the pool that was not chosen would have reached."""
+    reached, more = "diverged with every recipe", 0.0
+    if is_defined(other.agreement):
+        reached = f"reaches {other.agreement:.3f}"
+        more = abs(best.agreement - other.agreement)
+    if best.pool == "data":
+        return (
+            f"The steps take the training data themselves, for the synset {reached}: more items "
+            f"would buy {more:.3f} at most. Answers need the training data then; "
+            "`--set tune.real_data=false` keeps to the synset."
+        )
+    buys = f"{more:.3f} at most" if other.agreement > best.agreement else "nothing"
+    return (
+        f"All of the training data in place of the synset {reached}: more items would buy {buys}."
+    )
 
 
 def _two_digits(value: float) -> int:
