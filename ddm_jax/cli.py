@@ -57,6 +57,9 @@ def run(
     preset: Preset = None,
     set_: Override = None,
     data_dir: DataDir = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what a run would take, and compute nothing.")
+    ] = False,
 ) -> None:
     """Run the whole method, or pick up a run where it was; ends with a report.
 
@@ -67,7 +70,13 @@ def run(
     config, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
     begin = time.perf_counter()
     with terminal.progress() as progress:
-        metrics = stages.run(config, workdir, progress)
+        if dry_run:
+            found = stages.dry_run(config)
+        else:
+            metrics = stages.run(config, workdir, progress)
+    if dry_run:
+        terminal.print_estimate(found)
+        return
     terminal.print_summary(metrics)
     typer.echo(f"\nreport: {workdir / 'report.html'}  ({time.perf_counter() - begin:.0f} s)")
 

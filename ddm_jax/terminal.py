@@ -14,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from ddm_jax.judge.store import Store
+    from ddm_jax.run.estimate import Estimate
     from ddm_jax.run.finished import Answer
 
 
@@ -162,6 +163,15 @@ def print_comparison(result: dict) -> None:
     )
     for note in evaluate.notes(result):
         typer.echo(note)
+
+
+def print_estimate(found: Estimate) -> None:
+    """What a run would take."""
+    from ddm_jax.run import estimate
+
+    head, *lines = estimate.table(found)
+    _print_table("What this run would take", head, lines)
+    typer.echo(estimate.told(found))
 
 
 def print_answer(answer: Answer) -> None:

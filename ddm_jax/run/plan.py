@@ -109,17 +109,21 @@ def check_distillation_fits(plan: Plan) -> None:
     Raises:
         ValueError: as `blocks.blocks_needed`.
     """
-    config, train = plan.config, plan.split.train
-    if config.cluster.method == "file":
-        count = read_groups(config.cluster.file, len(train.x)).count
-    elif config.cluster.method == "point":
-        count = len(train.x)
-    else:
-        count = config.cluster.num_groups
+    config, train, count = plan.config, plan.split.train, count_groups(plan)
     matched, _ = trajectory_indices(len(plan.trainer.checkpoint_steps), config.distill.part)
     params = jax.eval_shape(plan.task.init, jax.random.key(0))
     distill, held = config.distill, bytes_of(train)
     blocks_needed(count, len(matched), params, held, distill.distance, distill.precision)
+
+
+def count_groups(plan: Plan) -> int:
+    """K, before anything is clustered."""
+    cut, points = plan.config.cluster, len(plan.split.train.x)
+    if cut.method == "file":
+        return read_groups(cut.file, points).count
+    if cut.method == "class":
+        return len(np.unique(plan.split.train.y.argmax(1)))
+    return points if cut.method == "point" else cut.num_groups
 
 
 def read_groups(file: str | None, num_points: int) -> Groups:

@@ -21,6 +21,7 @@ from ddm_jax.distill import Loop, straight_through
 from ddm_jax.estimators.ddm import distilled_run
 from ddm_jax.judge.program import program_digest
 from ddm_jax.run import choosing, jobs, settings
+from ddm_jax.run import estimate as estimating
 from ddm_jax.run.jobs import Job, Results
 from ddm_jax.run.plan import Plan, check_distillation_fits, make_plan
 from ddm_jax.run.settings import Config
@@ -65,7 +66,22 @@ def run(config: Config, workdir: Path, progress: Progress = SILENT) -> dict[str,
     check_distillation_fits(plan)
     with alone(workdir, progress):
         open_workdir(workdir, config)
+        if not _place(workdir, STAGES[0]).exists() and estimating.is_long(plan):
+            found = estimating.estimate(plan)
+            if sum(found.seconds.values()) > estimating.LONG:
+                progress.say(estimating.told(found))
         return bring(plan, workdir, ("report",), progress).report
+
+
+def dry_run(config: Config) -> estimating.Estimate:
+    """What `run` would take from its beginning: times one training step, and computes no more.
+
+    Raises:
+        ValueError: as `run` would, before any work.
+    """
+    plan = make_plan(config)
+    check_distillation_fits(plan)
+    return estimating.estimate(plan)
 
 
 def run_stage(
