@@ -241,6 +241,27 @@ def forget(
     typer.echo(f"the network: {place} (orbax)")
 
 
+@app.command()
+def card(
+    workdir: Finished,
+    output: Annotated[Path, typer.Option(help="The file.")] = Path("model.ddm"),
+    include_examples: Annotated[
+        bool,
+        typer.Option("--include-examples", help="Even if items are training examples."),
+    ] = False,
+) -> None:
+    """Write a run as one file that answers what if, without the training data."""
+    from ddm_jax.card import save_card
+    from ddm_jax.run import cards, finished
+
+    with terminal.progress() as progress:
+        run = finished.open_finished(workdir, progress)
+        made = cards.card_of_run(run)
+        plan = run.plan
+        save_card(output, made, plan.task, plan.split.train, include_examples=include_examples)
+    typer.echo(f"{output}: {made}")
+
+
 @app.command("compare-networks")
 def compare_networks(
     workdir: Finished,

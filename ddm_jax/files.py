@@ -152,12 +152,7 @@ def read_arrays(
         FileNotFoundError: where there is none.
         DamagedFileError: where a byte was changed, or the arrays are not `kinds`.
     """
-    content = _read(path)
-    if _sha(content[:-64]).encode() != content[-64:]:
-        raise DamagedFileError(f"{path} is damaged or was edited: its checksum is wrong; {mend}")
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    metadata = json.loads(str(arrays.pop("metadata")))
+    arrays, metadata = read_any_arrays(path, mend)
     found = {name: (array.dtype.name, array.ndim) for name, array in arrays.items()}
     wanted = {
         name: (found.get(name, kind)[0] if kind[0] == "any" else kind[0], kind[1])
@@ -165,6 +160,22 @@ def read_arrays(
         if name in found or name not in optional
     }
     _check_same(found, wanted, f"{path} is not as declared", mend)
+    return arrays, metadata
+
+
+def read_any_arrays(path: Path, mend: str = AGAIN) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read what `write_arrays` wrote, whatever its arrays are called.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        DamagedFileError: where a byte was changed, or it is another kind of file.
+    """
+    content = _read(path)
+    if _sha(content[:-64]).encode() != content[-64:]:
+        raise DamagedFileError(f"{path} is damaged or was edited: its checksum is wrong; {mend}")
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    metadata = json.loads(str(arrays.pop("metadata")))
     return arrays, metadata
 
 

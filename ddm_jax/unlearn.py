@@ -8,7 +8,7 @@ nothing of them is left in the parameters.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,11 @@ import optax
 from jax import lax
 
 from ddm_jax.checks import check_number, require_distributions
-from ddm_jax.online import make_finetune
+from ddm_jax.compute.compiled import compiled
+from ddm_jax.online import make_finetune, make_rate, make_taken, trajectory_point
 from ddm_jax.synset import background_share
 from ddm_jax.types import Array, Params, Synset, Task
+from ddm_jax.updates import UpdateSettings, pace_of, settled, update_rule
 
 ABSENT = 0.01  # of a class left: it is gone
 CAREFUL = 0.05  # of the stable rate, where a class goes as a whole
@@ -111,6 +113,52 @@ def make_forget(
         )
 
     return forget
+
+
+class Forgotten(NamedTuple):
+    """A network without some groups."""
+
+    params: Params
+    careful: bool  # a class went as a whole: the update itself was taken, and no `amount` of it
+
+
+def forget_groups(
+    task: Task, state: Any, keep: Any, update: UpdateSettings, amount: float = 1.0
+) -> Forgotten:
+    """Forget what `keep` [K] leaves out, with a distilled run and its updates.
+
+    `make_forget` with the rate and the start that the run's own updates have, at a constant rate.
+
+    Args:
+        state: of `make_ddm(...).fit`, or a card's.
+        update: of `tune`, or a card's.
+        amount: as of `make_forget`.
+    """
+    # Deflated steps go far, and what forgets goes carefully.
+    online = settled(update)._replace(schedule="constant")
+    if online.optimizer == "deflated":
+        online = online._replace(optimizer=None)
+    synset, keep = state.synset, jnp.asarray(keep, jnp.float32)
+    careful, rewind = where_to_start(synset, keep, 1.0, online.rewind)
+    trained, start = (trajectory_point(state.checkpoints, at) for at in (0.0, rewind))
+    moments = state.second_moments
+    moments = None if moments is None else trajectory_point(moments, rewind)
+    decay = state.weight_decay
+    taken = make_taken(task, online.optimizer)(start, synset, decay, moments, state.decoupled_decay)
+    rate: Any = online.learning_rate
+    if rate is None:
+        rate_of = make_rate(task, online.batch)
+        rate = rate_of(start, synset, taken, online.momentum, trained if rewind else None)
+    pace = pace_of(online, careful * rate)
+    forget = make_forget(
+        task,
+        steps=online.steps,
+        optimizer=update_rule(pace, taken.preconditioner, taken.decoupled_decay),
+        weight_decay=float(decay),
+        batch=online.batch,
+        amount=amount,
+    )
+    return Forgotten(compiled(forget)(trained, start, synset, keep), careful != 1.0)
 
 
 def relabel_forgotten(

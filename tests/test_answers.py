@@ -106,7 +106,7 @@ def test_a_counterfactual_has_the_error_bars_of_the_check(run, tmp_path):
 def test_error_bars_are_taken_back_where_a_class_goes_and_none_went_before(run, monkeypatch):
     told = " ".join(answers.counterfactual(run, [3]).sentences)
     assert "nothing is left" not in told  # here every group is a class, those of the check too
-    found = answers._check(run)
+    found = answers.check_of_run(run)
     halves = np.ones_like(found.truth.masks)
     truth = found.truth._replace(groups=found.truth.groups[:0], masks=halves)
     assert answers._unlike_any_learnt(run, found._replace(truth=truth), np.array([3])) == ["3"]

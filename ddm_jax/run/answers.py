@@ -18,7 +18,6 @@ from ddm_jax.masks import moved_share
 from ddm_jax.metrics.intervals import LEVEL, half_widths, reach
 from ddm_jax.metrics.profiles import compare_profiles, profile
 from ddm_jax.objectives import explain
-from ddm_jax.online import make_rate, make_taken, trajectory_point
 from ddm_jax.run import check as checking
 from ddm_jax.run import stages
 from ddm_jax.run.answer_figures import (
@@ -33,7 +32,6 @@ from ddm_jax.run.choosing import of_synset
 from ddm_jax.run.finished import Answer, Finished
 from ddm_jax.run.jobs import predict
 from ddm_jax.types import Params, Task, take
-from ddm_jax.updates import pace_of, settled, update_rule
 from ddm_jax.values import label_quality, novelty, typicality, usefulness
 
 DAMPING = 0.01  # of single points; chosen on digits, see benchmarks/points.py
@@ -141,7 +139,7 @@ def counterfactual(run: Finished, without: Sequence[int]) -> Answer:
     order = np.argsort(-np.abs(joint), kind="stable")[:10]
     rows = [["query", f"{objective} with", "without", "without, by adding single effects"]]
     arrays = {"outputs": outputs, "without": gone, "summed": summed}
-    found = _check(run)
+    found = check_of_run(run)
     if found is not None:
         away = moved_share(mask[1:], run.groups)
         intervals = checking.intervals_of(found, run.groups)
@@ -182,40 +180,11 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
     """Forget groups with the synset alone; with `check` beside exact retraining."""
     plan, split = run.plan, run.plan.split
     gone = _groups(run, groups)
-    state = run.synset
-    # Deflated steps go far, and what forgets goes carefully.
-    online = settled(of_synset(run.tuning))._replace(schedule="constant")
-    if online.optimizer == "deflated":
-        online = online._replace(optimizer=None)
     mask = np.ones(run.groups.count, np.float32)
     mask[gone] = 0
-    synset = state.synset
-    careful, rewind = unlearn.where_to_start(synset, mask, 1.0, online.rewind)
-    start = trajectory_point(run.target.checkpoints, rewind)
     amount = _amount(run)
-    moments = state.second_moments
-    moments = None if moments is None else trajectory_point(moments, rewind)
-    taken = make_taken(plan.task, online.optimizer)(
-        start, synset, state.weight_decay, moments, state.decoupled_decay
-    )
-    rate: Any = online.learning_rate
-    if rate is None:
-        trained = run.target.params if rewind else None
-        rate_of = make_rate(plan.task, online.batch)
-        rate = rate_of(start, synset, taken, online.momentum, trained)
-    pace = pace_of(online, careful * rate)
-    optimizer = update_rule(pace, taken.preconditioner, taken.decoupled_decay)
-    unlearned = compiled(
-        unlearn.make_forget(
-            plan.task,
-            steps=online.steps,
-            optimizer=optimizer,
-            weight_decay=float(state.weight_decay),
-            batch=online.batch,
-            amount=amount,
-        )
-    )
-    params = unlearned(run.target.params, start, synset, jnp.asarray(mask))
+    update = of_synset(run.tuning)
+    params, careful = unlearn.forget_groups(plan.task, run.synset, mask, update, amount)
     forgotten = np.isin(run.groups.ids, gone)
     networks = {"before": [run.target.params], "after forgetting": [params]}
     if check:
@@ -244,7 +213,7 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
         "This is no proof of deletion: it says how the network behaves, and the synset and the "
         "kept checkpoints still hold the forgotten groups. Delete or distil those again.",
     ]
-    if careful == 1.0 and amount != 1.0:
+    if not careful and amount != 1.0:
         sentences.append(
             f"The network moved by {amount:.2f} times what the updates do: by so much retraining "
             "went farther than they, without the groups that the run checked itself on."
@@ -274,7 +243,7 @@ def _classes_lost(run: Finished, gone: np.ndarray) -> list[str]:
     return [split.classes[index] for index in lost]
 
 
-def _check(run: Finished) -> Check | None:
+def check_of_run(run: Finished) -> Check | None:
     """The run's own check; None where it has none that fits."""
     try:
         return stages.bring(run.plan, run.workdir, ("check",), compute=False).check
@@ -284,7 +253,7 @@ def _check(run: Finished) -> Check | None:
 
 def _amount(run: Finished) -> float:
     """How far to forget, by the run's own check; one where it has none that fits."""
-    check = _check(run)
+    check = check_of_run(run)
     if check is None:
         return 1.0
     left_out = check.truth.groups

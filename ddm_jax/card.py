@@ -1,0 +1,290 @@
+"""The what-if card: one file that answers "what if these were gone?" without the training data.
+
+It holds the trained parameters, the point where updates start, the synset, how the updates go, the
+names of the groups, and how far to trust an answer. Nothing in it is pickled.
+
+A synset is made from training data, and may hold some of them as they are: a card says how many,
+and those are written only where that is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ddm_jax
+from ddm_jax.estimators.ddm import DDMState, DistillInfo, make_outputs
+from ddm_jax.files import DamagedFileError, read_any_arrays, write_arrays
+from ddm_jax.items import items_of
+from ddm_jax.masks import check_masks, leave_one_out_masks
+from ddm_jax.metrics.intervals import Intervals, half_widths, reach
+from ddm_jax.metrics.privacy import nearest_training_points
+from ddm_jax.online import trajectory_point
+from ddm_jax.types import Array, Batch, Groups, Synset, Task, length, take
+from ddm_jax.updates import UpdateSettings, settled
+
+PROBED = 20  # items whose losses and outputs tell whether a task is the card's
+TOLERANCE = 1e-2  # of them, relative: devices round differently
+MEND = "get the card again from where it was made"
+FORMAT = 1
+
+
+class Card(NamedTuple):
+    """All that answers need, without the training data."""
+
+    state: DDMState  # its checkpoints are where updates start and, where they differ, the end
+    update: UpdateSettings
+    names: tuple[str, ...] | None  # of the groups
+    intervals: Intervals | None  # of `metrics.fit_intervals`, for these updates
+    told: dict[str, Any]  # JSON values: what it says of itself
+
+    def __repr__(self) -> str:
+        synset = self.state.synset
+        said = [f"{len(synset.share)} groups, {length(synset.items)} items"]
+        said += [f"{name}: {value}" for name, value in self.told.items()]
+        return f"Card({', '.join(said)})"
+
+
+class WhatIf(NamedTuple):
+    """The answer to R questions about Q queries."""
+
+    outputs: Array  # [R, Q] `task.output` of the networks without what each mask leaves out
+    changes: Array  # [R, Q] against everything kept
+    half_widths: np.ndarray | None  # [R, Q] of the 90 % interval of each change
+
+
+def make_card(
+    state: DDMState,
+    update: UpdateSettings,
+    groups: Groups,
+    *,
+    intervals: Intervals | None = None,
+    told: dict[str, Any] | None = None,
+) -> Card:
+    """Make a card of a distilled run, `make_ddm(...).fit`, with what was chosen by `tune`.
+
+    Of the trajectory two points stay, of the distillation nothing but what it made.
+    """
+    synset, nothing = state.synset, np.zeros(len(state.synset.share), np.float32)
+    rewind = settled(update).rewind
+    trees = {"checkpoints": state.checkpoints, "second_moments": state.second_moments}
+    for name, tree in trees.items():
+        if tree is not None:
+            points = [trajectory_point(tree, at) for at in ((rewind, 0.0) if rewind else (0.0,))]
+            trees[name] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *points)
+    kept = state._replace(info=DistillInfo(synset, nothing[:1], nothing, nothing), **trees)
+    # Of two points the first is half of the way back.
+    halfway = UpdateSettings(**{**vars(update), "rewind": 0.5 if rewind else 0.0})
+    names = None if groups.names is None else tuple(map(str, groups.names))
+    return Card(kept, halfway, names, intervals, told or {})
+
+
+def save_card(
+    path: str | Path, card: Card, task: Task, data: Batch, *, include_examples: bool = False
+) -> None:
+    """Write a card; `data` are the training data, which are counted and not written.
+
+    Raises:
+        ValueError: where items of the synset are training examples, word for word or nearly (nearer
+            than a tenth of what two of them are apart), and that was not asked for.
+    """
+    copies = count_copies(card.state.synset, task, data)
+    items = length(card.state.synset.items)
+    if copies and not include_examples:
+        raise ValueError(
+            f"{copies} of {items} items of the synset are training examples, or nearly so: pass "
+            "include_examples=True if the card may show them, or distil from noise, "
+            "distill.start='noise', where inputs are floats"
+        )
+    arrays, shapes = {}, {}
+    for name, tree in _trees(card).items():
+        shapes[name] = None if tree is None else _skeleton(tree)
+        for number, leaf in enumerate(jax.tree.leaves(tree)):
+            arrays[f"{name}.{number}"] = leaf
+    types = {name: str(np.asarray(leaf).dtype) for name, leaf in arrays.items()}
+    # What numpy cannot write it holds exactly in float32.
+    arrays = {
+        name: np.asarray(leaf, np.float32) if np.asarray(leaf).dtype.kind == "V" else leaf
+        for name, leaf in arrays.items()
+    }
+    told = {
+        "format": FORMAT,
+        "shapes": shapes,
+        "types": types,
+        "update": vars(card.update),
+        "names": None if card.names is None else list(card.names),
+        "probe": _probe(task, card.state),
+        "told": card.told
+        | {
+            "training examples among the items": copies,
+            "ddm_jax": ddm_jax.__version__,
+            "jax": packages.version("jax"),
+        },
+    }
+    write_arrays(Path(path), arrays, told)
+
+
+def load_card(path: str | Path, task: Task) -> Card:
+    """Read a card for the task that it was made with.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: where it is damaged or no card, or says other things of its items than `task`.
+    """
+    path = Path(path)
+    arrays, told = read_any_arrays(path, MEND)
+    if not {"format", "shapes", "types", "update", "probe"} <= told.keys():
+        raise DamagedFileError(f"{path} is no card; `save_card` writes one")
+    if told["format"] != FORMAT:
+        raise ValueError(f"{path} has the format {told['format']}; a newer ddm_jax reads it")
+    like = jax.eval_shape(task.init, jax.random.key(0))
+
+    def tree(name: str) -> Any:
+        skeleton = told["shapes"][name]
+        if skeleton is None:
+            return None
+        count = sum(each.startswith(f"{name}.") for each in arrays)
+        leaves = [arrays[f"{name}.{n}"] for n in range(count)]
+        if name == "intervals":  # stay numbers of the host
+            return _filled(skeleton, iter(leaves))
+        kinds = [jax.dtypes.canonicalize_dtype(told["types"][f"{name}.{n}"]) for n in range(count)]
+        placed = [jnp.asarray(leaf, kind) for leaf, kind in zip(leaves, kinds, strict=True)]
+        if name in ("checkpoints", "second_moments"):
+            return _as_parameters(path, like, placed)
+        return _filled(skeleton, iter(placed))
+
+    found = {name: tree(name) for name in told["shapes"]}
+    synset = Synset(
+        Batch(found["x"], found["y"]),
+        *(found[name] for name in ("group", "mass", "share", "background")),
+    )
+    nothing = np.zeros(len(synset.share), np.float32)
+    state = DDMState(
+        found["checkpoints"],
+        found["weight_decay"],
+        synset,
+        DistillInfo(synset, nothing[:1], nothing, nothing),
+        found["second_moments"],
+        found["decoupled_decay"],
+    )
+    intervals = None
+    if found["intervals"] is not None:
+        slopes, floor, sizes, widths = map(np.asarray, found["intervals"])
+        intervals = Intervals(slopes, float(floor), sizes, widths)
+    names = None if told["names"] is None else tuple(told["names"])
+    update = UpdateSettings(**told["update"])
+    card = Card(state, update, names, intervals, told["told"])
+    for what, said in _probe(task, state).items():
+        if not np.allclose(said, told["probe"][what], rtol=TOLERANCE, atol=TOLERANCE):
+            raise ValueError(
+                f"the {what} of this task are not those of the task that {path} was made with; "
+                "pass that one, with the same output (`objectives.explain`)"
+            )
+    return card
+
+
+def make_what_if(task: Task, card: Card) -> Callable[[Any, Batch], WhatIf]:
+    """Make `what_if(masks [R, K] or [K], query) -> WhatIf`: weights of the groups, 1 kept, 0 gone.
+
+    Where the card has intervals, all groups are left out one by one beside what is asked: how far
+    they move a query says how wide its interval is. Everything is one compiled step, and the next
+    call with as many masks and queries takes no compilation.
+
+    Raises:
+        ValueError: (when called) for masks that do not fit the card.
+    """
+    outputs = make_outputs(task, card.update)
+    count = len(card.state.synset.share)
+
+    def what_if(masks: Any, query: Batch) -> WhatIf:
+        there = card.state.synset.background is not None
+        masks = np.asarray(check_masks(np.atleast_2d(masks), count, background=there))
+        alone = leave_one_out_masks(count) if card.intervals is not None else np.ones((1, count))
+        every = np.concatenate([np.asarray(alone), masks]).astype(np.float32)
+        said = outputs(card.state, every, query)
+        whole, asked = said[:1], said[len(alone) :]
+        wide = None
+        if card.intervals is not None:
+            far = reach(np.asarray(whole - said[1 : len(alone)]))
+            away = np.abs(1 - masks) @ np.asarray(card.state.synset.share)
+            wide = half_widths(card.intervals, np.asarray(asked - whole), away, far)
+        return WhatIf(asked, asked - whole, wide)
+
+    return what_if
+
+
+def count_copies(synset: Synset, task: Task, data: Batch) -> int:
+    """How many items of a synset are training examples, exactly or nearly, by their inputs."""
+    items = items_of(task).batch(synset.items)
+    ours, theirs = (
+        np.concatenate(
+            [np.asarray(leaf, np.float64).reshape(len(leaf), -1) for leaf in jax.tree.leaves(x)], 1
+        )
+        for x in (items.x, data.x)
+    )
+    found = nearest_training_points(ours, theirs)
+    return round(found.copies * len(ours))
+
+
+def _trees(card: Card) -> dict[str, Any]:
+    """What is written, by its name."""
+    state, synset = card.state, card.state.synset
+    return {
+        "checkpoints": state.checkpoints,
+        "second_moments": state.second_moments,
+        "weight_decay": state.weight_decay,
+        "decoupled_decay": state.decoupled_decay,
+        "x": synset.items.x,
+        "y": synset.items.y,
+        "group": synset.group,
+        "mass": synset.mass,
+        "share": synset.share,
+        "background": synset.background,
+        "intervals": None if card.intervals is None else tuple(card.intervals),
+    }
+
+
+def _probe(task: Task, state: DDMState) -> dict[str, list[float]]:
+    """What the trained network says of the first items."""
+    params = trajectory_point(state.checkpoints, 0.0)
+    items = items_of(task).batch(take(state.synset.items, slice(PROBED)))
+    said = {"losses": task.loss(params, items), "outputs": task.output(params, items)}
+    return {name: np.asarray(each, float).ravel().tolist() for name, each in said.items()}
+
+
+def _skeleton(tree: Any) -> Any:
+    """A pytree of dicts, lists and tuples without its leaves, as JSON; parameters need none."""
+    if isinstance(tree, dict):
+        return {"dict": {name: _skeleton(tree[name]) for name in sorted(tree)}}
+    if isinstance(tree, list | tuple) and not hasattr(tree, "_fields"):
+        return {type(tree).__name__: [_skeleton(each) for each in tree]}
+    if tree is None:
+        return {"none": 0}
+    return "leaf" if jax.tree_util.all_leaves([tree]) else "parameters"
+
+
+def _filled(skeleton: Any, leaves: Any) -> Any:
+    if skeleton == "leaf":
+        return next(leaves)
+    ((kind, inside),) = skeleton.items()
+    if kind == "dict":
+        return {name: _filled(inside[name], leaves) for name in sorted(inside)}
+    if kind == "none":
+        return None
+    return (list if kind == "list" else tuple)(_filled(each, leaves) for each in inside)
+
+
+def _as_parameters(path: Path, like: Any, leaves: list[Array]) -> Any:
+    wanted = [leaf.shape for leaf in jax.tree.leaves(like)]
+    if [leaf.shape[1:] for leaf in leaves] != wanted:
+        raise ValueError(
+            f"the parameters of this task have the shapes {wanted}, those of {path} "
+            f"{[leaf.shape[1:] for leaf in leaves]}: pass the task that it was made with"
+        )
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -1,0 +1,42 @@
+"""The what-if card of a finished run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from ddm_jax.card import Card, make_card
+from ddm_jax.estimators.ddm import make_ddm, make_outputs
+from ddm_jax.run import check as checking
+from ddm_jax.run.answers import check_of_run
+from ddm_jax.run.choosing import of_synset
+from ddm_jax.run.finished import Finished
+
+
+def card_of_run(run: Finished) -> Card:
+    """The card of a run, which answers by the synset alone, whatever the run's own updates take.
+
+    Its error bars and its agreement are those of the updates on the synset: where the run chose the
+    training data for its own, what it checked itself on is predicted once more.
+    """
+    plan, update = run.plan, of_synset(run.tuning)
+    check = check_of_run(run)
+    if check is not None and run.tuning.pool != "synset":
+        masks, query = checking.masks_of(check.truth, run.groups.count), plan.split.test
+        predicted = np.asarray(make_outputs(plan.task, update)(run.synset, masks, query))
+        scores = np.asarray(make_ddm(plan.task, None, update).score(run.synset, query))
+        check = check._replace(predicted=predicted, scores=scores)
+    told: dict[str, Any] = {
+        "data": plan.config.data.name,
+        "model": asdict(plan.config.model),
+        "objective": plan.config.online.objective,
+        "lower_is_better": plan.task.lower_is_better,
+    }
+    intervals = None
+    if check is not None:
+        intervals = checking.intervals_of(check, run.groups)
+        rows = checking.agreement(check)
+        told["agreement"] = {row["what"]: round(float(row["ddm"]), 3) for row in rows}
+    return make_card(run.synset, update, run.groups, intervals=intervals, told=told)
