@@ -27,7 +27,10 @@ app = typer.Typer(
 )
 
 Dataset = Annotated[
-    str | None, typer.Argument(help="digits (the default) or a TFDS name such as mnist.")
+    str | None,
+    typer.Argument(
+        help="digits (the default), a file or folder of your own, or a TFDS name such as mnist."
+    ),
 ]
 Workdir = Annotated[
     Path | None,
@@ -277,8 +280,11 @@ def show_settings(preset: Preset = None, workdir: Workdir = None) -> None:
 
 
 def _default_workdir(dataset: str | None, preset: str | None) -> Path:
+    from ddm_jax.data import is_own
     from ddm_jax.run import settings
 
+    if dataset is not None and is_own(dataset):
+        return Path("runs") / (Path(dataset).absolute().stem or "own")
     return Path("runs") / (preset or dataset or settings.default_preset("digits"))
 
 
@@ -290,10 +296,15 @@ def _chosen(
     data_dir: str | None,
 ) -> tuple[Config, Path]:
     """The settings and the work directory that a command's options mean."""
+    from ddm_jax.data import is_own
     from ddm_jax.run import settings
 
     if workdir is not None and (workdir / "config.json").exists() and not (dataset or preset):
         config = settings.load(workdir / "config.json")
+    elif dataset is not None and preset is None and data_dir is None and is_own(dataset):
+        from ddm_jax.run import own
+
+        config = own.fitting(dataset, assignments or [])
     else:
         config = settings.preset(preset or settings.default_preset(dataset or "digits"))
     named = {"data.name": dataset, "data.data_dir": data_dir}

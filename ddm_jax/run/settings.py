@@ -44,6 +44,11 @@ class DataSettings:
     normalise: str = "unit"  # unit, standard or <mean>/<deviation>
     image_size: Annotated[int, Field(ge=1, le=10_000)] | None = None
     data_dir: str | None = None
+    target: str | None = None  # the column to predict; none: target, label, class, y, or the last
+    groups: str | None = None  # the column that says the group of each row
+    drop: tuple[str, ...] = ()  # columns to leave out
+    missing: Literal["refuse", "impute"] = "refuse"  # the median, and a category of their own
+    words: Annotated[int, Field(ge=2, le=10**6)] = 512  # buckets that words of texts are counted in
 
 
 @checks.settings("model")
@@ -64,7 +69,9 @@ class ModelSettings:
 class ClusterSettings:
     """The groups; see `cluster.make_groups`."""
 
-    method: Literal["class_kmeans", "kmeans", "random", "class", "point", "file"] = "class_kmeans"
+    method: Literal["class_kmeans", "kmeans", "random", "class", "point", "file", "data"] = (
+        "class_kmeans"  # data: the groups that the data bring
+    )
     num_groups: Annotated[int, Field(ge=2)] = 50
     features: Literal["pixels", "network"] = "pixels"  # the trained network's penultimate ones
     file: str | None = None  # .npy of N integers, with method=file
@@ -136,6 +143,9 @@ class Config:
 
 
 CHECKED: TypeAdapter[Config] = TypeAdapter(Config)
+
+# How data of one's own are read. What comes of it is in the digest of the data.
+OWN_DATA = ("target", "groups", "drop", "missing", "words")
 
 # JSON schema's words, in ours.
 KINDS = {
@@ -257,7 +267,7 @@ def load(path: Path) -> Config:
     """
     try:
         told = json.loads(path.read_text())
-        told = _of_010(_of_09(told if "settings" in told else _of_08(told)))
+        told = _of_011(_of_010(_of_09(told if "settings" in told else _of_08(told))))
         version, found, written = told["ddm_jax"], told["settings"], json.loads(told["written"])
         missing = [name for name in settings(Config()) if not _has(found, name)]
         if missing:
@@ -324,6 +334,17 @@ def _of_010(told: dict[str, Any]) -> dict[str, Any]:
             "online": added | online,
             "tune": {**as_json(Config())["tune"], "subsets": 0},
         }
+
+    written = json.dumps(renewed(json.loads(told["written"])))
+    return told | {"settings": renewed(told["settings"]), "written": written}
+
+
+def _of_011(told: dict[str, Any]) -> dict[str, Any]:
+    """What 0.11 and before wrote: there were no data of one's own."""
+    added = {name: as_json(Config())["data"][name] for name in OWN_DATA}
+
+    def renewed(nested: dict[str, Any]) -> dict[str, Any]:
+        return nested | {"data": added | nested["data"]}
 
     written = json.dumps(renewed(json.loads(told["written"])))
     return told | {"settings": renewed(told["settings"]), "written": written}
