@@ -201,10 +201,12 @@ def quality(
 @app.command()
 def counterfactual(
     workdir: Finished,
-    without: Annotated[str, typer.Option(help="Groups to leave out together, commas between.")],
+    without: Annotated[
+        str, typer.Option(help="Groups to leave out together, numbers or names, commas between.")
+    ],
 ) -> None:
     """What if these groups were gone, together."""
-    gone = _numbers(without, "--without")
+    gone = _parts(without)
     _answered(workdir, "counterfactual", lambda answers, run: answers.counterfactual(run, gone))
 
 
@@ -220,7 +222,7 @@ def forget(
     """Forget groups with the synset alone, and keep the network."""
     if bool(groups) == (class_ is not None):
         raise ValueError("name either --groups, for example 3,7, or a --class")
-    chosen = _numbers(groups, "--groups")
+    chosen = _parts(groups)
     place = workdir / "answers" / "forgotten"
 
     def ask(answers: Any, run: Any) -> Answer:
@@ -228,7 +230,7 @@ def forget(
 
         gone = chosen if class_ is None else answers.groups_of_class(run, class_)
         answer, params = answers.forget(run, gone, check)
-        files.save(place, params, {"groups": gone})
+        files.save(place, params, {"groups": answer.arrays["groups"].tolist()})
         return answer
 
     _answered(workdir, "forget", ask)
@@ -253,9 +255,13 @@ def compare_networks(
 
 def _numbers(text: str, option: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",") if part.strip()]
+        return [int(part) for part in _parts(text)]
     except ValueError as error:
         raise ValueError(f"{option} {text!r}; write integers with commas between") from error
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 @app.command("settings")

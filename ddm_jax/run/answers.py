@@ -116,7 +116,7 @@ def rank_quality(run: Finished, top: int = 20) -> Answer:
     return Answer("Data quality", sentences, rows, figure, arrays)
 
 
-def counterfactual(run: Finished, without: Sequence[int]) -> Answer:
+def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
     """What if these groups were gone, together, beside the sum of their single effects."""
     plan = run.plan
     gone = _groups(run, without)
@@ -129,7 +129,7 @@ def counterfactual(run: Finished, without: Sequence[int]) -> Answer:
     flipped = int(((outputs[0] > 0) != (outputs[1] > 0)).sum())
     objective = plan.config.online.objective
     sentences = [
-        f"Without the groups {_listed(gone)} ({int(run.groups.sizes()[gone].sum()):,} of "
+        f"Without the groups {_named(run, gone)} ({int(run.groups.sizes()[gone].sum()):,} of "
         f"{len(plan.split.train.x):,} training points) the mean {objective} of {len(joint)} "
         "queries "
         f"changes by {-joint.mean():+.4f}; adding up single effects gives {-summed.mean():+.4f}.",
@@ -177,7 +177,9 @@ def counterfactual(run: Finished, without: Sequence[int]) -> Answer:
     return Answer("What if", sentences, rows, effects_figure(joint, summed), arrays)
 
 
-def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[Answer, Params]:
+def forget(
+    run: Finished, groups: Sequence[int | str], check: bool = False
+) -> tuple[Answer, Params]:
     """Forget groups with the synset alone; with `check` beside exact retraining."""
     plan, split = run.plan, run.plan.split
     gone = _groups(run, groups)
@@ -237,7 +239,7 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
         )
     sentences = [
         f"{int(forgotten.sum()):,} of {len(forgotten):,} training points in the groups "
-        f"{_listed(gone)} were forgotten without looking at any training data: accuracies on "
+        f"{_named(run, gone)} were forgotten without looking at any training data: accuracies on "
         "what was forgotten, kept and on the test set, and how well a loss threshold tells "
         "forgotten points from test points (.5: not at all).",
         "This is no proof of deletion: it says how the network behaves, and the synset and the "
@@ -331,20 +333,35 @@ def compare_networks(first: Finished, second: Finished, top: int = 5) -> Answer:
     ]
     rows = [["group", f"share of {names[0]}", f"share of {names[1]}"]]
     for group in np.argsort(-np.abs(relies[0] - relies[1]), kind="stable")[:10]:
-        rows.append([str(group), f"{relies[0][group]:.1%}", f"{relies[1][group]:.1%}"])
+        rows.append([_named(first, [group]), f"{relies[0][group]:.1%}", f"{relies[1][group]:.1%}"])
     figure = profiles_figure(*relies, *names)
     arrays = {"first": relies[0], "second": relies[1]}
     return Answer("Two networks", sentences, rows, figure, arrays)
 
 
-def _groups(run: Finished, groups: Sequence[int]) -> np.ndarray:
-    count = run.groups.count
-    gone = np.unique(np.asarray(groups, int))
+def _groups(run: Finished, groups: Sequence[int | str]) -> np.ndarray:
+    """The groups that are asked about, by their numbers, or their names where they have some."""
+    count, names = run.groups.count, run.groups.names or ()
+    try:
+        found = [names.index(each) if each in names else int(each) for each in groups]
+    except ValueError as error:
+        shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        allowed = f"some of {shown}" if names else f"integers in 0..{count - 1}"
+        raise ValueError(
+            f"groups {', '.join(map(str, groups))}: name {allowed}, with commas between"
+        ) from error
+    gone = np.unique(np.asarray(found, int))
     wrong = gone[(gone < 0) | (gone >= count)]
     if len(wrong) or not len(gone) or len(gone) == count:
         told = f"there is no group {_listed(wrong)}" if len(wrong) else f"groups {_listed(gone)}"
         raise ValueError(f"{told}: name some of 0..{count - 1}, and not all of them")
     return gone
+
+
+def _named(run: Finished, groups: Any) -> str:
+    """Groups by their names where they have some, else by their numbers."""
+    names = run.groups.names
+    return _listed(groups) if names is None else ", ".join(names[int(each)] for each in groups)
 
 
 def groups_of_class(run: Finished, name: str) -> list[int]:

@@ -70,9 +70,8 @@ def one_panel(
 
 def gallery(rows: Sequence[Row], width: float = 0.85, titles: Any = "center") -> Figure:
     """Rows of pictures and texts."""
-    if any(
-        isinstance(each, Shown) and isinstance(each.pixels, str) for row in rows for each in row
-    ):
+    shown = [each.pixels for row in rows for each in row if isinstance(each, Shown)]
+    if any(isinstance(each, str) for each in shown):
         width = WORDS_WIDTH
     size = (width * max(map(len, rows)) + 0.4, 1.0 * len(rows) + 0.1)
     figure = TextFigure(figsize=size, layout="constrained")

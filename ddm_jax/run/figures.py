@@ -114,7 +114,8 @@ def mistakes_figure(plan: Plan, target: TrainRun, attribution: Attribution) -> F
     for query in wrong:
         row = query_pictures(split, query, logits[query].argmax())
         order = np.argsort(helps[:, query], kind="stable")
-        for colour, chosen in ((RED, order[:2]), (BLUE, order[::-1][:2])):
+        few = min(2, len(order) // 2)  # no group on both sides
+        for colour, chosen in ((RED, order[:few]), (BLUE, order[::-1][:few])):
             for group in chosen:
                 inside = attribution.members(group)
                 near = nearest(split.train.x, inside, split.test.x[query])[:members]
@@ -174,6 +175,8 @@ def groups_figure(plan: Plan, groups: Groups) -> Figure:
     axes.bar(np.arange(len(sizes)), sizes, color=BLUE)
     whole_ticks(axes.xaxis)
     axes.set(xlabel="group", ylabel="training points")
+    if groups.names is not None:
+        axes.set_xticks(range(len(names)), names, fontsize=7, rotation=90 if len(names) > 8 else 0)
     draw_rows(below, rows)
     return figure
 

@@ -14,6 +14,7 @@ from ddm_jax.run.settings import Config
 SMALL_IMAGE = 16  # pixels; smaller ones are for an MLP
 MOST = {"own": (5000, 1000), "images": (2000, 500)}  # examples for training and testing
 GROUPS, LEAST_IN_GROUP = 20, 10
+ITEMS = 100  # of all groups together, of a preset's at least
 
 
 def fitting(name: str, assignments: Sequence[str]) -> Config:
@@ -42,7 +43,9 @@ def fitting(name: str, assignments: Sequence[str]) -> Config:
     count = len(split.train.x)
     batch = min(config.train.batch_size, max(count // 4, 1))
     groups = num_groups(split)
-    fitted = [f"train.batch_size={batch}", f"cluster.num_groups={groups}"]
+    asked = groups if split.groups is None else split.groups.count
+    items = max(config.distill.items, ITEMS // asked)
+    fitted = [f"train.batch_size={batch}", f"cluster.num_groups={groups}", f"distill.items={items}"]
     fitted += ["cluster.method=data"] if split.groups is not None else []
     return settings.override(config, fitted)
 

@@ -48,12 +48,14 @@ def _columns(split: Split, x: np.ndarray, original: Any) -> list[str]:
         category = split.features[places[int(np.argmax(x[places]))]][1]
         value = numbers[places[0]] if category is None else category
         value = original[name] if original is not None else value
-        try:
-            said = f"{float(value):.4g}" if not isinstance(value, bool | np.bool_) else str(value)
-        except (TypeError, ValueError):
-            said = str(value)
-        lines.append(f"{_cut(name, 18)} = {_cut(said, 14)}")
+        lines.append(f"{_cut(name, 18)} = {_cut(_said(value), 14)}")
     return lines
+
+
+def _said(value: Any) -> str:
+    if value is None or value != value:
+        return "missing"
+    return f"{value:.5g}" if isinstance(value, float | np.floating) else str(value)
 
 
 def _words(split: Split, x: np.ndarray) -> str:
