@@ -60,7 +60,9 @@ def parquet_examples(path: Path, reading: Reading) -> Examples:
     try:
         frame = pandas.read_parquet(path)
     except ImportError as error:
-        raise ValueError(f"{path}: parquet needs pyarrow; pip install pyarrow") from error
+        raise ValueError(
+            f"{path}: parquet needs pyarrow: pip install 'ddm_jax[parquet]'"
+        ) from error
     except Exception as error:  # pyarrow raises many kinds
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} cannot be read as parquet: {said}") from error
