@@ -83,6 +83,10 @@ def test_a_table_of_texts_with_missing_values_and_groups(tmp_path):
         answer = ddm(command[0], "--workdir", folder, *command[1:])
         assert answer.exit_code == 0, answer.stderr
     assert "Without the groups south" in answer.stdout
+    with np.load(folder / "answers" / "points.npz", allow_pickle=False) as kept:
+        rows = np.concatenate([kept["train_ids"], kept["test_ids"]])
+        assert kept["scores"].shape == (96, 2)
+    np.testing.assert_array_equal(np.sort(rows), np.arange(120))
     wrong = ddm("counterfactual", "--workdir", folder, "--without", "sud")
     assert wrong.exit_code == 1
     assert "groups sud: name some of north, south, with commas between" in wrong.stderr

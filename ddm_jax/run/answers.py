@@ -79,7 +79,8 @@ def points(run: Finished, queries: Sequence[int] = (), top: int = 5) -> Answer:
         "synset; positive raises it. The order is more certain than the size.",
     ]
     arrays = {"scores": scores, "queries": chosen, "groups": run.groups.ids}
-    return Answer("Single points", sentences, rows, figure, arrays)
+    told, ids = _rows_of_file(run)
+    return Answer("Single points", sentences + told, rows, figure, arrays | ids)
 
 
 def rank_quality(run: Finished, top: int = 20) -> Answer:
@@ -113,7 +114,8 @@ def rank_quality(run: Finished, top: int = 20) -> Answer:
         )
     figure = ranked_figure(split, found, min(top, 12))
     arrays = {name.replace(" ", "_"): values for name, values in found.items()}
-    return Answer("Data quality", sentences, rows, figure, arrays)
+    told, ids = _rows_of_file(run)
+    return Answer("Data quality", sentences + told, rows, figure, arrays | ids)
 
 
 def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
@@ -273,6 +275,18 @@ def _classes_lost(run: Finished, gone: np.ndarray) -> list[str]:
     left = there[~np.isin(run.groups.ids, gone)].sum(0)
     lost = np.flatnonzero((left < unlearn.ABSENT * there.sum(0)) & (there.sum(0) > 0))
     return [split.classes[index] for index in lost]
+
+
+def _rows_of_file(run: Finished) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Where the points of a file of one's own are in it: a sentence, and arrays."""
+    split = run.plan.split
+    if not split.told:  # digits and TFDS
+        return [], {}
+    told = (
+        f"Point i is row train_ids[i] + 1 of {split.name}, and query q row test_ids[q] + 1: both "
+        "are in the file of arrays."
+    )
+    return [told], {"train_ids": split.train_ids, "test_ids": split.test_ids}
 
 
 def _check(run: Finished) -> Check | None:
