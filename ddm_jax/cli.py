@@ -307,7 +307,7 @@ def _chosen(
 
     if workdir is not None and (workdir / "config.json").exists() and not (dataset or preset):
         config = settings.load(workdir / "config.json")
-    elif dataset is not None and preset is None and data_dir is None and is_own(dataset):
+    elif dataset is not None and preset is None and is_own(dataset, data_dir):
         from ddm_jax.run import own
 
         config = own.fitting(dataset, assignments or [])

@@ -208,6 +208,17 @@ def test_groups_of_an_npz(tmp_path):
     np.testing.assert_array_equal(split.groups.ids, split.train_ids % 5 - 1)
 
 
+def test_nearest_noise_of_a_table_is_by_standardised_columns():
+    """Class 0 is like class 1 in a column of large numbers, and like class 2 in the others."""
+    y = np.arange(60) % 3
+    draw = np.random.default_rng(0).normal(size=60) * 0.01
+    frame = pandas.DataFrame({"far": np.array([0, 1e6, 3e6])[y] + draw, "y": y})
+    frame["a"] = frame["b"] = frame["c"] = np.array([0.0, 1.0, 0.0])[y] + draw
+    split = data.load(frame, target="y", label_noise=0.5, noise_kind="nearest")
+    flipped = split.flipped & (y[split.train_ids] == 0)
+    np.testing.assert_array_equal(split.train.y[flipped].argmax(1), 2)
+
+
 # Folders and texts
 
 
@@ -438,6 +449,7 @@ def test_a_cut_image_is_named(tmp_path):
         ('{"text": 3, "label": 1}', "line 1: 'text' is 3; it must be a text"),
         ('{"text": "a", "label": 1}\n{"text": "a", "label": "x"}', "line 2: 'label' is 'x', of"),
         ("\n", "is empty; write lines"),
+        ('{"text": "a", "label": 1}\n{"text": "b", "label": NaN}', "row 2: the target is nan"),
     ],
 )
 def test_lines_of_json_that_are_refused(tmp_path, text, message):
@@ -463,6 +475,8 @@ def test_what_is_ones_own(tmp_path, monkeypatch):
         assert is_own(name)
     for name in ("mnist", "digits", "cifar10", "cifar10_corrupted/fog"):
         assert not is_own(name)
+    assert is_own("gone.csv", "elsewhere")
+    assert not is_own("pets", "elsewhere")
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def load(
         test_size: test points Q; default all.
         seed: fixes the split, the draws and the flipped labels.
         order: "random" draws the points at random; "original" takes the first ones in the order
-            of the original files (digits, mnist and cifar10).
+            of the original files (digits, mnist, cifar10 and your own).
         label_noise: the part of the training labels to flip, in [0, 1); `Split.flipped` says
             which.
         noise_kind: "uniform" flips a label to any other class; "nearest" to the class whose mean
@@ -97,7 +97,7 @@ def load(
     draw = np.random.default_rng(seed)
     original = order == "original"
     reading = Reading(target, groups, tuple(drop), missing, words)
-    if is_own(name) and data_dir is None:
+    if is_own(name, data_dir):
         source = own_source(name, reading, draw, original)
         name = name if isinstance(name, str) else "DataFrame"
     elif reading != Reading(words=words):
@@ -126,7 +126,10 @@ def load(
         if noise_kind == "uniform":
             train_labels[chosen] = (before + shift) % count
         else:
-            train_labels[chosen] = _nearest_class(train_pixels, train_labels, count)[before]
+            seen = train_pixels
+            if source.offset is not None:
+                seen = (train_pixels - source.offset) / source.scale
+            train_labels[chosen] = _nearest_class(seen, train_labels, count)[before]
 
     depth = train_pixels.shape[-1]
     offset, scale = np.zeros(depth, np.float32), np.ones(depth, np.float32)

@@ -25,10 +25,11 @@ MOST_VALUES = 20  # of a target of numbers that are classes
 TEST_PART = 5  # a fifth
 
 
-def is_own(name: Any) -> bool:
+def is_own(name: Any, data_dir: str | None = None) -> bool:
     """Whether data are one's own: a DataFrame, a path, or the name of a file or folder there is.
 
-    A folder that TFDS prepared is none, nor is what might be a TFDS name and is not there.
+    A folder that TFDS prepared is none, nor is what might be a TFDS name and is not there, or
+    where `data_dir` says where TFDS's data are.
     """
     if not isinstance(name, str | Path):
         return True
@@ -36,7 +37,7 @@ def is_own(name: Any) -> bool:
     path = Path(text).expanduser()
     if path.suffix.lower() in FILES or text.startswith(("/", ".", "~")) or text.endswith("/"):
         return True
-    if text == "digits" or not path.exists():
+    if text == "digits" or data_dir is not None or not path.exists():
         return False
     if path.is_dir() and not huggingface.is_saved(path):
         return not any(any(path.glob(f"{deep}/dataset_info.json")) for deep in ("*", "*/*"))
@@ -173,6 +174,9 @@ def find_classes(found: Examples) -> tuple[tuple[str, ...], np.ndarray]:
     values = np.asarray(found.labels)
     if values.dtype.kind == "S":
         values = np.char.decode(values)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        row = np.flatnonzero(~np.isfinite(values))[0]
+        raise ValueError(f"{found.where}, row {row + 1}: the target is {values[row]}; remove it")
     present, labels = np.unique(values, return_inverse=True)
     about = f"{found.where}: the target {found.target!r}"
     if len(present) < 2:
