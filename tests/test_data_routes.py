@@ -530,6 +530,16 @@ def test_large_data_are_drawn_from(tmp_path, monkeypatch):
     )
 
 
+def test_settings_of_before_there_were_data_of_ones_own(tmp_path):
+    path = tmp_path / "config.json"
+    config.save(config.preset("mnist"), path)
+    told = json.loads(path.read_text())
+    for name in ("target", "groups", "drop", "missing", "words"):
+        del told["settings"]["data"][name]
+    path.write_text(json.dumps(told | {"written": json.dumps(told["settings"])}))
+    assert config.load(path) == config.preset("mnist")
+
+
 def test_groups_that_data_do_not_bring_are_refused():
     chosen = config.override(config.preset("digits"), ["cluster.method=data"])
     with pytest.raises(ValueError, match=r"cluster\.method=data: digits brings no groups; name"):
