@@ -27,7 +27,10 @@ app = typer.Typer(
 )
 
 Dataset = Annotated[
-    str | None, typer.Argument(help="digits (the default) or a TFDS name such as mnist.")
+    str | None,
+    typer.Argument(
+        help="digits (the default), a file or folder of your own, or a TFDS name such as mnist."
+    ),
 ]
 Workdir = Annotated[
     Path | None,
@@ -207,10 +210,12 @@ def quality(
 @app.command()
 def counterfactual(
     workdir: Finished,
-    without: Annotated[str, typer.Option(help="Groups to leave out together, commas between.")],
+    without: Annotated[
+        str, typer.Option(help="Groups to leave out together, numbers or names, commas between.")
+    ],
 ) -> None:
     """What if these groups were gone, together."""
-    gone = _numbers(without, "--without")
+    gone = _parts(without)
     _answered(workdir, "counterfactual", lambda answers, run: answers.counterfactual(run, gone))
 
 
@@ -226,7 +231,7 @@ def forget(
     """Forget groups with the synset alone, and keep the network."""
     if bool(groups) == (class_ is not None):
         raise ValueError("name either --groups, for example 3,7, or a --class")
-    chosen = _numbers(groups, "--groups")
+    chosen = _parts(groups)
     place = workdir / "answers" / "forgotten"
 
     def ask(answers: Any, run: Any) -> Answer:
@@ -234,7 +239,7 @@ def forget(
 
         gone = chosen if class_ is None else answers.groups_of_class(run, class_)
         answer, params = answers.forget(run, gone, check)
-        files.save(place, params, {"groups": gone})
+        files.save(place, params, {"groups": answer.arrays["groups"].tolist()})
         return answer
 
     _answered(workdir, "forget", ask)
@@ -280,9 +285,13 @@ def compare_networks(
 
 def _numbers(text: str, option: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",") if part.strip()]
+        return [int(part) for part in _parts(text)]
     except ValueError as error:
         raise ValueError(f"{option} {text!r}; write integers with commas between") from error
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 @app.command("settings")
@@ -307,8 +316,11 @@ def show_settings(preset: Preset = None, workdir: Workdir = None) -> None:
 
 
 def _default_workdir(dataset: str | None, preset: str | None) -> Path:
+    from ddm_jax.data import is_own
     from ddm_jax.run import settings
 
+    if dataset is not None and is_own(dataset):
+        return Path("runs") / (Path(dataset).absolute().stem or "own")
     return Path("runs") / (preset or dataset or settings.default_preset("digits"))
 
 
@@ -320,10 +332,15 @@ def _chosen(
     data_dir: str | None,
 ) -> tuple[Config, Path]:
     """The settings and the work directory that a command's options mean."""
+    from ddm_jax.data import is_own
     from ddm_jax.run import settings
 
     if workdir is not None and (workdir / "config.json").exists() and not (dataset or preset):
         config = settings.load(workdir / "config.json")
+    elif dataset is not None and preset is None and is_own(dataset, data_dir):
+        from ddm_jax.run import own
+
+        config = own.fitting(dataset, assignments or [])
     else:
         config = settings.preset(preset or settings.default_preset(dataset or "digits"))
     named = {"data.name": dataset, "data.data_dir": data_dir}

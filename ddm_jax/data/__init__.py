@@ -1,22 +1,30 @@
-"""Data: `load(name) -> Split`, for scikit-learn's digits and any TFDS image classification set.
+"""Data: `load(name) -> Split`, for files of one's own, scikit-learn's digits and TFDS images.
 
 Everything is held as arrays in host memory; images are float32 `[N, H, W, D]`, labels one-hot.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
 import numpy as np
 
 from ddm_jax.checks import check_choice, check_integer, check_number
 from ddm_jax.data.digits import digits_source
-from ddm_jax.data.split import Split, make_batch
+from ddm_jax.data.examples import Reading
+from ddm_jax.data.groups import read_groups
+from ddm_jax.data.own import is_own, own_source
+from ddm_jax.data.split import Source, Split, make_batch
 from ddm_jax.data.tfds import tfds_source
+from ddm_jax.types import Batch
 
-__all__ = ["Split", "load", "make_batch"]
+__all__ = ["Split", "is_own", "load", "make_batch"]
 
 
 def load(
-    name: str = "digits",
+    name: Any = "digits",
     *,
     train_size: int | None = None,
     test_size: int | None = None,
@@ -27,8 +35,18 @@ def load(
     normalise: str = "unit",
     image_size: int | None = None,
     data_dir: str | None = None,
+    target: str | None = None,
+    groups: str | None = None,
+    drop: Sequence[str] = (),
+    missing: str = "refuse",
+    words: int = 512,
 ) -> Split:
-    """Load a data set by name.
+    """Load data by a path or a name.
+
+    Data of one's own are an .npz of arrays (`x`, `y`, and maybe `x_test`, `y_test`, `groups`,
+    `names`), a table (.csv, .tsv, .parquet or a pandas DataFrame), a folder of images or of texts
+    with a subfolder a class, lines of JSON with a text and a label (.jsonl), or a folder that
+    Hugging Face's datasets saved. Where they have no test part, a fifth of each class becomes one.
 
     "digits" is scikit-learn's handwritten digits (1,797 images of 8x8, no download), cut at
     random into 1,000 for training and 797 for testing. Any other name is a TFDS data set with
@@ -36,12 +54,12 @@ def load(
     its test part is the split "test", else "validation", else a fifth of "train".
 
     Args:
-        name: "digits" or a TFDS name such as "mnist" or "cifar10:3.0.2".
+        name: a path, a DataFrame, "digits", or a TFDS name such as "mnist" or "cifar10:3.0.2".
         train_size: training points N; default all.
         test_size: test points Q; default all.
         seed: fixes the split, the draws and the flipped labels.
         order: "random" draws the points at random; "original" takes the first ones in the order
-            of the original files (digits, mnist and cifar10).
+            of the original files (digits, mnist, cifar10 and your own).
         label_noise: the part of the training labels to flip, in [0, 1); `Split.flipped` says
             which.
         noise_kind: "uniform" flips a label to any other class; "nearest" to the class whose mean
@@ -51,14 +69,23 @@ def load(
             "0.1307/0.3081", uses these.
         image_size: resize all images to this height and width; needed where they differ.
         data_dir: where TFDS keeps prepared data; default TFDS's own.
+        target: the column to predict; default one named target, label, class or y, else the last.
+        groups: the column that says the group of each row; -1 and what is missing are background.
+        drop: columns to leave out.
+        missing: "refuse" missing values, or "impute" the median, and a category of their own.
+        words: buckets that the words of texts are counted in.
 
     Raises:
-        ValueError: for an unknown name, or a setting out of range.
+        ValueError: for an unknown name, data that cannot be read as they are, or a setting out of
+            range.
     """
+    name = str(name) if isinstance(name, PathLike) else name
     check_number("label_noise", label_noise, least=0, below=1)
     given = _given_normalisation(normalise)
     check_choice("order", order, ("random", "original"))
     check_choice("noise_kind", noise_kind, ("uniform", "nearest"))
+    check_choice("missing", missing, ("refuse", "impute"))
+    check_integer("words", words)
     check_integer("seed", seed, 0)
     for setting, value in (
         ("train_size", train_size),
@@ -69,10 +96,20 @@ def load(
             check_integer(setting, value)
     draw = np.random.default_rng(seed)
     original = order == "original"
-    if name == "digits":
+    reading = Reading(target, groups, tuple(drop), missing, words)
+    if is_own(name, data_dir):
+        source = own_source(name, reading, draw, original)
+        name = name if isinstance(name, str) else "DataFrame"
+    elif reading != Reading(words=words):
+        raise ValueError(f"{name}: target, groups, drop and missing are of tables of your own")
+    elif name == "digits":
         source = digits_source(draw, original)
     else:
         source = tfds_source(name, data_dir, draw, original)
+    if source.kind != "images" and (normalise != "unit" or image_size is not None):
+        raise ValueError(f"normalise and image_size are for images; {name} are {source.kind}")
+    if not source.classes and label_noise:
+        raise ValueError(f"label_noise={label_noise} flips classes; the target is a number")
     train_ids = _choose(draw, source.train_rows, train_size, "train_size", name, original)
     test_ids = _choose(draw, source.test_rows, test_size, "test_size", name, original)
     train_pixels, train_labels = source.read(source.train_split, train_ids, image_size)
@@ -89,27 +126,62 @@ def load(
         if noise_kind == "uniform":
             train_labels[chosen] = (before + shift) % count
         else:
-            train_labels[chosen] = _nearest_class(train_pixels, train_labels, count)[before]
+            seen = train_pixels
+            if source.offset is not None:
+                seen = (train_pixels - source.offset) / source.scale
+            train_labels[chosen] = _nearest_class(seen, train_labels, count)[before]
 
     depth = train_pixels.shape[-1]
     offset, scale = np.zeros(depth, np.float32), np.ones(depth, np.float32)
-    if given is not None:
+    if source.offset is not None and source.scale is not None:
+        offset, scale = source.offset, source.scale
+    elif given is not None:
         offset, scale = offset + np.float32(given[0]), scale * np.float32(given[1])
     elif normalise == "standard":
         offset = train_pixels.mean((0, 1, 2), dtype=np.float64).astype(np.float32)
         scale = np.maximum(train_pixels.std((0, 1, 2), dtype=np.float64), 1e-6).astype(np.float32)
-    classes = len(source.classes)
+    if is_same(train_pixels):
+        raise ValueError(f"{name}: all training examples are equal; nothing can be learnt of them")
+    grouped = None
+    if source.groups is not None:
+        grouped = read_groups(source.groups[train_ids], name)
     return Split(
         name=name,
-        train=make_batch((train_pixels - offset) / scale, train_labels, classes),
-        test=make_batch((test_pixels - offset) / scale, test_labels, classes),
+        train=_batch((train_pixels - offset) / scale, train_labels, source),
+        test=_batch((test_pixels - offset) / scale, test_labels, source),
         classes=source.classes,
         train_ids=train_ids,
         test_ids=test_ids,
         flipped=flipped,
         offset=offset,
         scale=scale,
+        kind=source.kind,
+        features=source.features,
+        shown_train=_rows_of(source.originals, train_ids),
+        shown_test=_rows_of(source.originals, test_ids),
+        groups=grouped,
+        told=source.told,
     )
+
+
+def is_same(x: np.ndarray) -> bool:
+    """Whether there are several examples [N, ...], and all are equal."""
+    return len(x) > 1 and bool((x == x[:1]).all())
+
+
+def _batch(x: np.ndarray, labels: np.ndarray, source: Source) -> Batch:
+    if source.classes:
+        return make_batch(x, labels, len(source.classes))
+    batch = make_batch(x, np.zeros(len(x), np.int64), 2)
+    return batch._replace(y=labels[:, None].astype(batch.x.dtype))
+
+
+def _rows_of(originals: Any, rows: np.ndarray) -> Any:
+    if originals is None:
+        return None
+    if isinstance(originals, list):
+        return [originals[row] for row in rows]
+    return originals.iloc[rows].reset_index(drop=True)
 
 
 def _given_normalisation(text: str) -> tuple[float, float] | None:

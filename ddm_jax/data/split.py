@@ -9,28 +9,39 @@ import jax
 import numpy as np
 
 from ddm_jax.checks import check_integer
-from ddm_jax.types import Batch
+from ddm_jax.types import Batch, Groups
 
 
 class Split(NamedTuple):
     """A data set cut into a training and a test part.
 
-    `x = (pixels - offset) / scale` with pixels in [0, 1], so `pixels(x)` can draw them again.
+    `x = (pixels - offset) / scale` with pixels in [0, 1], so `pixels(x)` can draw them again; of
+    tables and arrays likewise, with their numbers.
     """
 
     name: str
-    train: Batch  # x [N, H, W, D] float32, y [N, C] one-hot
-    test: Batch  # x [Q, H, W, D], y [Q, C]
-    classes: tuple[str, ...]  # C names
-    train_ids: np.ndarray  # [N] int, row in the source's training split
-    test_ids: np.ndarray  # [Q] int, row in the source's test split
+    train: Batch  # x [N, H, W, D] of images, [N, D] of a table or texts; y [N, C] one-hot
+    test: Batch  # x [Q, ...], y [Q, C]; y [N, 1] and [Q, 1] where the target is a number
+    classes: tuple[str, ...]  # C names; none where the target is a number
+    train_ids: np.ndarray  # [N] int, row in the source's training split, or in a file of one's own
+    test_ids: np.ndarray  # [Q] int, row in the source's test split, or in that file
     flipped: np.ndarray  # [N] bool, training labels that were flipped
     offset: np.ndarray  # [D]
     scale: np.ndarray  # [D]
+    kind: str = "images"  # or table, texts, arrays
+    features: tuple[tuple[str, str | None], ...] = ()  # D columns or words, and of which category
+    shown_train: Any = None  # what to show: a DataFrame of N rows, or N texts
+    shown_test: Any = None  # the same of Q
+    groups: Groups | None = None  # of the training part, where the data bring them
+    told: tuple[str, ...] = ()  # how the data were read, in lines for the user
 
     def pixels(self, x: np.ndarray) -> np.ndarray:
         """Undo the normalisation: pixels in [0, 1]."""
-        return np.clip(np.asarray(x) * self.scale + self.offset, 0.0, 1.0)
+        return np.clip(self.numbers(x), 0.0, 1.0)
+
+    def numbers(self, x: np.ndarray) -> np.ndarray:
+        """Undo the normalisation."""
+        return np.asarray(x) * self.scale + self.offset
 
 
 class Source(NamedTuple):
@@ -43,6 +54,13 @@ class Source(NamedTuple):
     test_rows: np.ndarray
     # split, rows, image_size -> pixels [n, H, W, D] in [0, 1], labels [n]
     read: Callable[[str, np.ndarray, int | None], tuple[np.ndarray, np.ndarray]]
+    kind: str = "images"
+    offset: np.ndarray | None = None  # [D]; None: as `normalise` says
+    scale: np.ndarray | None = None  # [D]
+    features: tuple[tuple[str, str | None], ...] = ()
+    groups: Any = None  # of all rows of a file of one's own
+    originals: Any = None  # the same: a DataFrame, or texts
+    told: tuple[str, ...] = ()
 
 
 def make_batch(x: Any, labels: Any, num_classes: int) -> Batch:

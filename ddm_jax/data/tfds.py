@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ddm_jax.data.images import pixels_of
 from ddm_jax.data.split import Source, resize
 
 NUMBERED = ("mnist", "cifar10")  # sets whose original order can be told
@@ -129,10 +130,7 @@ def _decode(records, image: str, label: str, depth: int, image_size: int | None,
         feature = tf_example_pb2.Example.FromString(record).features.feature
         try:
             with Image.open(io.BytesIO(feature[image].bytes_list.value[0])) as file:
-                # Of 16 bits the upper eight, as `convert` would clip them.
-                read = np.asarray(file) // 256 if file.mode.startswith("I") else None
-                eight = file if read is None else Image.fromarray(read.astype(np.uint8))
-                decoded = np.asarray(eight.convert("L" if depth == 1 else "RGB"))
+                decoded = pixels_of(file, depth)
         except Exception as error:  # pillow raises many kinds
             raise ValueError(
                 f"image {row} of {name} cannot be decoded ({error}); prepare the data again"

@@ -18,6 +18,7 @@ from ddm_jax.run.drawing import (
     Row,
     TextFigure,
     diagonal,
+    fewer,
     gallery,
     make_log,
     one_panel,
@@ -43,7 +44,7 @@ def points_figure(
     Args:
         order: training points [N, queries], the most helpful first, as `scores` say.
     """
-    rows = []
+    rows, shown = [], fewer(split, shown)
     for place, query in enumerate(queries[:8]):
         row = query_pictures(split, query, guesses[place], f"query {query}\n")
         for colour, chosen in ((BLUE, order[:shown]), (RED, order[::-1][:shown])):
@@ -57,6 +58,7 @@ def points_figure(
 def ranked_figure(split: Split, found: dict[str, np.ndarray], shown: int) -> Figure:
     """The points with the lowest values of each ranking, with their given labels."""
     rows: list[Row] = []
+    shown = fewer(split, shown)
     for name, values in found.items():
         worst = np.argsort(values, kind="stable")[:shown]
         colours = [RED if flipped else GREY for flipped in split.flipped[worst]]

@@ -78,7 +78,8 @@ def points(run: Finished, queries: Sequence[int] = (), top: int = 5) -> Answer:
         "synset; positive raises it. The order is more certain than the size.",
     ]
     arrays = {"scores": scores, "queries": chosen, "groups": run.groups.ids}
-    return Answer("Single points", sentences, rows, figure, arrays)
+    told, ids = _rows_of_file(run)
+    return Answer("Single points", sentences + told, rows, figure, arrays | ids)
 
 
 def rank_quality(run: Finished, top: int = 20) -> Answer:
@@ -112,10 +113,11 @@ def rank_quality(run: Finished, top: int = 20) -> Answer:
         )
     figure = ranked_figure(split, found, min(top, 12))
     arrays = {name.replace(" ", "_"): values for name, values in found.items()}
-    return Answer("Data quality", sentences, rows, figure, arrays)
+    told, ids = _rows_of_file(run)
+    return Answer("Data quality", sentences + told, rows, figure, arrays | ids)
 
 
-def counterfactual(run: Finished, without: Sequence[int]) -> Answer:
+def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
     """What if these groups were gone, together, beside the sum of their single effects."""
     plan = run.plan
     gone = _groups(run, without)
@@ -128,7 +130,7 @@ def counterfactual(run: Finished, without: Sequence[int]) -> Answer:
     flipped = int(((outputs[0] > 0) != (outputs[1] > 0)).sum())
     objective = plan.config.online.objective
     sentences = [
-        f"Without the groups {_listed(gone)} ({int(run.groups.sizes()[gone].sum()):,} of "
+        f"Without the groups {_named(run, gone)} ({int(run.groups.sizes()[gone].sum()):,} of "
         f"{len(plan.split.train.x):,} training points) the mean {objective} of {len(joint)} "
         "queries "
         f"changes by {-joint.mean():+.4f}; adding up single effects gives {-summed.mean():+.4f}.",
@@ -176,7 +178,9 @@ def counterfactual(run: Finished, without: Sequence[int]) -> Answer:
     return Answer("What if", sentences, rows, effects_figure(joint, summed), arrays)
 
 
-def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[Answer, Params]:
+def forget(
+    run: Finished, groups: Sequence[int | str], check: bool = False
+) -> tuple[Answer, Params]:
     """Forget groups with the synset alone; with `check` beside exact retraining."""
     plan, split = run.plan, run.plan.split
     gone = _groups(run, groups)
@@ -207,7 +211,7 @@ def forget(run: Finished, groups: Sequence[int], check: bool = False) -> tuple[A
         )
     sentences = [
         f"{int(forgotten.sum()):,} of {len(forgotten):,} training points in the groups "
-        f"{_listed(gone)} were forgotten without looking at any training data: accuracies on "
+        f"{_named(run, gone)} were forgotten without looking at any training data: accuracies on "
         "what was forgotten, kept and on the test set, and how well a loss threshold tells "
         "forgotten points from test points (.5: not at all).",
         "This is no proof of deletion: it says how the network behaves, and the synset and the "
@@ -241,6 +245,18 @@ def _classes_lost(run: Finished, gone: np.ndarray) -> list[str]:
     left = there[~np.isin(run.groups.ids, gone)].sum(0)
     lost = np.flatnonzero((left < unlearn.ABSENT * there.sum(0)) & (there.sum(0) > 0))
     return [split.classes[index] for index in lost]
+
+
+def _rows_of_file(run: Finished) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Where the points of a file of one's own are in it: a sentence, and arrays."""
+    split = run.plan.split
+    if not split.told:  # digits and TFDS
+        return [], {}
+    told = (
+        f"Point i is row train_ids[i] + 1 of {split.name}, and query q row test_ids[q] + 1: both "
+        "are in the file of arrays."
+    )
+    return [told], {"train_ids": split.train_ids, "test_ids": split.test_ids}
 
 
 def check_of_run(run: Finished) -> Check | None:
@@ -301,20 +317,35 @@ def compare_networks(first: Finished, second: Finished, top: int = 5) -> Answer:
     ]
     rows = [["group", f"share of {names[0]}", f"share of {names[1]}"]]
     for group in np.argsort(-np.abs(relies[0] - relies[1]), kind="stable")[:10]:
-        rows.append([str(group), f"{relies[0][group]:.1%}", f"{relies[1][group]:.1%}"])
+        rows.append([_named(first, [group]), f"{relies[0][group]:.1%}", f"{relies[1][group]:.1%}"])
     figure = profiles_figure(*relies, *names)
     arrays = {"first": relies[0], "second": relies[1]}
     return Answer("Two networks", sentences, rows, figure, arrays)
 
 
-def _groups(run: Finished, groups: Sequence[int]) -> np.ndarray:
-    count = run.groups.count
-    gone = np.unique(np.asarray(groups, int))
+def _groups(run: Finished, groups: Sequence[int | str]) -> np.ndarray:
+    """The groups that are asked about, by their numbers, or their names where they have some."""
+    count, names = run.groups.count, run.groups.names or ()
+    try:
+        found = [names.index(each) if each in names else int(each) for each in groups]
+    except ValueError as error:
+        shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        allowed = f"some of {shown}" if names else f"integers in 0..{count - 1}"
+        raise ValueError(
+            f"groups {', '.join(map(str, groups))}: name {allowed}, with commas between"
+        ) from error
+    gone = np.unique(np.asarray(found, int))
     wrong = gone[(gone < 0) | (gone >= count)]
     if len(wrong) or not len(gone) or len(gone) == count:
         told = f"there is no group {_listed(wrong)}" if len(wrong) else f"groups {_listed(gone)}"
         raise ValueError(f"{told}: name some of 0..{count - 1}, and not all of them")
     return gone
+
+
+def _named(run: Finished, groups: Any) -> str:
+    """Groups by their names where they have some, else by their numbers."""
+    names = run.groups.names
+    return _listed(groups) if names is None else ", ".join(names[int(each)] for each in groups)
 
 
 def groups_of_class(run: Finished, name: str) -> list[int]:

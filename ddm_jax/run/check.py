@@ -18,6 +18,7 @@ from ddm_jax.judge.truth import Truth
 from ddm_jax.masks import moved_share
 from ddm_jax.metrics.intervals import Intervals, fit_intervals, half_widths, reach
 from ddm_jax.run.plan import Plan
+from ddm_jax.run.settings import OWN_DATA
 from ddm_jax.run.workdir import Progress
 from ddm_jax.types import Groups
 
@@ -61,7 +62,9 @@ def open_truth(plan: Plan, problem: Problem, folder: Path, groups: Groups) -> St
         for name in ("data", "model")
         for entry, value in dataclasses.asdict(getattr(plan.config, name)).items()
     }
-    del described["data.data_dir"]  # where the data lie does not matter, what they are does
+    # Where the data lie, and how they were read, does not matter: what they are does.
+    for name in ("data_dir", *OWN_DATA):
+        del described[f"data.{name}"]
     described["data"] = plan.inputs["data"]
     train, test = plan.split.train, plan.split.test
     return truth.open_truth(problem, train, test, groups, folder, described)

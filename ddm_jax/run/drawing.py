@@ -1,4 +1,4 @@
-"""What the figures are drawn with: text that is text, colours, galleries of pictures."""
+"""What the figures are drawn with: text that is text, colours, galleries of examples."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
+from ddm_jax.run.wording import describe
+
 if TYPE_CHECKING:
     from ddm_jax.data import Split
     from ddm_jax.types import Groups
@@ -21,6 +23,7 @@ MARKERS = "os^Dv"  # where there are more estimators than colours
 PALETTE = (BLUE, RED, "#3a7d44", "#7b52ab", "#b8860b", "#008080", "#b0307c", "#555555")
 SHOWN_GROUPS = 12
 SHOWN_QUERIES = 4
+WORDS_WIDTH = 1.75  # inches of an example in words
 SMALL = {"frameon": False, "fontsize": 8}  # legends
 
 
@@ -35,9 +38,9 @@ class TextFigure(Figure):
 
 
 class Shown(NamedTuple):
-    """A picture of a gallery."""
+    """A picture of a gallery, or an example in words."""
 
-    pixels: np.ndarray  # [H, W, D] in [0, 1]
+    pixels: np.ndarray | str  # [H, W, D] in [0, 1]
     title: str = ""
     colour: str | None = None  # of its frame
 
@@ -67,6 +70,9 @@ def one_panel(
 
 def gallery(rows: Sequence[Row], width: float = 0.85, titles: Any = "center") -> Figure:
     """Rows of pictures and texts."""
+    shown = [each.pixels for row in rows for each in row if isinstance(each, Shown)]
+    if any(isinstance(each, str) for each in shown):
+        width = WORDS_WIDTH
     size = (width * max(map(len, rows)) + 0.4, 1.0 * len(rows) + 0.1)
     figure = TextFigure(figsize=size, layout="constrained")
     draw_rows(figure, rows, titles)
@@ -83,9 +89,12 @@ def draw_rows(figure: FigureBase, rows: Sequence[Row], titles: Any = "center") -
                 at, side = (0.5, "center") if place else (1.0, "right")
                 axes.text(at, 0.5, shown, ha=side, va="center", fontsize=8)
                 continue
-            grey = shown.pixels.shape[-1] == 1
-            pixels = shown.pixels[..., 0] if grey else shown.pixels
-            axes.imshow(pixels, cmap="gray_r" if grey else None, vmin=0, vmax=1)
+            if isinstance(shown.pixels, str):
+                axes.text(0.03, 0.5, shown.pixels, va="center", fontsize=6, clip_on=True)
+            else:
+                grey = shown.pixels.shape[-1] == 1
+                pixels = shown.pixels[..., 0] if grey else shown.pixels
+                axes.imshow(pixels, cmap="gray_r" if grey else None, vmin=0, vmax=1)
             colour = INK if shown.colour in (None, GREY) else shown.colour
             axes.set_title(shown.title, fontsize=7, loc=titles, color=colour)
             axes.set_xticks([])
@@ -102,6 +111,7 @@ def filled(row: Sequence[Shown | str], count: int) -> Row:
 
 def member_pictures(split: Split, groups: Groups, group: int, count: int) -> Row:
     """The first members of a group, with their labels."""
+    count = fewer(split, count)
     rows = np.flatnonzero(np.asarray(groups.ids) == group)[:count]
     return filled([point_picture(split, row) for row in rows], count)
 
@@ -112,15 +122,29 @@ def point_picture(
     """A training point, by default under its label."""
     if title is None:
         title = split.classes[split.train.y[row].argmax()] + after
-    return Shown(split.pixels(split.train.x[row]), title, colour)
+    return Shown(example(split, split.train.x[row], split.shown_train, row), title, colour)
+
+
+def example(split: Split, x: Any, originals: Any = None, row: Any = 0) -> np.ndarray | str:
+    """An example [...] as a figure shows it: pixels, or words."""
+    if split.kind == "images":
+        return split.pixels(np.asarray(x))
+    if originals is None:
+        return describe(split, x)
+    return describe(split, x, originals[row] if split.kind == "texts" else originals.iloc[row])
+
+
+def fewer(split: Split, count: int) -> int:
+    """How many examples stand side by side where so many images would."""
+    return count if split.kind == "images" else max(2 * count // 5, 1)
 
 
 def query_pictures(split: Split, query: Any, said: Any, head: str = "") -> Row:
     """The first two places of a row: what a query is, and was taken for, and its picture."""
     wanted = split.test.y[query].argmax()
     mistake = f",\ntaken for\n{split.classes[said]}" if said != wanted else ""
-    pixels = split.pixels(split.test.x[query])
-    return [f"{head}{split.classes[wanted]}{mistake}", Shown(pixels, "", INK)]
+    shown = example(split, split.test.x[query], split.shown_test, query)
+    return [f"{head}{split.classes[wanted]}{mistake}", Shown(shown, "", INK)]
 
 
 def spread_groups(count: int) -> np.ndarray:

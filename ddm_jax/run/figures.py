@@ -23,6 +23,8 @@ from ddm_jax.run.drawing import (
     TextFigure,
     diagonal,
     draw_rows,
+    example,
+    fewer,
     filled,
     gallery,
     group_names,
@@ -107,12 +109,13 @@ def mistakes_figure(plan: Plan, target: TrainRun, attribution: Attribution) -> F
     # The most confident mistakes first.
     wrong = wrong[np.argsort(logits[wrong, labels[wrong]] - logits[wrong].max(1))][:SHOWN_QUERIES]
     helps = -scores if plan.task.lower_is_better else scores
-    names, members = group_names(attribution.groups), 4
+    names, members = group_names(attribution.groups), fewer(split, 4)
     rows = []
     for query in wrong:
         row = query_pictures(split, query, logits[query].argmax())
         order = np.argsort(helps[:, query], kind="stable")
-        for colour, chosen in ((RED, order[:2]), (BLUE, order[::-1][:2])):
+        few = min(2, len(order) // 2)  # no group on both sides
+        for colour, chosen in ((RED, order[:few]), (BLUE, order[::-1][:few])):
             for group in chosen:
                 inside = attribution.members(group)
                 near = nearest(split.train.x, inside, split.test.x[query])[:members]
@@ -128,14 +131,14 @@ def synset_figure(plan: Plan, groups: Groups, synset: Synset, error: np.ndarray)
     split, names = plan.split, group_names(groups)
     labels, mass = np.asarray(synset.items.y).argmax(1), np.asarray(synset.mass)
     owner = np.asarray(synset.group)
-    most = min(int(np.bincount(owner).max()), 5)
+    most = min(int(np.bincount(owner[owner >= 0]).max()), fewer(split, 5))
     rows = []
     for group in np.argsort(error, kind="stable")[spread_groups(groups.count)]:
         items = np.flatnonzero(owner == group)
         heaviest = items[np.argsort(-np.abs(mass[items]))][:most]
         shown = [
             Shown(
-                split.pixels(np.asarray(synset.items.x[item])),
+                example(split, synset.items.x[item]),
                 f"{split.classes[labels[item]]}, {mass[item]:.2g}",
                 BLUE,
             )
@@ -172,6 +175,8 @@ def groups_figure(plan: Plan, groups: Groups) -> Figure:
     axes.bar(np.arange(len(sizes)), sizes, color=BLUE)
     whole_ticks(axes.xaxis)
     axes.set(xlabel="group", ylabel="training points")
+    if groups.names is not None:
+        axes.set_xticks(range(len(names)), names, fontsize=7, rotation=90 if len(names) > 8 else 0)
     draw_rows(below, rows)
     return figure
 

@@ -31,9 +31,9 @@ from ddm_jax.estimators.grad_dot import make_grad_dot
 from ddm_jax.judge.truth import read_truth
 from ddm_jax.run import check as checking
 from ddm_jax.run.check import Check
-from ddm_jax.run.plan import Plan, read_groups
+from ddm_jax.run.plan import Plan, read_groups, split_groups
 from ddm_jax.run.workdir import SILENT, Progress, versions
-from ddm_jax.types import Batch, Synset, TrainRun
+from ddm_jax.types import Batch, Groups, Synset, TrainRun
 
 
 class Results(NamedTuple):
@@ -98,6 +98,8 @@ def cut_groups(job: Job, loop: Loop) -> np.ndarray:
     config, train, task = job.plan.config.cluster, job.plan.split.train, job.plan.task
     if config.method == "file":
         return np.asarray(read_groups(config.file, len(train.x)).ids)
+    if config.method == "data":
+        return np.asarray(split_groups(job.plan.split).ids)
     features = train.x
     if config.features == "network":
         if task.features is None:
@@ -113,6 +115,12 @@ def cut_groups(job: Job, loop: Loop) -> np.ndarray:
         seed=job.plan.config.seed,
     )
     return np.asarray(groups.ids)
+
+
+def groups_of(job: Job, ids: np.ndarray) -> Groups:
+    """The groups, with their names where the data bring them."""
+    named = job.plan.config.cluster.method == "data"
+    return cluster.as_groups(ids, names=split_groups(job.plan.split).names if named else None)
 
 
 def distil(job: Job, loop: Loop) -> tuple[Synset, DistillInfo]:
@@ -136,8 +144,8 @@ def distil(job: Job, loop: Loop) -> tuple[Synset, DistillInfo]:
 def like_synset(job: Job) -> tuple[Synset, DistillInfo]:
     """The shapes of `distil`."""
     config, train = job.plan.config.distill, job.plan.split.train
-    groups = job.results.groups.count
-    items = groups * config.items
+    groups, background = job.results.groups.count, bool(job.results.groups.background)
+    items = (groups + background) * config.items
 
     def of(*shape: int, dtype: Any = np.float32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -147,6 +155,7 @@ def like_synset(job: Job) -> tuple[Synset, DistillInfo]:
         group=of(items, dtype=np.int32),
         mass=of(items),
         share=of(groups),
+        background=of() if background else None,
     )
     losses = of(max(config.steps, 1))
     return synset, DistillInfo(

@@ -42,7 +42,7 @@ def make_plan(config: Config) -> Plan:
     Raises:
         ValueError: for a setting that does not fit the data.
     """
-    split = data.load(**dataclasses.asdict(config.data), seed=config.seed)
+    split = load_data(config)
     shape, size = split.train.x.shape[1:], len(split.train.x)
     model, cut, check = config.model, config.cluster, config.check
     options: dict[str, dict[str, Any]] = {
@@ -56,6 +56,9 @@ def make_plan(config: Config) -> Plan:
     inputs = {"data": files.digest(*split.train, *split.test)}
     if cut.method == "file":
         inputs["cluster.file"] = files.digest(read_groups(cut.file, size).ids)
+    elif cut.method == "data":
+        found = split_groups(split)
+        inputs["data.groups"] = files.digest(found.ids, np.asarray(found.names))
     else:
         cluster.check_num_groups(cut.method, split.train.y.argmax(1), cut.num_groups)
     few = TruthSettings(
@@ -103,6 +106,35 @@ def make_plan(config: Config) -> Plan:
     )
 
 
+def load_data(config: Config) -> data.Split:
+    """The data of a run.
+
+    Raises:
+        ValueError: as `data.load`, and for a number as target.
+    """
+    split = data.load(**dataclasses.asdict(config.data), seed=config.seed)
+    if not split.classes:
+        raise ValueError(
+            f"{split.name}: a number as target is not yet for `ddm run`; use ddm.regression in "
+            "Python, or name a column of classes with data.target"
+        )
+    return split
+
+
+def split_groups(split: data.Split) -> Groups:
+    """The groups that the data bring.
+
+    Raises:
+        ValueError: where they bring none.
+    """
+    if split.groups is None:
+        raise ValueError(
+            f"cluster.method=data: {split.name} brings no groups; name their column with "
+            "data.groups, or bring an array `groups` in an .npz"
+        )
+    return split.groups
+
+
 def check_distillation_fits(plan: Plan) -> None:
     """Check that the gradients to match can be in memory, a block of groups at a time.
 
@@ -121,6 +153,8 @@ def count_groups(plan: Plan) -> int:
     cut, points = plan.config.cluster, len(plan.split.train.x)
     if cut.method == "file":
         return read_groups(cut.file, points).count
+    if cut.method == "data":
+        return split_groups(plan.split).count
     if cut.method == "class":
         return len(np.unique(plan.split.train.y.argmax(1)))
     return points if cut.method == "point" else cut.num_groups

@@ -44,6 +44,11 @@ class DataSettings:
     normalise: str = "unit"  # unit, standard or <mean>/<deviation>
     image_size: Annotated[int, Field(ge=1, le=10_000)] | None = None
     data_dir: str | None = None
+    target: str | None = None  # the column to predict; none: target, label, class, y, or the last
+    groups: str | None = None  # the column that says the group of each row
+    drop: tuple[str, ...] = ()  # columns to leave out
+    missing: Literal["refuse", "impute"] = "refuse"  # the median, and a category of their own
+    words: Annotated[int, Field(ge=2, le=10**6)] = 512  # buckets that words of texts are counted in
 
 
 @checks.settings("model")
@@ -64,7 +69,9 @@ class ModelSettings:
 class ClusterSettings:
     """The groups; see `cluster.make_groups`."""
 
-    method: Literal["class_kmeans", "kmeans", "random", "class", "point", "file"] = "class_kmeans"
+    method: Literal["class_kmeans", "kmeans", "random", "class", "point", "file", "data"] = (
+        "class_kmeans"  # data: the groups that the data bring
+    )
     num_groups: Annotated[int, Field(ge=2)] = 50
     features: Literal["pixels", "network"] = "pixels"  # the trained network's penultimate ones
     file: str | None = None  # .npy of N integers, with method=file
@@ -136,6 +143,9 @@ class Config:
 
 
 CHECKED: TypeAdapter[Config] = TypeAdapter(Config)
+
+# How data of one's own are read. What comes of it is in the digest of the data.
+OWN_DATA = ("target", "groups", "drop", "missing", "words")
 
 # JSON schema's words, in ours.
 KINDS = {
@@ -311,7 +321,9 @@ def _of_09(told: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_010(told: dict[str, Any]) -> dict[str, Any]:
-    """What 0.10 and before wrote: a step took some items of each group, and nothing was chosen."""
+    """What 0.10 and before wrote: a step took some items of each group, nothing was chosen, and
+    there were no data of one's own.
+    """
     if not str(told["ddm_jax"]).startswith(("0.8", "0.9", "0.10")):
         return told
 
@@ -320,7 +332,9 @@ def _of_010(told: dict[str, Any]) -> dict[str, Any]:
         each = online.pop("step_items") or nested["distill"]["items"]
         batch = each * nested["cluster"]["num_groups"]
         added = {"batch": batch, "schedule": "constant", "rate_factor": None}
+        own = {name: as_json(Config())["data"][name] for name in OWN_DATA}
         return nested | {
+            "data": own | nested["data"],
             "online": added | online,
             "tune": {**as_json(Config())["tune"], "subsets": 0},
         }

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddm_jax import cluster, files
+from ddm_jax import files
 from ddm_jax.distill import Loop, straight_through
 from ddm_jax.estimators.ddm import distilled_run
 from ddm_jax.judge.program import program_digest
@@ -64,6 +64,8 @@ def run(config: Config, workdir: Path, progress: Progress = SILENT) -> dict[str,
     """Run every stage that is not done yet; returns the metrics, as in metrics.json."""
     plan = make_plan(config)
     check_distillation_fits(plan)
+    for line in plan.split.told:
+        progress.say(line)
     with alone(workdir, progress):
         open_workdir(workdir, config)
         if not _place(workdir, STAGES[0]).exists() and estimating.is_long(plan):
@@ -253,11 +255,12 @@ STAGES = (
         needs=lambda config: (
             *(("target",) if config.cluster.features == "network" else ()),
             *(("cluster.file",) if config.cluster.method == "file" else ()),
+            *(("data.groups",) if config.cluster.method == "data" else ()),
         ),
         computes=(),
         like=lambda job: np.empty(len(job.plan.split.train.x), np.int32),
         compute=jobs.cut_groups,
-        opened=lambda job, ids: cluster.as_groups(ids),
+        opened=jobs.groups_of,
     ),
     Stage(
         name="synset",

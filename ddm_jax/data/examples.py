@@ -1,0 +1,54 @@
+"""What every route to data of one's own gives: `Examples`, not yet cut into parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Reading(NamedTuple):
+    """How to read data of one's own; see `data.load`."""
+
+    target: str | None = None
+    groups: str | None = None
+    drop: tuple[str, ...] = ()
+    missing: str = "refuse"
+    words: int = 512
+
+
+class Fitted(NamedTuple):
+    """What becomes of M examples as numbers, once it is known which of them are for training."""
+
+    # rows [n], image_size -> numbers [n, ...] before `(x - offset) / scale`
+    read: Callable[[np.ndarray, int | None], np.ndarray]
+    offset: np.ndarray | None = None  # [D]; None: as `normalise` says
+    scale: np.ndarray | None = None  # [D]
+    features: tuple[tuple[str, str | None], ...] = ()  # D columns or words, and of which category
+    told: tuple[str, ...] = ()  # lines for the user
+
+
+class Examples(NamedTuple):
+    """M examples as a route has read them."""
+
+    where: str  # the file or folder, for messages
+    kind: str  # images, table, texts or arrays
+    labels: np.ndarray  # [M] of any kind
+    fit: Callable[[np.ndarray], Fitted]  # of the training rows [n]
+    test_from: int | None = None  # the first row of a test part; None: it is to be cut
+    target: str = "label"  # what the labels are called there
+    names: tuple[str, ...] | None = None  # of the classes, where the data bring them
+    groups: Any = None  # [M] names or numbers; -1 and what is missing are background
+    originals: Any = None  # a DataFrame of M rows, or M texts
+    told: tuple[str, ...] = ()  # lines for the user
+
+
+def close_to(name: str, known: Any) -> str:
+    """What to say after an unknown name: one that is like it, else all."""
+    import difflib
+
+    known = [str(each) for each in known]
+    close = difflib.get_close_matches(name, known, 1)
+    shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    return f"did you mean {close[0]!r}?" if close else f"there are {shown}"

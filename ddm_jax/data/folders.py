@@ -1,0 +1,62 @@
+"""Folders of files: a subfolder a class, of the whole or of each of `train/` and `test/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Folder(NamedTuple):
+    """The files of a folder, those of the training part first."""
+
+    where: str
+    files: list[Path]  # M
+    labels: np.ndarray  # [M] names of their subfolders
+    test_from: int | None  # the first of the test part
+
+
+def find_files(path: Path, endings: tuple[str, ...]) -> Folder:
+    """Files with some endings, in the order of their names.
+
+    Raises:
+        ValueError: for a subfolder without any.
+    """
+    parts = [path]
+    if (path / "train").is_dir() and (path / "test").is_dir():
+        parts = [path / "train", path / "test"]
+    files: list[Path] = []
+    labels: list[str] = []
+    counts = []
+    for part in parts:
+        classes = sorted(each for each in part.iterdir() if each.is_dir() and _is_shown(each))
+        for folder in classes:
+            inside = sorted(
+                each
+                for each in folder.iterdir()
+                if each.suffix.lower() in endings and each.is_file() and _is_shown(each)
+            )
+            if not inside:
+                raise ValueError(
+                    f"{folder} has no {', '.join(endings)} files; each subfolder is a class: put "
+                    "examples in it, or remove it"
+                )
+            files += inside
+            labels += [folder.name] * len(inside)
+        if not classes:
+            raise ValueError(f"{part} has no subfolders; put the files of each class in one")
+        counts.append(len(files))
+    return Folder(str(path), files, np.asarray(labels), counts[0] if len(parts) > 1 else None)
+
+
+def endings_in(path: Path) -> set[str]:
+    """The endings of the files in the subfolders of a folder, and in theirs."""
+    found: set[str] = set()
+    for pattern in ("*/*", "*/*/*"):
+        found |= {each.suffix.lower() for each in path.glob(pattern) if _is_shown(each)}
+    return found
+
+
+def _is_shown(path: Path) -> bool:
+    return not path.name.startswith(".")

@@ -1,0 +1,90 @@
+"""A folder that Hugging Face's `datasets` saved with `save_to_disk`."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddm_jax.data.examples import Examples, Fitted, Reading, close_to
+from ddm_jax.data.images import pixels_of
+from ddm_jax.data.split import resize
+from ddm_jax.data.table import TARGETS, table_examples
+from ddm_jax.data.texts import text_examples
+
+MARKS = ("dataset_dict.json", "state.json")
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder is one that `datasets` saved."""
+    return any((path / mark).is_file() for mark in MARKS)
+
+
+def saved_examples(path: Path, reading: Reading) -> Examples:
+    """Its images, texts or columns of numbers, and a label; parts "train" and "test" are kept.
+
+    Raises:
+        ValueError: without the package, or for columns that are not as said.
+    """
+    try:
+        datasets: Any = importlib.import_module("datasets")
+    except ImportError as error:
+        raise ValueError(
+            f"{path} was saved by Hugging Face's datasets, which is not installed: pip install "
+            "'ddm_jax[datasets]'"
+        ) from error
+    loaded, where, test = datasets.load_from_disk(str(path)), str(path), None
+    if isinstance(loaded, dict):
+        if "train" not in loaded:
+            raise ValueError(f"{where} has the parts {', '.join(loaded)}; it needs 'train'")
+        test = next((loaded[part] for part in ("test", "validation") if part in loaded), None)
+        loaded = loaded["train"]
+    names = list(loaded.column_names)
+    target = reading.target or next((name for name in names if name.lower() in TARGETS), names[-1])
+    for setting, asked in (("target", target), ("groups", reading.groups)):
+        if asked is not None and asked not in names:
+            raise ValueError(f"data.{setting}={asked}: no such column; {close_to(asked, names)}")
+
+    def column(name: str) -> list[Any]:
+        return [*loaded[name], *(test[name] if test is not None else [])]
+
+    labels = np.asarray(column(target))
+    class_names = getattr(loaded.features.get(target), "names", None)
+    told: dict[str, Any] = {
+        "target": target,
+        "test_from": None if test is None else len(loaded),
+        "names": tuple(class_names) if class_names else None,
+        "groups": None if reading.groups is None else np.asarray(column(reading.groups), object),
+    }
+    left = [name for name in names if name not in (target, reading.groups, *reading.drop)]
+    if len(left) == 1 and hasattr(loaded[left[0]][0], "convert"):
+        return _image_examples(column(left[0]), labels, where, told)
+    if len(left) == 1 and isinstance(loaded[left[0]][0], str):
+        return text_examples(column(left[0]), labels, where, reading, **told)
+    import pandas
+
+    frame = pandas.DataFrame({name: column(name) for name in [*left, target]})
+    read = table_examples(frame, where, reading._replace(target=target, groups=None, drop=()))
+    return read._replace(**told, labels=labels if class_names else read.labels)
+
+
+def _image_examples(images: list[Any], labels: np.ndarray, where: str, told: Any) -> Examples:
+    depth = 1 if all(image.mode in ("L", "1") for image in images) else 3
+    sizes = {image.size for image in images}
+
+    def read(rows: np.ndarray, image_size: int | None) -> np.ndarray:
+        if len(sizes) > 1 and image_size is None:
+            raise ValueError(
+                f"the images of {where} have {len(sizes)} different sizes; set data.image_size to "
+                "resize them all"
+            )
+        found = [pixels_of(images[row], depth) for row in rows]
+        if image_size is not None:
+            found = [resize(image, image_size) for image in found]
+        stacked = np.stack(found).reshape(len(found), *found[0].shape[:2], depth)
+        return stacked.astype(np.float32) / np.float32(255)
+
+    said = (f"{where}: {len(images):,} images",)
+    return Examples(where, "images", labels, lambda rows: Fitted(read), told=said, **told)

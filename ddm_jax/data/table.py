@@ -1,0 +1,169 @@
+"""Tables: CSV and parquet files, and pandas DataFrames."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddm_jax.data.columns import MOST_CATEGORIES, Column, encode, read_column
+from ddm_jax.data.examples import Examples, Fitted, Reading, close_to
+
+TARGETS = ("target", "label", "class", "y")
+
+
+def csv_examples(path: Path, reading: Reading) -> Examples:
+    """A CSV or TSV file with a head.
+
+    Raises:
+        ValueError: for a file that cannot be read, or as `table_examples`.
+    """
+    import pandas
+
+    apart = "\t" if path.suffix.lower() == ".tsv" else ","
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            head = next(csv.reader(file, delimiter=apart, skipinitialspace=True), [])
+        _check_names(head, str(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)
+            frame = pandas.read_csv(
+                path,
+                sep=apart,
+                header=0,
+                names=head,
+                dtype=str,
+                index_col=False,
+                skipinitialspace=True,
+                encoding="utf-8-sig",
+            )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error.reason}); save it as UTF-8") from error
+    except (pandas.errors.ParserError, pandas.errors.ParserWarning, csv.Error) as error:
+        said = str(error).strip().splitlines()[-1]
+        raise ValueError(f"{path} cannot be read as a table: {said}") from error
+    return table_examples(frame, str(path), reading, infer=True)
+
+
+def parquet_examples(path: Path, reading: Reading) -> Examples:
+    """A parquet file.
+
+    Raises:
+        ValueError: for a file that cannot be read, without pyarrow, or as `table_examples`.
+    """
+    import pandas
+
+    try:
+        frame = pandas.read_parquet(path)
+    except ImportError as error:
+        raise ValueError(
+            f"{path}: parquet needs pyarrow: pip install 'ddm_jax[parquet]'"
+        ) from error
+    except Exception as error:  # pyarrow raises many kinds
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} cannot be read as parquet: {said}") from error
+    return table_examples(frame, str(path), reading)
+
+
+def table_examples(frame: Any, where: str, reading: Reading, infer: bool = False) -> Examples:
+    """A DataFrame, a row an example.
+
+    Raises:
+        ValueError: for columns that there are not, are there twice, hold several kinds of values,
+            miss some, or have too many categories.
+    """
+    frame = frame.reset_index(drop=True)
+    names = [str(name) for name in frame.columns]
+    _check_names(names, where)
+    frame.columns = names
+    if not len(frame):
+        raise ValueError(f"{where} has no rows")
+    for setting, asked in (("target", reading.target), ("groups", reading.groups)):
+        if asked is not None and asked not in names:
+            raise ValueError(f"data.{setting}={asked}: no such column; {close_to(asked, names)}")
+    for asked in reading.drop:
+        if asked not in names:
+            raise ValueError(f"data.drop={asked}: no such column; {close_to(asked, names)}")
+    left = [name for name in names if name not in reading.drop and name != reading.groups]
+    target = reading.target or next(
+        (name for name in left if name.lower() in TARGETS), left[-1] if left else ""
+    )
+    if target not in left:
+        raise ValueError(f"data.target={target} is dropped, or has the groups; name another column")
+    left.remove(target)
+    if not left:
+        raise ValueError(f"{where} has no column beside the target {target!r}; it needs one")
+    labels = _labels(read_column(target, frame[target], where, infer), where)
+    columns = [read_column(name, frame[name], where, infer) for name in left]
+    for column in columns:
+        _check_column(column, where, reading.missing)
+
+    def fit(rows: np.ndarray) -> Fitted:
+        x, offset, scale, features, told = encode(columns, rows, where)
+        return Fitted(lambda some, image_size: x[some], offset, scale, features, told)
+
+    found = "" if reading.target else " (data.target names another)"
+    groups = None
+    if reading.groups is not None:
+        groups = frame[reading.groups].astype(object)
+        groups = np.asarray(groups.where(groups.notna(), None), object)
+    told = [f"{where}: {len(frame):,} rows, the target is {target!r}{found}"]
+    told += [f"  dropped, as asked: {', '.join(reading.drop)}"] if reading.drop else []
+    return Examples(
+        where=where,
+        kind="table",
+        labels=labels,
+        fit=fit,
+        target=target,
+        groups=groups,
+        originals=frame[left],
+        told=tuple(told),
+    )
+
+
+def _labels(column: Column, where: str) -> np.ndarray:
+    gone = np.flatnonzero(column.missing)
+    if gone.size:
+        raise ValueError(
+            f"{where}, row {gone[0] + 1}: the target {column.name!r} is missing; remove that row"
+        )
+    if column.kind == "category":
+        return column.values.astype(str)
+    return column.values.astype(np.int64) if column.whole else column.values
+
+
+def _check_column(column: Column, where: str, missing: str) -> None:
+    gone = np.flatnonzero(column.missing)
+    if gone.size == len(column.missing):
+        raise ValueError(
+            f"{where}: column {column.name!r} is empty; leave it out with data.drop={column.name}"
+        )
+    if gone.size and missing == "refuse":
+        raise ValueError(
+            f"{where}, row {gone[0] + 1}, column {column.name!r}: the value is missing "
+            f"({gone.size} in this column); fill it in, or say data.missing=impute"
+        )
+    if column.kind == "category":
+        count = len(set(column.values[~column.missing]))
+        if count > MOST_CATEGORIES:
+            raise ValueError(
+                f"{where}: column {column.name!r} has {count} different texts, more than "
+                f"{MOST_CATEGORIES}; leave it out with data.drop={column.name}"
+            )
+
+
+def _check_names(names: list[str], where: str) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{where} has the column {twice[0]!r} twice; give each a name of its own")
+    if len(names) < 2:
+        shown = f" {names[0][:60]!r}" if names else "s at all"
+        raise ValueError(
+            f"{where} has one column{shown}; it needs a target and another, with commas between"
+            if names
+            else f"{where} is empty; it needs a head and rows"
+        )
