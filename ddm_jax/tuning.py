@@ -40,6 +40,9 @@ STEPS_ALIKE: tuple[dict[str, Any], ...] = (
     {"schedule": "cosine", "rewind": 0.75, "momentum": 0.9, "rate_factor": 2.0},
     {"schedule": "cosine", "rewind": 0.9, "momentum": 0.9, "rate_factor": 1.0},
     {"schedule": "cosine", "rewind": 0.9, "momentum": 0.9, "rate_factor": 2.0},
+    # Nearly a retraining: where one network's mistakes are its own seed's, and not the data's.
+    {"schedule": "cosine", "rewind": 0.95, "momentum": 0.9, "rate_factor": 0.5},
+    {"schedule": "cosine", "rewind": 0.95, "momentum": 0.9, "rate_factor": 1.0},
     # Where the curvature grows along the way, as in a product of factors, all others diverge.
     {"schedule": "constant", "rewind": 0.0, "momentum": 0.9, "rate_factor": 0.05},
 )
