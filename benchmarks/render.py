@@ -895,6 +895,7 @@ UNSEEN = {
     "speakers": "lines of a play",
     "patches": "patches of photographs",
     "thousand": "all of MNIST, MLP, 1,000 groups",
+    "patches, later": "patches, with the recipes made for them",
 }
 
 
