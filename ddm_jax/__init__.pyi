@@ -7,9 +7,6 @@ from . import values as values
 from .attribution import Attribution as Attribution
 from .attribution import make_attribution as make_attribution
 from .card import load_card as load_card
-from .card import make_card as make_card
-from .card import make_what_if as make_what_if
-from .card import save_card as save_card
 from .cluster import as_groups as as_groups
 from .cluster import make_groups as make_groups
 from .compute.placement import device_vmap as device_vmap
@@ -43,7 +40,6 @@ from .types import Items as Items
 from .types import Synset as Synset
 from .types import Task as Task
 from .types import TrainRun as TrainRun
-from .unlearn import forget_groups as forget_groups
 from .unlearn import make_forget as make_forget
 from .updates import UpdateSettings as UpdateSettings
 

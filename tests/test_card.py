@@ -20,7 +20,10 @@ from ddm_jax.judge.problem import trainer_of
 from ddm_jax.metrics.intervals import fit_intervals
 from ddm_jax.run import cards as of_run
 from ddm_jax.run.finished import open_finished
+from ddm_jax.unlearn import forget_groups
 from ddm_jax.updates import UpdateSettings
+
+pytestmark = pytest.mark.slow  # each compiles the updates of a card
 
 NAMES = tuple(f"writer {k}" for k in range(10))
 NAMED = as_groups([NAMES[i % 10] for i in range(120)])
@@ -46,7 +49,7 @@ def intervals():
 
 @pytest.fixture(scope="module")
 def card(state):
-    return ddm.make_card(
+    return cards.make_card(
         state, UPDATE, NAMED, intervals=intervals(), told={"agreement": {"halves": 0.9}}
     )
 
@@ -54,7 +57,7 @@ def card(state):
 @pytest.fixture(scope="module")
 def path(card, tmp_path_factory):
     place = tmp_path_factory.mktemp("card") / "model.ddm"
-    ddm.save_card(place, card, task(), split().train, include_examples=True)
+    cards.save_card(place, card, task(), split().train, include_examples=True)
     return place
 
 
@@ -65,9 +68,9 @@ def test_a_card_answers_as_the_whole_run_does(state, rewind):
     masks[1, [3, 7]] = 0
     masks[2, 4] = 2
     wanted = ddm.make_ddm(task(), None, update).outputs(state, masks, split().test)
-    made = ddm.make_card(state, update, GROUPS)
+    made = cards.make_card(state, update, GROUPS)
     assert len(made.state.checkpoints["Dense_0"]["bias"]) == (2 if rewind else 1)
-    found = ddm.make_what_if(task(), made)(masks, split().test)
+    found = cards.make_what_if(task(), made)(masks, split().test)
     np.testing.assert_array_equal(found.outputs, wanted)
     np.testing.assert_allclose(found.changes, wanted - wanted[:1], atol=1e-6)
     assert found.half_widths is None
@@ -91,7 +94,7 @@ def test_its_error_bars_are_those_of_all_groups_left_out(card, state):
     masks = np.ones((2, 10), np.float32)
     masks[0, 2] = 0
     masks[1, :5] = 0
-    found = ddm.make_what_if(task(), card)(masks, split().test)
+    found = cards.make_what_if(task(), card)(masks, split().test)
     scores = ddm.make_ddm(task(), None, UPDATE).score(state, split().test)
     reach = metrics.reach(np.asarray(scores))
     wide = metrics.half_widths(intervals(), np.asarray(found.changes), [0.1, 0.5], reach)
@@ -100,7 +103,7 @@ def test_its_error_bars_are_those_of_all_groups_left_out(card, state):
 
 
 def test_one_question_may_be_a_single_mask(card):
-    what_if = ddm.make_what_if(task(), card)
+    what_if = cards.make_what_if(task(), card)
     mask = np.r_[0.0, np.ones(9)]
     one, two = what_if(mask, split().test), what_if(mask[None], split().test)
     np.testing.assert_array_equal(one.outputs, two.outputs)
@@ -122,12 +125,12 @@ def test_nothing_of_the_data_is_in_it_but_the_items(path, state):
 def test_items_that_are_training_examples_are_counted_and_refused(run, tmp_path):
     distill = dataclasses.replace(DISTILL, steps=0)
     raw = ddm.make_ddm(task(), distill).fit(jax.random.key(1), run, split().train, GROUPS)
-    made = ddm.make_card(raw, UPDATE, GROUPS)
+    made = cards.make_card(raw, UPDATE, GROUPS)
     assert cards.count_copies(raw.synset, task(), split().train) == 10
     with pytest.raises(ValueError, match=r"10 of 10 items .* include_examples=True"):
-        ddm.save_card(tmp_path / "card", made, task(), split().train)
+        cards.save_card(tmp_path / "card", made, task(), split().train)
     assert list(tmp_path.iterdir()) == []
-    ddm.save_card(tmp_path / "card", made, task(), split().train, include_examples=True)
+    cards.save_card(tmp_path / "card", made, task(), split().train, include_examples=True)
     told = ddm.load_card(tmp_path / "card", task()).told
     assert told["training examples among the items"] == 10
 
@@ -135,7 +138,9 @@ def test_items_that_are_training_examples_are_counted_and_refused(run, tmp_path)
 def test_a_synset_from_noise_is_written_without_asking(run, tmp_path):
     distill = dataclasses.replace(DISTILL, start="noise")
     state = ddm.make_ddm(task(), distill).fit(jax.random.key(1), run, split().train, GROUPS)
-    ddm.save_card(tmp_path / "card", ddm.make_card(state, UPDATE, GROUPS), task(), split().train)
+    cards.save_card(
+        tmp_path / "card", cards.make_card(state, UPDATE, GROUPS), task(), split().train
+    )
     told = ddm.load_card(tmp_path / "card", task()).told
     assert told["training examples among the items"] == 0
 
@@ -184,8 +189,8 @@ def test_other_types_and_other_items_come_back(tmp_path):
     groups = as_groups(np.arange(40) % 5 - 1)
     made = ddm.make_ddm(own, ddm.DistillSettings(items=2, steps=3), UpdateSettings(steps=3))
     state = made.fit(jax.random.key(1), run, data, groups)
-    card = ddm.make_card(state, UpdateSettings(steps=3, rewind=0.5), groups)
-    ddm.save_card(tmp_path / "card", card, own, data, include_examples=True)
+    card = cards.make_card(state, UpdateSettings(steps=3, rewind=0.5), groups)
+    cards.save_card(tmp_path / "card", card, own, data, include_examples=True)
     read = ddm.load_card(tmp_path / "card", own)
     assert jax.tree.structure(read.state) == jax.tree.structure(card.state)
     for one, two in zip(jax.tree.leaves(read.state), jax.tree.leaves(card.state), strict=True):
@@ -201,7 +206,9 @@ def test_a_run_becomes_a_card(finished, tmp_path):  # noqa: F811
     run = open_finished(finished)
     read = ddm.load_card(place, run.plan.task)
     np.testing.assert_allclose(
-        -np.asarray(ddm.make_what_if(run.plan.task, read)(1 - np.eye(10), run.plan.split.test)[1]),
+        -np.asarray(
+            cards.make_what_if(run.plan.task, read)(1 - np.eye(10), run.plan.split.test)[1]
+        ),
         run.attribution.scores,
         atol=1e-5,
     )
@@ -224,8 +231,8 @@ def test_a_card_forgets(card, path, state):
     keep = np.ones(10, np.float32)
     keep[3] = 0
     read = ddm.load_card(path, task())
-    found, careful = ddm.forget_groups(task(), read.state, keep, read.update)
-    wanted, alike = ddm.forget_groups(task(), state, keep, UPDATE)
+    found, careful = forget_groups(task(), read.state, keep, read.update)
+    wanted, alike = forget_groups(task(), state, keep, UPDATE)
     assert careful == alike
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, wanted)
     before = ddm.trajectory_point(state.checkpoints, 0.0)

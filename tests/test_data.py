@@ -576,11 +576,13 @@ def test_a_missing_data_dir_is_named(tmp_path):
     assert "nowhere is not a directory" in _one_line("mnist", data_dir=str(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize(
-    "name", ["nosuchdata", "", "../mnist", "mnist:9.9.9", "mnist/nosuchconfig"]
-)
+@pytest.mark.parametrize("name", ["nosuchdata", "", "mnist:9.9.9", "mnist/nosuchconfig"])
 def test_an_unknown_data_set_is_named(tmp_path, name):
     assert f"unknown data set {name!r}" in _one_line(name, data_dir=str(tmp_path))
+
+
+def test_a_path_that_is_not_there_is_named(tmp_path):
+    assert "../mnist: no such file or folder" in _one_line("../mnist", data_dir=str(tmp_path))
 
 
 no_tensorflow = pytest.mark.skipif(

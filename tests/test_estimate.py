@@ -27,6 +27,7 @@ def found(plan):
     return estimate.estimate(plan)
 
 
+@pytest.mark.slow
 def test_as_many_networks_as_the_run_trains(plan, found, finished):  # noqa: F811
     trained = filling.status(store.inspect_store(finished / "check")).declared
     assert found.networks == {"target": 1, "tuning": 0, "check": trained}
@@ -39,12 +40,14 @@ def test_as_many_networks_as_the_run_trains(plan, found, finished):  # noqa: F81
     )
 
 
+@pytest.mark.slow
 def test_every_stage_that_takes_time_has_its_seconds(found, finished):  # noqa: F811
     told = json.loads((finished / "metrics.json").read_text())["seconds"]
     assert set(found.seconds) == set(told) - {"groups"}
     assert all(np.isfinite(seconds) and seconds > 0 for seconds in found.seconds.values())
 
 
+@pytest.mark.slow
 def test_twice_the_epochs_take_twice_the_training(plan, monkeypatch):
     monkeypatch.setattr(estimate, "_seconds_a_step", lambda plan, rows: 1.0)
     monkeypatch.setattr(estimate, "COMPILING", dict.fromkeys(estimate.COMPILING, 0.0))
@@ -56,6 +59,7 @@ def test_twice_the_epochs_take_twice_the_training(plan, monkeypatch):
     assert one["target"] == steps
 
 
+@pytest.mark.slow
 def test_what_is_chosen_costs_more_than_what_is_given(plan, monkeypatch):
     monkeypatch.setattr(estimate, "_seconds_a_step", lambda plan, rows: 1.0)
     given, open_, alone = (
@@ -69,11 +73,13 @@ def test_what_is_chosen_costs_more_than_what_is_given(plan, monkeypatch):
     assert given < alone < open_
 
 
+@pytest.mark.slow
 def test_the_disk_holds_what_it_will_hold(found, finished):  # noqa: F811
     kept = sum(file.stat().st_size for file in finished.rglob("*"))
     assert kept / 3 < found.disk < 3 * kept
 
 
+@pytest.mark.slow
 def test_short_runs_are_not_timed_and_long_ones_are_told(tmp_path, monkeypatch, plan):
     assert not estimate.is_long(plan)
     assert estimate.is_long(make_plan(tiny_config("train.epochs=1000000")))
@@ -103,6 +109,7 @@ def test_times_in_words(seconds, said):
     assert estimate.in_words(seconds) == said
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_it_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = ddm("run", "--dry-run", "--set", "train.epochs=2")
