@@ -79,9 +79,9 @@ def test_unseen(tmp_path):
     (row,) = result["rows"]
     assert row["case"] == "modules"
     for score in ("LDS, keep 0.5", "leave-one-out"):
-        for who in ("ddm", "real data", "one retraining"):
+        for who in ("synset", "data", "one retraining"):
             assert -1 <= row[f"{who}, {score}"] <= 1
-    assert row["ddm, LDS, keep 0.5"] > 0
+    assert row[f"{row['pool']}, LDS, keep 0.5"] > 0
     assert all(0.5 < row["coverage"][kind] <= 1 for kind in ("halves", "single groups"))
     assert row["short retraining"] is not None
 
