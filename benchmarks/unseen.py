@@ -300,7 +300,7 @@ def covered(
         every = np.concatenate([np.ones((1, groups.count)), of.masks]).astype(np.float32)
         outputs = np.asarray(made.outputs(state, every, query))  # type: ignore[misc]
         changes = np.concatenate([-scores[of.groups], outputs[1:] - outputs[:1]])
-        return changes, moved_share(masks, groups)
+        return changes, moved_share(masks, groups.shares())
 
     learnt, away = predicted(barred)
     intervals = metrics.fit_intervals(learnt, paired(barred), away, metrics.reach(scores))

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import ddm_jax
-from ddm_jax.estimators.ddm import DDMState, DistillInfo, make_outputs
+from ddm_jax.estimators.ddm import DDMState, make_outputs, undistilled
 from ddm_jax.files import DamagedFileError, read_any_arrays, write_arrays
 from ddm_jax.items import items_of
-from ddm_jax.masks import check_masks, leave_one_out_masks
+from ddm_jax.masks import check_masks, leave_one_out_masks, moved_share
 from ddm_jax.metrics.intervals import Intervals, half_widths, reach
 from ddm_jax.metrics.privacy import nearest_training_points
 from ddm_jax.online import trajectory_point
@@ -71,14 +71,13 @@ def make_card(
 
     Of the trajectory two points stay, of the distillation nothing but what it made.
     """
-    synset, nothing = state.synset, np.zeros(len(state.synset.share), np.float32)
     rewind = settled(update).rewind
     trees = {"checkpoints": state.checkpoints, "second_moments": state.second_moments}
     for name, tree in trees.items():
         if tree is not None:
             points = [trajectory_point(tree, at) for at in ((rewind, 0.0) if rewind else (0.0,))]
             trees[name] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *points)
-    kept = state._replace(info=DistillInfo(synset, nothing[:1], nothing, nothing), **trees)
+    kept = state._replace(info=undistilled(state.synset), **trees)
     # Of two points the first is half of the way back.
     halfway = UpdateSettings(**{**vars(update), "rewind": 0.5 if rewind else 0.0})
     names = None if groups.names is None else tuple(map(str, groups.names))
@@ -164,12 +163,11 @@ def load_card(path: str | Path, task: Task) -> Card:
         Batch(found["x"], found["y"]),
         *(found[name] for name in ("group", "mass", "share", "background")),
     )
-    nothing = np.zeros(len(synset.share), np.float32)
     state = DDMState(
         found["checkpoints"],
         found["weight_decay"],
         synset,
-        DistillInfo(synset, nothing[:1], nothing, nothing),
+        undistilled(synset),
         found["second_moments"],
         found["decoupled_decay"],
     )
@@ -212,7 +210,7 @@ def make_what_if(task: Task, card: Card) -> Callable[[Any, Batch], WhatIf]:
         wide = None
         if card.intervals is not None:
             far = reach(np.asarray(whole - said[1 : len(alone)]))
-            away = np.abs(1 - masks) @ np.asarray(card.state.synset.share)
+            away = moved_share(masks, card.state.synset.share)
             wide = half_widths(card.intervals, np.asarray(asked - whole), away, far)
         return WhatIf(asked, asked - whole, wide)
 

@@ -235,11 +235,11 @@ def forget(
     place = workdir / "answers" / "forgotten"
 
     def ask(answers: Any, run: Any) -> Answer:
-        from ddm_jax import files
+        from ddm_jax import checkpoints
 
         gone = chosen if class_ is None else answers.groups_of_class(run, class_)
         answer, params = answers.forget(run, gone, check)
-        files.save(place, params, {"groups": answer.arrays["groups"].tolist()})
+        checkpoints.save(place, params, {"groups": answer.arrays["groups"].tolist()})
         return answer
 
     _answered(workdir, "forget", ask)

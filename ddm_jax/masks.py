@@ -140,10 +140,13 @@ def point_weights(keep: Array, groups: Groups) -> Array:
     return jnp.append(keep, jnp.ones((), keep.dtype))[jnp.asarray(groups.ids)]
 
 
-def moved_share(masks: Any, groups: Groups) -> np.ndarray:
-    """How much of the training set masks [R, K] take out, or count once more, [R]."""
-    changed = np.abs(1 - np.asarray(masks, np.float64))
-    return changed @ np.asarray(groups.sizes()) / len(groups.ids)
+def moved_share(masks: Any, shares: Any) -> np.ndarray:
+    """How much of the training set masks [R, K] take out, or count once more, [R].
+
+    Args:
+        shares: [K], of the training set that each group is: `Groups.shares()`, `Synset.share`.
+    """
+    return np.abs(1 - np.asarray(masks, np.float64)) @ np.asarray(shares)
 
 
 def pair_masks(num_groups: int, count: int, seed: int = 0) -> np.ndarray:

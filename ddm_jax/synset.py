@@ -179,7 +179,7 @@ def _from_rows(
         items=items_of(task).start(examples),
         group=jnp.repeat(jnp.arange(groups.count, dtype=jnp.int32), rows.shape[1]),
         mass=jnp.asarray(mass.ravel(), jnp.float32),
-        share=jnp.asarray(groups.sizes() / len(groups.ids), jnp.float32),
+        share=jnp.asarray(groups.shares(), jnp.float32),
     )
 
 

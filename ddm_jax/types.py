@@ -105,6 +105,10 @@ class Groups:
         ids = np.asarray(self.ids)
         return np.bincount(ids[ids >= 0], minlength=self.count)
 
+    def shares(self) -> np.ndarray:
+        """Which part of all points, the background's among them, is in each group, [K]."""
+        return self.sizes() / len(self.ids)
+
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 from command import ddm
 from tiny_run import finished, read_stages, tiny_config  # noqa: F401
 
-from ddm_jax import files, metrics, unlearn
+from ddm_jax import checkpoints, metrics, unlearn
 from ddm_jax.attribution import Attribution
 from ddm_jax.run import answers, stages
 from ddm_jax.run.finished import Answer, keep, open_finished
@@ -197,7 +197,7 @@ def test_a_run_that_is_not_finished_is_refused(workdir, tmp_path):
     (workdir / "metrics.json").rename(workdir / "metrics.old")
     with pytest.raises(ValueError, match="has no report yet"):
         open_finished(workdir)
-    files.remove(workdir / "synset")
+    checkpoints.remove(workdir / "synset")
     with pytest.raises(ValueError, match="the stage 'synset' is not done"):
         open_finished(workdir)
 
@@ -221,7 +221,7 @@ def test_every_command_leaves_its_files_and_a_page_of_the_report(workdir):
         assert f"<h2>{told['title']}</h2>" not in before
         assert f"<h2>{told['title']}</h2>" in (workdir / "report.html").read_text()
     like = open_finished(workdir).target.params
-    files.load(workdir / "answers" / "forgotten", like)
+    checkpoints.load(workdir / "answers" / "forgotten", like)
     # Beside another attribution an answer is out of date, and no page.
     stages.run_stage("tuning", workdir, ["online.steps=6"])
     stages.run_stage("attribution", workdir)

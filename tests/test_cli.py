@@ -19,7 +19,7 @@ import pytest
 from command import ddm
 from tiny_run import TINY, compile_once, finished, tiny_config  # noqa: F401
 
-from ddm_jax import files, terminal
+from ddm_jax import checkpoints, terminal
 from ddm_jax.attribution import Attribution
 from ddm_jax.judge import store
 from ddm_jax.judge.candidates import CANDIDATES, Candidates
@@ -201,9 +201,9 @@ def test_a_stage_again_with_another_setting_and_the_run_after_it(finished, tmp_p
     assert after.shape == before.shape
     assert not np.array_equal(after, before)
     assert config.load(workdir / "config.json") == tiny_config("online.steps=3")
-    old = files.metadata(workdir / "check" / "predicted")["made"]
+    old = checkpoints.metadata(workdir / "check" / "predicted")["made"]
     assert ddm("check", "--workdir", workdir).exit_code == 0
-    assert files.metadata(workdir / "check" / "predicted")["made"] != old
+    assert checkpoints.metadata(workdir / "check" / "predicted")["made"] != old
 
 
 # truth and compare: what they do
@@ -515,7 +515,7 @@ def test_a_value_error_of_a_library_is_unexpected_and_ours_is_not(monkeypatch, t
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(stages, "run", lambda *_: jnp.reshape(jnp.zeros(3), (2, 2)))
     assert ddm("run", "--workdir", tmp_path / "none").exit_code == 70
-    monkeypatch.setattr(stages, "run", lambda *_: files.check_folder(Path("a\\b")))
+    monkeypatch.setattr(stages, "run", lambda *_: checkpoints.check_folder(Path("a\\b")))
     _assert_one_line(ddm("run", "--workdir", tmp_path / "none"), "has a backslash in its path")
 
 
@@ -664,11 +664,12 @@ def test_sigterm_leaves_a_run_that_goes_on(tmp_path, compile_once):  # noqa: F81
                 before = positions[-1] if positions else 0
                 _wait_for(
                     lambda before=before: (
-                        files.exists(partial) and files.metadata(partial)["position"] > before
+                        checkpoints.exists(partial)
+                        and checkpoints.metadata(partial)["position"] > before
                     ),
                     process,
                 )
-                seen = files.metadata(partial)["position"]
+                seen = checkpoints.metadata(partial)["position"]
                 time.sleep(0.5)
                 process.send_signal(signal.SIGTERM)
                 _, errors = process.communicate(timeout=60)
@@ -680,11 +681,11 @@ def test_sigterm_leaves_a_run_that_goes_on(tmp_path, compile_once):  # noqa: F81
         if positions:
             assert f"picking up at {positions[-1]} of 1000000" in errors
             assert "training the target network: done before" in errors
-        positions.append(files.metadata(partial)["position"])
+        positions.append(checkpoints.metadata(partial)["position"])
         assert positions[-1] > seen, "what was done since the last save is kept"
     assert 0 < positions[0] < positions[1] < 1000000
-    assert files.exists(workdir / "groups")
-    assert not files.exists(workdir / "synset")
+    assert checkpoints.exists(workdir / "groups")
+    assert not checkpoints.exists(workdir / "synset")
 
 
 def test_help_answers_at_once_without_what_computes():

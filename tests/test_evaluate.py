@@ -18,7 +18,7 @@ import pytest
 from tiny_run import TINY, compile_once, finished, tiny_config  # noqa: F401
 
 import ddm_jax
-from ddm_jax import data, files, metrics
+from ddm_jax import checkpoints, data, files, metrics
 from ddm_jax.judge import filling, scoring, store
 from ddm_jax.judge.candidates import CANDIDATES, Candidates
 from ddm_jax.judge.scoring import LEAVE_ONE_OUT
@@ -58,7 +58,7 @@ def copy(filled, tmp_path) -> Path:
 def no_training(monkeypatch):
     """What is trained is kept: a row that is written or a stage that is saved fails."""
     monkeypatch.setattr(store, "write_row", lambda *_: pytest.fail("a network was trained"))
-    monkeypatch.setattr(files, "save", lambda *_: pytest.fail("a stage was computed"))
+    monkeypatch.setattr(checkpoints, "save", lambda *_: pytest.fail("a stage was computed"))
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_the_truth_of_a_finished_run_leaves_the_run_alone(filled, finished):  # 
     assert config.load(finished / "config.json") == tiny_config()
     assert config.load(filled.workdir / "config.json") == tiny_config(*TRUTH)
     for name in ("target", "groups", "synset", "attribution", "check/predicted"):
-        assert files.metadata(filled.workdir / name) == files.metadata(finished / name)
+        assert checkpoints.metadata(filled.workdir / name) == checkpoints.metadata(finished / name)
     left = {path.name for path in finished.iterdir()}
     assert {path.name for path in filled.workdir.iterdir()} == left | {"lock", "truth"}
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddm_jax import files
+from ddm_jax import checkpoints, files
 
 
 class State(NamedTuple):
@@ -251,8 +251,8 @@ def _all_files(path: Path) -> list[Path]:
 
 
 def test_round_trip_with_a_typed_key(tmp_path):
-    files.save(tmp_path / "state", _state(3))
-    loaded = files.load(tmp_path / "state", _state(0))
+    checkpoints.save(tmp_path / "state", _state(3))
+    loaded = checkpoints.load(tmp_path / "state", _state(0))
     assert isinstance(loaded, State)
     assert isinstance(loaded.losses, np.ndarray)
     assert isinstance(loaded.params["bias"], jax.Array)
@@ -263,14 +263,14 @@ def test_round_trip_with_a_typed_key(tmp_path):
 
 
 def test_shapes_alone_serve_as_the_target(tmp_path):
-    files.save(tmp_path / "state", _state(3))
+    checkpoints.save(tmp_path / "state", _state(3))
     shapes = jax.eval_shape(lambda: _state(0)._replace(losses=jnp.zeros(5)))
-    _assert_equal(files.load(tmp_path / "state", shapes), _state(3))
+    _assert_equal(checkpoints.load(tmp_path / "state", shapes), _state(3))
 
 
 def test_a_bare_array_round_trips(tmp_path):
-    files.save(tmp_path / "groups", np.arange(5, dtype=np.int32))
-    loaded = files.load(tmp_path / "groups", jax.ShapeDtypeStruct((5,), np.int32))
+    checkpoints.save(tmp_path / "groups", np.arange(5, dtype=np.int32))
+    loaded = checkpoints.load(tmp_path / "groups", jax.ShapeDtypeStruct((5,), np.int32))
     np.testing.assert_array_equal(loaded, [0, 1, 2, 3, 4])
 
 
@@ -284,11 +284,11 @@ def test_sharded_arrays_round_trip(tmp_path):
         "b": jax.device_put(rows, NamedSharding(mesh, PartitionSpec())),
         "key": jax.device_put(jax.random.split(jax.random.key(1), len(rows)), place),
     }
-    files.save(tmp_path / "state", sharded)
-    again = files.load(tmp_path / "state", sharded)
+    checkpoints.save(tmp_path / "state", sharded)
+    again = checkpoints.load(tmp_path / "state", sharded)
     assert again["a"].sharding == place
     for like in (sharded, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), sharded)):
-        loaded = files.load(tmp_path / "state", like)
+        loaded = checkpoints.load(tmp_path / "state", like)
         np.testing.assert_array_equal(loaded["a"], rows)
         np.testing.assert_array_equal(loaded["b"], rows)
         keys = (jax.random.key_data(each["key"]) for each in (loaded, sharded))
@@ -296,29 +296,29 @@ def test_sharded_arrays_round_trip(tmp_path):
 
 
 def test_metadata_round_trip(tmp_path):
-    files.save(tmp_path / "state", _state(), {"position": 3, "fingerprint": "ab"})
-    assert files.metadata(tmp_path / "state") == {"position": 3, "fingerprint": "ab"}
-    files.save(tmp_path / "state", _state())
-    assert files.metadata(tmp_path / "state") == {}
+    checkpoints.save(tmp_path / "state", _state(), {"position": 3, "fingerprint": "ab"})
+    assert checkpoints.metadata(tmp_path / "state") == {"position": 3, "fingerprint": "ab"}
+    checkpoints.save(tmp_path / "state", _state())
+    assert checkpoints.metadata(tmp_path / "state") == {}
 
 
 def test_one_flipped_byte_in_any_file_is_found(tmp_path):
     path = tmp_path / "state"
-    files.save(path, _state())
+    checkpoints.save(path, _state())
     for file in _all_files(path):
         whole = file.read_bytes()
         for place in {0, len(whole) // 3, len(whole) // 2, len(whole) - 1}:
             if whole:
                 file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-                assert file.name in _damaged(files.load, path, _state())
+                assert file.name in _damaged(checkpoints.load, path, _state())
         file.write_bytes(whole)
-    _assert_equal(files.load(path, _state()), _state())
+    _assert_equal(checkpoints.load(path, _state()), _state())
 
 
 @pytest.mark.parametrize("damage", ["truncate", "delete", "add", "link"])
 def test_truncated_missing_extra_and_linked_files_are_found(tmp_path, damage):
     path = tmp_path / "state"
-    files.save(path, _state())
+    checkpoints.save(path, _state())
     file = max(_all_files(next(path.glob("tree-*"))), key=lambda f: f.stat().st_size)
     if damage == "truncate":
         file.write_bytes(file.read_bytes()[:-1])
@@ -329,26 +329,26 @@ def test_truncated_missing_extra_and_linked_files_are_found(tmp_path, damage):
         file.rename(tmp_path / "elsewhere")
         if damage == "link":
             file.symlink_to(tmp_path / "elsewhere")
-    assert file.name in _damaged(files.load, path, _state())
+    assert file.name in _damaged(checkpoints.load, path, _state())
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "3", '{"files": {}}'])
 def test_a_missing_or_damaged_manifest_is_found(tmp_path, text):
     path = tmp_path / "state"
-    files.save(path, _state())
-    manifest = path / files.MANIFEST
+    checkpoints.save(path, _state())
+    manifest = path / checkpoints.MANIFEST
     manifest.unlink() if text is None else manifest.write_text(text)
-    for read in (files.metadata, lambda path: files.load(path, _state())):
+    for read in (checkpoints.metadata, lambda path: checkpoints.load(path, _state())):
         assert "manifest.json" in _damaged(read, path, match="has no|is damaged")
 
 
 def test_changed_metadata_are_found(tmp_path):
     path = tmp_path / "state"
-    files.save(path, _state(), {"position": 3})
-    manifest = json.loads((path / files.MANIFEST).read_text())
+    checkpoints.save(path, _state(), {"position": 3})
+    manifest = json.loads((path / checkpoints.MANIFEST).read_text())
     manifest["metadata"]["position"] = 4
-    (path / files.MANIFEST).write_text(json.dumps(manifest))
-    _damaged(files.metadata, path)
+    (path / checkpoints.MANIFEST).write_text(json.dumps(manifest))
+    _damaged(checkpoints.metadata, path)
 
 
 @pytest.mark.parametrize(
@@ -362,17 +362,17 @@ def test_changed_metadata_are_found(tmp_path):
     ],
 )
 def test_another_shape_type_or_structure_is_refused(tmp_path, wrong):
-    files.save(tmp_path / "state", _state())
+    checkpoints.save(tmp_path / "state", _state())
     wrong = wrong(_state())
-    _damaged(files.load, tmp_path / "state", wrong, match="does not fit this run")
-    assert files.fits(tmp_path / "state", _state())
-    assert not files.fits(tmp_path / "state", wrong)
+    _damaged(checkpoints.load, tmp_path / "state", wrong, match="does not fit this run")
+    assert checkpoints.fits(tmp_path / "state", _state())
+    assert not checkpoints.fits(tmp_path / "state", wrong)
 
 
 def test_saving_again_replaces_and_leaves_nothing_behind(tmp_path):
     for seed in (1, 2):
-        files.save(tmp_path / "state", _state(seed))
-        _assert_equal(files.load(tmp_path / "state", _state()), _state(seed))
+        checkpoints.save(tmp_path / "state", _state(seed))
+        _assert_equal(checkpoints.load(tmp_path / "state", _state()), _state(seed))
     assert _names(tmp_path) == ["state"]
     assert len(_names(tmp_path / "state")) == 2  # the arrays and the manifest
 
@@ -385,45 +385,45 @@ def test_a_crash_while_saving_leaves_the_old_one(tmp_path, monkeypatch, place):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, place, crash)
+        patch.setattr(files if place == "write_whole" else checkpoints, place, crash)
         with pytest.raises(KeyboardInterrupt):
-            files.save(path, _state(1))
-    assert not files.exists(path)
+            checkpoints.save(path, _state(1))
+    assert not checkpoints.exists(path)
     assert _names(tmp_path) == []
-    files.save(path, _state(1))
+    checkpoints.save(path, _state(1))
     with monkeypatch.context() as patch:
-        patch.setattr(files, place, crash)
+        patch.setattr(files if place == "write_whole" else checkpoints, place, crash)
         with pytest.raises(KeyboardInterrupt):
-            files.save(path, _state(2))
-    _assert_equal(files.load(path, _state()), _state(1))
+            checkpoints.save(path, _state(2))
+    _assert_equal(checkpoints.load(path, _state()), _state(1))
     assert len(_names(path)) == 2
 
 
 def test_what_a_killed_process_left_goes_after_a_day(tmp_path):
     path = tmp_path / "state"
-    files.save(path, _state(1))
+    checkpoints.save(path, _state(1))
     for name in ("tree-new", "tree-old.orbax-checkpoint-tmp"):
         (path / name).mkdir()
     os.utime(path / "tree-old.orbax-checkpoint-tmp", (0, 0))
-    files.save(path, _state(2))
+    checkpoints.save(path, _state(2))
     assert "tree-new" in _names(path)  # perhaps being written
     assert len(_names(path)) == 3
-    _assert_equal(files.load(path, _state()), _state(2))
+    _assert_equal(checkpoints.load(path, _state()), _state(2))
 
 
 def test_two_savers_at_once_leave_a_whole_checkpoint(tmp_path, monkeypatch):
     """They shared one temporary name."""
-    path, write, others = tmp_path / "state", files._write_tree, [_state(2)]
-    files.save(path, _state(3))
+    path, write, others = tmp_path / "state", checkpoints._write_tree, [_state(2)]
+    checkpoints.save(path, _state(3))
 
     def write_both(folder, arrays):
         write(folder, arrays)
         if others:
-            files.save(path, others.pop())
+            checkpoints.save(path, others.pop())
 
-    monkeypatch.setattr(files, "_write_tree", write_both)
-    files.save(path, _state(1))
-    _assert_equal(files.load(path, _state()), _state(1))
+    monkeypatch.setattr(checkpoints, "_write_tree", write_both)
+    checkpoints.save(path, _state(1))
+    _assert_equal(checkpoints.load(path, _state()), _state(1))
     assert len(_names(path)) == 2
 
 
@@ -432,47 +432,47 @@ def test_a_path_that_orbax_writes_elsewhere_is_refused(tmp_path, monkeypatch):
     """A backslash put the arrays outside the work directory, and all was called well."""
     path = tmp_path / "w\\x" / "state"
     with pytest.raises(ValueError, match="has a backslash in its path") as caught:
-        files.save(path, _state())
+        checkpoints.save(path, _state())
     assert "\n" not in str(caught.value)
     assert _names(tmp_path) == []
     # And whatever else there may be: what was written is read back before it counts.
-    monkeypatch.setattr(files, "check_folder", lambda path: None)
+    monkeypatch.setattr(checkpoints, "check_folder", lambda path: None)
     with pytest.raises(OSError, match="cannot be written") as caught:
-        files.save(path, _state())
+        checkpoints.save(path, _state())
     assert "\n" not in str(caught.value)
-    assert not files.exists(path)
+    assert not checkpoints.exists(path)
 
 
 @pytest.mark.parametrize("path", ["a b", "w[/red]x", "ü%20?#&", "'\"|", "new\nline", "$x^2$"])
 def test_other_paths_serve(tmp_path, path):
-    files.save(tmp_path / path / "state", _state(2))
-    _assert_equal(files.load(tmp_path / path / "state", _state()), _state(2))
+    checkpoints.save(tmp_path / path / "state", _state(2))
+    _assert_equal(checkpoints.load(tmp_path / path / "state", _state()), _state(2))
 
 
 def test_links_and_files_in_the_place_of_a_checkpoint_are_refused(tmp_path):
-    files.save(tmp_path / "other", _state(1))
+    checkpoints.save(tmp_path / "other", _state(1))
     (tmp_path / "link").symlink_to(tmp_path / "other")
     (tmp_path / "file").write_text("mine")
     for name in ("link", "file"):
         with pytest.raises(ValueError, match="is a link or a file"):
-            files.save(tmp_path / name, _state(2))
+            checkpoints.save(tmp_path / name, _state(2))
     with pytest.raises(ValueError, match="is a link"):
-        files.remove(tmp_path / "link")
-    _assert_equal(files.load(tmp_path / "other", _state()), _state(1))
+        checkpoints.remove(tmp_path / "link")
+    _assert_equal(checkpoints.load(tmp_path / "other", _state()), _state(1))
 
 
 def test_exists_and_remove(tmp_path):
     path = tmp_path / "state"
-    assert not files.exists(path)
-    files.save(path, _state())
-    assert files.exists(path)
+    assert not checkpoints.exists(path)
+    checkpoints.save(path, _state())
+    assert checkpoints.exists(path)
     for _ in range(2):
-        files.remove(path)
-        assert not files.exists(path)
+        checkpoints.remove(path)
+        assert not checkpoints.exists(path)
         assert _names(tmp_path) == []
 
 
 def test_a_relative_path_serves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    files.save(Path("runs/state"), _state(4))
-    _assert_equal(files.load(Path("runs/state"), _state()), _state(4))
+    checkpoints.save(Path("runs/state"), _state(4))
+    _assert_equal(checkpoints.load(Path("runs/state"), _state()), _state(4))

@@ -46,12 +46,12 @@ def test_the_helper_sees_nested_and_aliased_names():
     ("names", "home"),
     [
         ({"pmap", "shard_map", "Mesh", "make_mesh", "NamedSharding"}, "compute/placement.py"),
-        ({"orbax"}, "files.py"),
+        ({"orbax"}, "checkpoints.py"),
         ({"pickle", "cloudpickle", "dill", "joblib", "shelve", "allow_pickle"}, None),
     ],
 )
 def test_what_only_one_file_knows(names, home):
-    """Devices are placement's, orbax is files', and nothing is pickled."""
+    """Devices are placement's, orbax is checkpoints', and nothing is pickled."""
     assert {name for name, tree in TREES.items() if mentioned(tree) & names} == {home} - {None}
 
 

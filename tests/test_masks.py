@@ -181,4 +181,4 @@ def test_weights_that_no_sum_can_hold_are_refused(size):
 def test_what_moves_is_what_goes_and_what_is_counted_once_more():
     groups = ddm.as_groups([0, 0, 0, 1, 2, 2, -1, -1, -1, -1])
     masks = np.array([[1, 1, 1], [0, 1, 1], [1, 2, 0.5]])
-    np.testing.assert_allclose(moved_share(masks, groups), [0, 0.3, 0.2])
+    np.testing.assert_allclose(moved_share(masks, groups.shares()), [0, 0.3, 0.2])

@@ -15,7 +15,7 @@ import pytest
 from command import ddm
 from tiny_run import CHUNK, finished, read_stages, tiny_config  # noqa: F401
 
-from ddm_jax import distill, files
+from ddm_jax import checkpoints, distill, files
 from ddm_jax.attribution import Attribution
 from ddm_jax.compute import memory
 from ddm_jax.estimators.ddm import make_ddm
@@ -129,7 +129,8 @@ def _outputs(plan, found: Results):
 
 def _written(folder: Path) -> dict[str, int]:
     return {
-        name: (folder / place / files.MANIFEST).stat().st_mtime_ns for name, place in KEPT.items()
+        name: (folder / place / checkpoints.MANIFEST).stat().st_mtime_ns
+        for name, place in KEPT.items()
     }
 
 
@@ -352,7 +353,7 @@ def test_a_run_killed_after_its_tuning_ends_with_the_same_bits(tuned, tmp_path, 
 
     with pytest.raises(Killed):
         _to("attribution", tiny_config(*TUNED), copy, Progress(say, SILENT.track))
-    assert (copy / KEPT["tuning"] / files.MANIFEST).is_file()
+    assert (copy / KEPT["tuning"] / checkpoints.MANIFEST).is_file()
     assert not (copy / "attribution").exists()
     recorder = Recorder()
     again = _to("attribution", tiny_config(*TUNED), copy, recorder.progress)
@@ -443,7 +444,7 @@ def test_too_few_tuning_subsets_are_refused_in_one_line(tmp_path):
 def test_a_second_run_computes_nothing_again(copy, monkeypatch, without_pictures):
     before, scores = _written(copy), Attribution.load(copy / "attribution.npz").scores
     old = json.loads((copy / "metrics.json").read_text())
-    monkeypatch.setattr(files, "save", lambda *_: pytest.fail("a stage was computed again"))
+    monkeypatch.setattr(checkpoints, "save", lambda *_: pytest.fail("a stage was computed again"))
     monkeypatch.setattr(store, "write_row", lambda *_: pytest.fail("a network was trained"))
     recorder = Recorder()
     metrics = stages.run(tiny_config(), copy, recorder.progress)
@@ -511,7 +512,7 @@ def test_places_that_hold_something_else_are_refused(tmp_path):
 @pytest.mark.parametrize("stage", KEPT)
 def test_a_damaged_stage_is_named_and_mended_by_deleting_it(copy, stage, without_report):
     place = copy / KEPT[stage]
-    found = [p for p in place.rglob("*") if p.is_file() and p.name != files.MANIFEST]
+    found = [p for p in place.rglob("*") if p.is_file() and p.name != checkpoints.MANIFEST]
     file = max(found, key=lambda p: p.stat().st_size)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -560,7 +561,7 @@ def test_interrupted_runs_end_with_the_same_bits(tmp_path, finished, without_rep
     ):
         with pytest.raises(KeyboardInterrupt):
             stages.run(tiny_config(), folder, Recorder(what, position).progress)
-        assert files.metadata(folder / f"{stage}.partial")["position"] == position
+        assert checkpoints.metadata(folder / f"{stage}.partial")["position"] == position
         assert not (folder / stage).exists()
     with pytest.raises(KeyboardInterrupt):
         stages.run(tiny_config(), folder, Recorder(CHECKING, 3).progress)
@@ -582,7 +583,7 @@ def test_a_killed_run_goes_on_from_what_was_kept(tmp_path, finished, monkeypatch
 
     with pytest.raises(Killed):
         _to("target", tiny_config(), tmp_path, Recorder(TRAINING, 9, Killed).progress)
-    assert files.metadata(tmp_path / "target.partial")["position"] == 6
+    assert checkpoints.metadata(tmp_path / "target.partial")["position"] == 6
     recorder = Recorder()
     found = _to("target", tiny_config(), tmp_path, recorder.progress)
     assert "  picking up at 6 of 12" in recorder.said
@@ -624,8 +625,8 @@ def test_a_partial_result_for_other_devices_is_not_taken(tmp_path):
     recorder, path = Recorder(), tmp_path / "synset"
 
     def kept(blocks):
-        files.remove(path)
-        files.save(tmp_path / "synset.partial", {"blocks": np.full((4, 3), 7.0)}, told)
+        checkpoints.remove(path)
+        checkpoints.save(tmp_path / "synset.partial", {"blocks": np.full((4, 3), 7.0)}, told)
 
         def compute(loop):
             return loop({"blocks": np.zeros((blocks, 3))}, 3, lambda c, p: (c, p + 1, ""))
@@ -760,7 +761,7 @@ def test_settings_inputs_programs_and_versions_make_a_result_stale(finished, mon
 
 def test_a_stage_of_08_is_out_of_date_and_not_damaged(tmp_path):
     old = {"files": {}, "shapes": {}, "metadata": {"fingerprint": "0f"}, "sum": "1e"}
-    (tmp_path / files.MANIFEST).write_text(json.dumps(old, indent=1))
+    (tmp_path / checkpoints.MANIFEST).write_text(json.dumps(old, indent=1))
     assert workdir.stale(tmp_path, Made({}, {}, {}, {})) == ["it is of version 0.8"]
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 import ddm_jax as ddm
-from ddm_jax import files, gradients, models, objectives
+from ddm_jax import checkpoints, gradients, models, objectives
 from ddm_jax.checks import check_batch, check_loss, count_outputs
 from ddm_jax.compute import memory
 from ddm_jax.compute.compiled import compiled
@@ -295,8 +295,8 @@ def test_parameters_of_a_list_of_layers_go_to_a_file_and_back(tmp_path):
     for number, (net, path) in enumerate(zip(nets, ("kernel", "weight"), strict=True)):
         params = ddm.classification(net).init(KEY)
         assert path in params["layers"]["0"]
-        files.save(tmp_path / str(number), params)
-        back = files.load(tmp_path / str(number), params)
+        checkpoints.save(tmp_path / str(number), params)
+        back = checkpoints.load(tmp_path / str(number), params)
         jax.tree.map(np.testing.assert_array_equal, params, back)
 
 

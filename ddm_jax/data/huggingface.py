@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ddm_jax.data.examples import Examples, Fitted, Reading, close_to
-from ddm_jax.data.images import pixels_of
-from ddm_jax.data.split import resize
+from ddm_jax.data.examples import Examples, Reading, close_to
+from ddm_jax.data.images import pixels_of, stacked
 from ddm_jax.data.table import TARGETS, table_examples
 from ddm_jax.data.texts import text_examples
 
@@ -71,20 +70,7 @@ def saved_examples(path: Path, reading: Reading) -> Examples:
 
 
 def _image_examples(images: list[Any], labels: np.ndarray, where: str, told: Any) -> Examples:
-    depth = 1 if all(image.mode in ("L", "1") for image in images) else 3
-    sizes = {image.size for image in images}
-
-    def read(rows: np.ndarray, image_size: int | None) -> np.ndarray:
-        if len(sizes) > 1 and image_size is None:
-            raise ValueError(
-                f"the images of {where} have {len(sizes)} different sizes; set data.image_size to "
-                "resize them all"
-            )
-        found = [pixels_of(images[row], depth) for row in rows]
-        if image_size is not None:
-            found = [resize(image, image_size) for image in found]
-        stacked = np.stack(found).reshape(len(found), *found[0].shape[:2], depth)
-        return stacked.astype(np.float32) / np.float32(255)
-
+    heads = [(image.mode, image.size) for image in images]
+    fit = stacked(where, heads, lambda row, depth: pixels_of(images[row], depth))
     said = (f"{where}: {len(images):,} images",)
-    return Examples(where, "images", labels, lambda rows: Fitted(read), told=said, **told)
+    return Examples(where, "images", labels, fit, told=said, **told)

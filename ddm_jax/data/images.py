@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,29 @@ def image_examples(folder: Folder) -> Examples:
         ValueError: (also in `read`) for an image that is broken, or sizes that differ.
     """
     heads = [_open(path, lambda file: (file.mode, file.size)) for path in folder.files]
+
+    def pixels(row: int, depth: int) -> np.ndarray:
+        return _open(folder.files[row], lambda file: pixels_of(file, depth))
+
+    return Examples(
+        where=folder.where,
+        kind="images",
+        labels=folder.labels,
+        fit=stacked(folder.where, heads, pixels),
+        test_from=folder.test_from,
+        told=(f"{folder.where}: {len(folder.files):,} images",),
+    )
+
+
+def stacked(
+    where: str, heads: list[tuple[str, tuple[int, int]]], pixels: Callable[[int, int], np.ndarray]
+) -> Callable[[np.ndarray], Fitted]:
+    """How images become one array; grey where all are.
+
+    Args:
+        heads: the mode and the size of each image.
+        pixels: of a row's image as bytes, for the depth 1 or 3.
+    """
     depth = 1 if all(mode == "L" or mode.startswith(("1", "I")) for mode, _ in heads) else 3
     sizes = sorted({size for _, size in heads})
 
@@ -38,25 +62,18 @@ def image_examples(folder: Folder) -> Examples:
         if len(sizes) > 1 and image_size is None:
             width, height = sizes[0]
             raise ValueError(
-                f"the images of {folder.where} have {len(sizes)} different sizes, for example "
+                f"the images of {where} have {len(sizes)} different sizes, for example "
                 f"{width}x{height} and {sizes[1][0]}x{sizes[1][1]}; set data.image_size to "
                 "resize them all"
             )
-        found = [_open(folder.files[row], lambda file: pixels_of(file, depth)) for row in rows]
+        found = [pixels(row, depth) for row in rows]
         if image_size is not None:
             found = [resize(image, image_size) for image in found]
-        stacked = np.stack(found)
-        stacked = stacked[..., None] if depth == 1 else stacked
-        return stacked.astype(np.float32) / np.float32(255)
+        together = np.stack(found)
+        together = together[..., None] if depth == 1 else together
+        return together.astype(np.float32) / np.float32(255)
 
-    return Examples(
-        where=folder.where,
-        kind="images",
-        labels=folder.labels,
-        fit=lambda rows: Fitted(read),
-        test_from=folder.test_from,
-        told=(f"{folder.where}: {len(folder.files):,} images",),
-    )
+    return lambda rows: Fitted(read)
 
 
 def _open(path: Path, take: Any) -> Any:

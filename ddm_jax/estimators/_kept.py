@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax import files
+from ddm_jax import checkpoints, files
 from ddm_jax.checks import check_run
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.train import params_of
@@ -58,12 +58,12 @@ def make_kept_networks(
             "weights": files.digest(weights),
         }
         path = folder / digest(repr(identity))
-        if files.exists(path):
-            return files.load(path, like)
+        if checkpoints.exists(path):
+            return checkpoints.load(path, like)
         params = params_of(train(key, data, weights))
         check_run(task, TrainRun(key, params, params))
         params = jax.tree.map(lambda leaf, shape: jnp.asarray(leaf, shape.dtype), params, like)
-        files.save(path, params, identity)
+        checkpoints.save(path, params, identity)
         return params
 
     def outputs(keys: Array, data: Batch, weights: np.ndarray, query: Batch) -> np.ndarray:

@@ -151,6 +151,12 @@ def distilled_run(run: TrainRun, synset: Synset, info: DistillInfo) -> DDMState:
     )
 
 
+def undistilled(synset: Synset) -> DistillInfo:
+    """What there is to tell of a synset that was not distilled here."""
+    nothing = np.zeros(len(synset.share), np.float32)
+    return DistillInfo(synset, nothing[:1], nothing, nothing)
+
+
 def on_all_data(state: DDMState, task: Task, data: Batch, groups: Groups) -> DDMState:
     """The same run with all of its training data in place of the synset.
 

@@ -23,7 +23,7 @@ def make_group_size(task: Task) -> Estimator:
     sign = -1 if task.lower_is_better else 1
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> GroupSizeState:
-        share = groups.sizes() / len(groups.ids)
+        share = groups.shares()
         return GroupSizeState(jnp.asarray(sign * share, jnp.float32))
 
     def score(state: GroupSizeState, query: Batch) -> Array:

@@ -68,7 +68,7 @@ def make_merging(
         seed = at_least_float32(trajectory_point(run.checkpoints, rewind))
         rows = jnp.asarray(member_rows(with_background(groups)))
         params = train_each(rows, key, seed, run.weight_decay, data)
-        share = groups.sizes() / len(groups.ids)
+        share = groups.shares()
         return MergingState(params, jnp.asarray(share, jnp.float32))
 
     @compiled

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax import files
+from ddm_jax import checkpoints
 from ddm_jax.checks import check_integer, is_concrete
 from ddm_jax.compute.placement import device_vmap
 from ddm_jax.estimators._kept import AnyTrain, Tell, make_kept_networks
@@ -172,7 +172,7 @@ def _kept_retraining(
     task: Task, train: AnyTrain, seeds: int, folder: Path, name: str, progress: Tell | None
 ) -> Estimator:
     """Retraining whose networks are trained in turn and kept."""
-    files.check_folder(folder)
+    checkpoints.check_folder(folder)
     ask = make_kept_networks(task, train, folder, name, *([progress] if progress else []))
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> RetrainingState:

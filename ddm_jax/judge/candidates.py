@@ -12,8 +12,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ddm_jax import tuning
 from ddm_jax.estimators import (
     ESTIMATORS,
@@ -23,7 +21,7 @@ from ddm_jax.estimators import (
     make_synset_influence,
 )
 from ddm_jax.estimators.contract import joint_estimator
-from ddm_jax.estimators.ddm import DDMState, DistillInfo, distilled_run, make_outputs
+from ddm_jax.estimators.ddm import DDMState, distilled_run, make_outputs, undistilled
 from ddm_jax.judge.problem import Problem, retraining_of, trainer_of
 from ddm_jax.synset import all_members
 from ddm_jax.types import Array, Batch, Estimator, Groups, TrainRun, length
@@ -66,8 +64,8 @@ def make_real_data(problem: Problem, chosen: Settings) -> Estimator:
     task, (_, update) = problem.task, _settings(problem, chosen)
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> DDMState:
-        synset, nothing = all_members(task, data, groups), np.zeros(groups.count, np.float32)
-        return distilled_run(run, synset, DistillInfo(synset, nothing[:1], nothing, nothing))
+        synset = all_members(task, data, groups)
+        return distilled_run(run, synset, undistilled(synset))
 
     return _at_cost(problem, update, fit, "real_data")
 

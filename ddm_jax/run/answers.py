@@ -143,7 +143,7 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
     arrays = {"outputs": outputs, "without": gone, "summed": summed}
     found = check_of_run(run)
     if found is not None:
-        away = moved_share(mask[1:], run.groups)
+        away = moved_share(mask[1:], run.groups.shares())
         intervals = checking.intervals_of(found, run.groups)
         wide = half_widths(intervals, -joint[None], away, reach(found.scores))[0]
         rows[0].insert(3, f"{LEVEL:.0%} of retrainings")

@@ -42,12 +42,14 @@ def intervals_of(check: Check, groups: Groups) -> Intervals:
     full = truth.full[:seeds, None]
     retrained = np.concatenate([truth.single[:seeds] - full, truth.subsets[:seeds] - full], 1)
     predicted = np.concatenate([alone, changes])
-    return fit_intervals(predicted, retrained, moved_share(masks, groups), reach(check.scores))
+    return fit_intervals(
+        predicted, retrained, moved_share(masks, groups.shares()), reach(check.scores)
+    )
 
 
 def half_widths_of(check: Check, groups: Groups) -> np.ndarray:
     """Half of the interval of each score, [K, Q]."""
-    alone = moved_share(1 - np.eye(groups.count), groups)
+    alone = moved_share(1 - np.eye(groups.count), groups.shares())
     return half_widths(intervals_of(check, groups), -check.scores, alone, reach(check.scores))
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from ddm_jax import files
+from ddm_jax import checkpoints, files
 from ddm_jax.attribution import Attribution
 from ddm_jax.estimators.ddm import DDMState
 from ddm_jax.run import report
@@ -90,7 +90,7 @@ def keep(run: Finished, name: str, answer: Answer, progress: Progress = SILENT) 
             title=answer.title,
             sentences=answer.sentences,
             table=answer.table,
-            attribution=files.metadata(run.workdir / "attribution")["digest"],
+            attribution=checkpoints.metadata(run.workdir / "attribution")["digest"],
             command=" ".join(["ddm", *sys.argv[1:]]),
             versions=versions(),
             sums={

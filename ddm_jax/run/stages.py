@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddm_jax import files
+from ddm_jax import checkpoints, files
 from ddm_jax.distill import Loop, straight_through
 from ddm_jax.estimators.ddm import distilled_run
 from ddm_jax.judge.program import program_digest
@@ -108,7 +108,7 @@ def run_stage(
         settings.save(new, workdir / CONFIG)
         place = _place(workdir, _stage(name))
         for done in (place, place.with_name(f"{place.name}.partial")):
-            files.remove(done)
+            checkpoints.remove(done)
         bring(plan, workdir, (name,), progress)
 
 

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 import ddm_jax
-from ddm_jax import files
+from ddm_jax import checkpoints, files
 from ddm_jax.distill import Step
 from ddm_jax.run import settings
 from ddm_jax.run.settings import Config
@@ -90,7 +90,7 @@ def alone(workdir: Path, progress: Progress = SILENT) -> Iterator[None]:
     """
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"{workdir} is a file; use another --workdir")
-    files.check_folder(workdir)
+    checkpoints.check_folder(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     others = [file for file in workdir.iterdir() if not file.name.startswith((LOCK, CONFIG))]
     if others and not (workdir / CONFIG).exists():
@@ -155,12 +155,12 @@ def stale(path: Path, made: Made) -> list[str] | None:
     Raises:
         ValueError: when it is damaged.
     """
-    if not files.exists(path):
+    if not checkpoints.exists(path):
         return None
     try:
-        return Made(**files.metadata(path)["made"]).changes(made)
+        return Made(**checkpoints.metadata(path)["made"]).changes(made)
     except ValueError:
-        if b'"sum":' in (path / files.MANIFEST).read_bytes():
+        if b'"sum":' in (path / checkpoints.MANIFEST).read_bytes():
             return ["it is of version 0.8"]
         raise
 
@@ -186,7 +186,7 @@ def keep(
     changes = stale(path, made)
     if changes == []:
         progress.say(f"{what}: done before")
-        return files.load(path, like), files.metadata(path)
+        return checkpoints.load(path, like), checkpoints.metadata(path)
     progress.say(f"{what}: again, for {'; '.join(changes)}" if changes else what)
     begin = time.perf_counter()
     before = 0.0
@@ -195,13 +195,13 @@ def keep(
         nonlocal before
         position = 0
         if stale(partial, made) == []:
-            if files.fits(partial, carry):
+            if checkpoints.fits(partial, carry):
                 carry = jax.tree.map(
                     lambda old, new: np.array(new) if isinstance(old, np.ndarray) else new,
                     carry,
-                    files.load(partial, carry),
+                    checkpoints.load(partial, carry),
                 )
-                kept = files.metadata(partial)
+                kept = checkpoints.metadata(partial)
                 position, before = kept["position"], kept["seconds"]
                 progress.say(f"  picking up at {position} of {total}")
             else:
@@ -211,7 +211,7 @@ def keep(
         def save() -> None:
             seconds = before + time.perf_counter() - begin
             told = {"made": asdict(made), "position": position, "seconds": seconds}
-            files.save(partial, carry, told)
+            checkpoints.save(partial, carry, told)
 
         saved = time.perf_counter()
         try:
@@ -235,8 +235,8 @@ def keep(
         "seconds": seconds,
         "versions": versions(),
     }
-    files.save(path, result, told)
-    files.remove(partial)
+    checkpoints.save(path, result, told)
+    checkpoints.remove(partial)
     progress.say(f"  {seconds:.1f} s")
     return result, told
 
@@ -271,7 +271,7 @@ def kept_answers(
 
     One that is damaged is named and left out.
     """
-    current = files.metadata(workdir / "attribution")["digest"]
+    current = checkpoints.metadata(workdir / "attribution")["digest"]
     found = []
     for path in sorted((workdir / ANSWERS).glob("*.json")):
         try:
