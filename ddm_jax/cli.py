@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -291,7 +292,9 @@ def _numbers(text: str, option: str) -> list[int]:
 
 
 def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    """What stands between commas; a part with a comma in it is quoted, '"Rome, centre",Oslo'."""
+    parts = next(csv.reader([text], skipinitialspace=True), [])
+    return [part.strip() for part in parts if part.strip()]
 
 
 @app.command("settings")

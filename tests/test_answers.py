@@ -11,7 +11,7 @@ import pytest
 from command import ddm
 from tiny_run import finished, read_stages, tiny_config  # noqa: F401
 
-from ddm_jax import checkpoints, metrics, unlearn
+from ddm_jax import checkpoints, cli, metrics, unlearn
 from ddm_jax.attribution import Attribution
 from ddm_jax.run import answers, stages
 from ddm_jax.run.finished import Answer, keep, open_finished
@@ -282,3 +282,14 @@ def test_a_mistake_is_one_line(finished, words, said):  # noqa: F811
     result = ddm(words[0], "--workdir", finished, *words[1:])
     assert result.exit_code == 1
     assert said in result.output
+
+
+def test_groups_are_asked_by_name_and_never_by_place_where_names_are_numbers(run):
+    names = ("10", "20", "Rome, centre", *(f"g{k}" for k in range(7)))
+    named = run._replace(groups=dataclasses.replace(run.groups, names=names))
+    assert answers._groups(named, ["20", "Rome, centre"]).tolist() == [1, 2]
+    with pytest.raises(ValueError, match="name some of 10, 20"):
+        answers._groups(named, ["3"])
+    plain = run._replace(groups=dataclasses.replace(run.groups, names=("a, b", *"cdefghijk")))
+    assert answers._groups(plain, ["3"]).tolist() == [3]
+    assert cli._parts('"a, b",c') == ["a, b", "c"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -149,7 +150,7 @@ def test_a_card_of_another_task_is_refused(path):
     with pytest.raises(ValueError, match="parameters of this task have the shapes"):
         ddm.load_card(path, task(hidden=9))
     with pytest.raises(ValueError, match="outputs of this task are not those"):
-        ddm.load_card(path, objectives.explain(task(), "loss"))
+        ddm.load_card(path, objectives.explain(task(), "probability"))
     other = ddm.classification(ddm.models.MLP(10, (8,)), (8, 8, 1))
     assert ddm.load_card(path, other).names is not None
 
@@ -238,3 +239,31 @@ def test_a_card_forgets(card, path, state):
     before = ddm.trajectory_point(state.checkpoints, 0.0)
     with pytest.raises(AssertionError):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, before)
+
+
+def test_what_a_card_cannot_hold_is_refused_when_it_is_written(state, tmp_path):
+    """It was written, and could never be read."""
+
+    class Pair(NamedTuple):
+        image: jax.Array
+
+    items = state.synset.items
+    for x, what in ((Pair(items.x), "Pair"), ({10: items.x}, "dict")):
+        odd = state._replace(synset=state.synset._replace(items=ddm.Batch(x, items.y)))
+        card = cards.make_card(odd, UPDATE, GROUPS)
+        with pytest.raises(ValueError, match=f"x of an item is {what}"):
+            cards.save_card(tmp_path / "card", card, task(), split().train, include_examples=True)
+    with pytest.raises(ValueError, match="there are 2 groups, and the synset has 10"):
+        cards.make_card(state, UPDATE, as_groups(np.arange(120) % 2))
+
+
+def test_a_task_that_is_nearly_the_cards_is_refused(path):
+    own = task()
+
+    def near(params, batch):
+        return own.loss(jax.tree.map(lambda leaf: 1.01 * leaf, params), batch)
+
+    with pytest.raises(ValueError, match="losses of this task are not those"):
+        ddm.load_card(path, own._replace(loss=near))
+    with pytest.raises(ValueError, match="lower_is_better"):
+        ddm.load_card(path, own._replace(lower_is_better=not own.lower_is_better))

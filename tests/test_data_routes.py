@@ -556,3 +556,66 @@ def test_a_row_in_words():
     assert said.splitlines()[0] == "age = 1000.2"
     assert set(said.splitlines()[1:]) == {"city = Rome", "member = True"}
     assert describe(split, split.train.x[1]).count("\n") == 2
+
+
+# What hard use found
+
+
+def _frame(**columns):
+    draw = np.random.default_rng(0)
+    return pandas.DataFrame(
+        {"a": draw.normal(size=40), "b": draw.normal(size=40), "y": ["p", "q"] * 20} | columns
+    )
+
+
+def test_numbers_of_groups_are_the_same_however_they_are_written():
+    written = ["10.0", "20", "-1.0", ""] * 10  # as pandas writes a column with gaps
+    found = data.load(_frame(g=written), groups="g").groups
+    assert found.names == ("10", "20")
+    assert (np.asarray(found.ids) < 0).any()
+    told = data.load(_frame(g=written), groups="g").told
+    assert any(line.startswith("  2 groups; ") for line in told)
+    with pytest.raises(ValueError, match="a group is inf"):
+        data.load(_frame(g=[1.0, np.inf] * 20), groups="g")
+
+
+def test_spaces_around_a_text_are_no_part_of_it():
+    assert data.load(_frame(y=["p", "p ", "q", " q"] * 10)).classes == ("p", "q")
+
+
+def test_parts_of_other_types_are_refused(tmp_path):
+    x = np.random.default_rng(0).random((20, 4, 4)).astype(np.float32)
+    y = np.arange(20) % 2
+    np.savez(tmp_path / "own.npz", x=x, y=y, x_test=(255 * x).astype(np.uint8), y_test=y)
+    with pytest.raises(ValueError, match="x is float32 and x_test uint8"):
+        data.load(tmp_path / "own.npz")
+    np.save(tmp_path / "plain.npy", x)
+    (tmp_path / "plain.npy").rename(tmp_path / "plain.npz")
+    with pytest.raises(ValueError, match="cannot be read as"):
+        data.load(tmp_path / "plain.npz")
+
+
+def test_numbers_that_are_too_large_are_refused():
+    with pytest.raises(ValueError, match=r"column 'a' has numbers beyond 1e\+30"):
+        data.load(_frame(a=1e200 * np.arange(40)))
+    with pytest.raises(ValueError, match="the target reaches"):
+        data.load(_frame(y=1e60 * np.arange(1.0, 41.0)))
+
+
+def test_files_that_are_not_used_are_told(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for place in range(3):
+            shade = np.full((8, 8), 40 * place + 10 * len(name) + (name == "dog"), np.uint8)
+            Image.fromarray(shade).save(tmp_path / name / f"{place}.png")
+        (tmp_path / name / "x.webp").write_bytes(b"")
+    assert "  files not used: 2 .webp" in data.load(tmp_path).told
+
+
+def test_a_network_for_images_is_refused_for_a_table(tmp_path):
+    _frame().to_csv(tmp_path / "own.csv", index=False)
+    chosen = config.override(
+        config.preset("own"), [f"data.name={tmp_path / 'own.csv'}", "model.kind=convnet"]
+    )
+    with pytest.raises(ValueError, match=r"model\.kind=convnet is for images"):
+        make_plan(chosen)

@@ -287,3 +287,13 @@ def test_where_nothing_is_chosen_there_are_defaults():
     found = settled(UpdateSettings())
     assert (found.steps, found.batch, found.schedule, found.rewind) == (100, 250, "constant", 0.0)
     assert found.learning_rate is None
+
+
+def test_data_that_are_not_those_of_the_synset_are_refused(state):
+    """Points without a group dropped out, and nobody was told."""
+    train = split().train
+    with pytest.raises(ValueError, match="120 training points and groups of 40"):
+        on_all_data(state, task(), train, ddm.as_groups(np.arange(40) % 10))
+    for ids in (np.repeat(np.arange(10), [30] + [10] * 9), np.arange(120) % 11 - 1):
+        with pytest.raises(ValueError, match="not those that the synset was distilled of"):
+            on_all_data(state, task(), train, ddm.as_groups(ids))

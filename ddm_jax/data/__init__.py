@@ -20,6 +20,8 @@ from ddm_jax.data.split import Source, Split, make_batch
 from ddm_jax.data.tfds import tfds_source
 from ddm_jax.types import Batch
 
+LARGEST = 1e30  # of a number; squares of larger ones are beyond single precision
+
 __all__ = ["Split", "is_own", "load", "make_batch"]
 
 
@@ -140,11 +142,21 @@ def load(
     elif normalise == "standard":
         offset = train_pixels.mean((0, 1, 2), dtype=np.float64).astype(np.float32)
         scale = np.maximum(train_pixels.std((0, 1, 2), dtype=np.float64), 1e-6).astype(np.float32)
+    wild = ~np.isfinite(scale) | (np.abs(offset) > LARGEST) | (scale > LARGEST)
+    if wild.any():
+        place = int(np.flatnonzero(wild)[0])
+        named = source.features[place][0] if source.features else str(place)
+        raise ValueError(
+            f"{name}: column {named!r} has numbers beyond {LARGEST:g}; bring it in other units, or "
+            "leave it out"
+        )
     if is_same(train_pixels):
         raise ValueError(f"{name}: all training examples are equal; nothing can be learnt of them")
-    grouped = None
+    grouped, told = None, source.told
     if source.groups is not None:
         grouped = read_groups(source.groups[train_ids], name)
+        none = int((np.asarray(grouped.ids) < 0).sum())
+        told += (f"  {grouped.count} groups; {none} of {len(train_ids)} examples in none",)
     return Split(
         name=name,
         train=_batch((train_pixels - offset) / scale, train_labels, source),
@@ -160,7 +172,7 @@ def load(
         shown_train=_rows_of(source.originals, train_ids),
         shown_test=_rows_of(source.originals, test_ids),
         groups=grouped,
-        told=source.told,
+        told=told,
     )
 
 
@@ -173,6 +185,8 @@ def _batch(x: np.ndarray, labels: np.ndarray, source: Source) -> Batch:
     if source.classes:
         return make_batch(x, labels, len(source.classes))
     batch = make_batch(x, np.zeros(len(x), np.int64), 2)
+    if np.abs(labels).max() > LARGEST:
+        raise ValueError(f"the target reaches {np.abs(labels).max():.3g}; bring it in other units")
     return batch._replace(y=labels[:, None].astype(batch.x.dtype))
 
 

@@ -34,6 +34,11 @@ def npz_examples(path: Path, reading: Reading) -> Examples:
                 "agree but for the first"
             )
         _check(found["x_test"], found["y_test"], str(path), "_test")
+        kinds = found["x_test"].dtype.kind, x.dtype.kind
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"{path}: x is {x.dtype} and x_test {found['x_test'].dtype}; bring both as one type"
+            )
         if y.dtype.kind != found["y_test"].dtype.kind and "U" in (
             y.dtype.kind,
             found["y_test"].dtype.kind,
@@ -73,7 +78,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
             for name in KNOWN:
                 if name in there:
                     found[name] = np.asarray(stored[name])
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, TypeError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         if "allow_pickle" in str(error):
             raise ValueError(
                 f"{path} holds an array of Python objects, which is not read: save numbers, or "
@@ -132,7 +137,8 @@ def _fit(x: np.ndarray) -> tuple[str, Any]:
     def fit(rows: np.ndarray) -> Fitted:
         axes = tuple(range(x.ndim - 1))
         some = x[rows].astype(np.float64)
-        scale = np.maximum(some.std(axes), 1e-12)
+        with np.errstate(over="ignore"):  # what is too large is refused
+            scale = np.maximum(some.std(axes), 1e-12)
         return Fitted(lambda rows, image_size: x[rows].astype(np.float64), some.mean(axes), scale)
 
     return "arrays", fit

@@ -76,7 +76,7 @@ def read_column(name: str, series: Any, where: str, infer: bool) -> Column:
         return Column(name, "boolean", np.asarray(listed, bool), missing)
     values = np.full(len(listed), None, object)
     for place in present:
-        values[place] = str(listed[place])
+        values[place] = str(listed[place]).strip()
     return Column(name, "category", values, missing)
 
 
@@ -169,7 +169,8 @@ def encode(columns: list[Column], rows: np.ndarray, where: str) -> Encoded:
     x = np.concatenate(parts, 1)
     offset, scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
     offset[standard] = x[rows][:, standard].mean(0)
-    scale[standard] = np.maximum(x[rows][:, standard].std(0), 1e-300)
+    with np.errstate(over="ignore"):  # what is too large is refused by its name
+        scale[standard] = np.maximum(x[rows][:, standard].std(0), 1e-300)
     words = {
         "number": "numbers, standardised",
         "boolean": "true or false",

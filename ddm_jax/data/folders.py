@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ class Folder(NamedTuple):
     files: list[Path]  # M
     labels: np.ndarray  # [M] names of their subfolders
     test_from: int | None  # the first of the test part
+    told: tuple[str, ...] = ()  # what was not used
 
 
 def find_files(path: Path, endings: tuple[str, ...]) -> Folder:
@@ -47,7 +49,14 @@ def find_files(path: Path, endings: tuple[str, ...]) -> Folder:
         if not classes:
             raise ValueError(f"{part} has no subfolders; put the files of each class in one")
         counts.append(len(files))
-    return Folder(str(path), files, np.asarray(labels), counts[0] if len(parts) > 1 else None)
+    used, left = set(files), Counter[str]()
+    for each in path.rglob("*"):
+        if _is_shown(each) and not each.is_dir() and each not in used:
+            left[each.suffix.lower() or "without an ending"] += 1
+    said = ", ".join(f"{count} {ending}" for ending, count in sorted(left.items()))
+    told = (f"  files not used: {said}",) if said else ()
+    first = counts[0] if len(parts) > 1 else None
+    return Folder(str(path), files, np.asarray(labels), first, told)
 
 
 def endings_in(path: Path) -> set[str]:

@@ -17,8 +17,8 @@ def read_groups(values: np.ndarray, where: str) -> Groups:
     Raises:
         ValueError: for fewer than two groups.
     """
-    listed = [_plain(each) for each in values.tolist()]
-    present: list[Any] = [each for each in listed if each is not None]
+    listed = _whole([_plain(each, where) for each in values.tolist()])
+    present = [each for each in listed if each is not None]
     try:
         known = sorted(set(present), key=int)
     except ValueError:
@@ -33,11 +33,22 @@ def read_groups(values: np.ndarray, where: str) -> Groups:
     return Groups(ids, len(known), tuple(known))
 
 
-def _plain(value: Any) -> str | None:
-    """The name of a group, or None for the background."""
+def _plain(value: Any, where: str) -> str | None:
+    """The name of a group, or None where there is none."""
     if value is None or value != value:
         return None
-    if isinstance(value, float) and value == int(value):
-        value = int(value)
+    if isinstance(value, float) and np.isinf(value):
+        raise ValueError(f"{where}: a group is {value}; name it, or leave it empty")
     text = (value.decode() if isinstance(value, bytes) else str(value)).strip()
-    return None if text in ("", "-1") else text
+    return text or None
+
+
+def _whole(names: list[str | None]) -> list[str | None]:
+    """Without the background; and 3 where all names are numbers and this one is written 3.0."""
+    try:
+        numbers = [None if name is None else float(name) for name in names]
+    except ValueError:
+        return [None if name == "-1" else name for name in names]
+    if not all(number is None or number == round(number) for number in numbers):
+        return names
+    return [None if number in (None, -1) else str(int(number)) for number in numbers]

@@ -129,7 +129,8 @@ def _labels(column: Column, where: str) -> np.ndarray:
     gone = np.flatnonzero(column.missing)
     if gone.size:
         raise ValueError(
-            f"{where}, row {gone[0] + 1}: the target {column.name!r} is missing; remove that row"
+            f"{where}, row {gone[0] + 1}: the target {column.name!r} is missing ({gone.size} in "
+            "all); remove such rows, or name another with data.target="
         )
     if column.kind == "category":
         return column.values.astype(str)

@@ -71,7 +71,8 @@ def folder_examples(folder: Folder, reading: Reading) -> Examples:
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is no UTF-8 text; save it as UTF-8, or remove it") from error
     where = folder.where
-    return text_examples(texts, folder.labels, where, reading, test_from=folder.test_from)
+    found = text_examples(texts, folder.labels, where, reading, test_from=folder.test_from)
+    return found._replace(told=(*found.told, *folder.told))
 
 
 def jsonl_examples(path: Path, reading: Reading) -> Examples:

@@ -161,8 +161,23 @@ def on_all_data(state: DDMState, task: Task, data: Batch, groups: Groups) -> DDM
     """The same run with all of its training data in place of the synset.
 
     What updates reach with it is what a perfect synset would; a step costs the same.
+
+    Raises:
+        ValueError: for data and groups that are not those of the synset.
     """
-    return state._replace(synset=all_members(task, data, groups))
+    if len(np.asarray(groups.ids)) != length(data):
+        raise ValueError(
+            f"there are {length(data)} training points and groups of {len(groups.ids)}; pass those "
+            "that the synset was distilled of"
+        )
+    synset, old = all_members(task, data, groups), state.synset
+    same = synset.share.shape == old.share.shape and np.allclose(synset.share, old.share, atol=1e-6)
+    if not same or (synset.background is None) != (old.background is None):
+        raise ValueError(
+            "these groups are not those that the synset was distilled of: their sizes differ; pass "
+            "the same data and groups"
+        )
+    return state._replace(synset=synset)
 
 
 def apart_from_background(synset: Synset, count: int) -> Synset:

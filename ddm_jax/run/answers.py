@@ -326,13 +326,18 @@ def compare_networks(first: Finished, second: Finished, top: int = 5) -> Answer:
 def _groups(run: Finished, groups: Sequence[int | str]) -> np.ndarray:
     """The groups that are asked about, by their numbers, or their names where they have some."""
     count, names = run.groups.count, run.groups.names or ()
+    numbered = any(name.lstrip("-").isdigit() for name in names)  # a number is a name then
     try:
-        found = [names.index(each) if each in names else int(each) for each in groups]
+        found = [
+            names.index(str(each)) if str(each) in names or numbered else int(each)
+            for each in groups
+        ]
     except ValueError as error:
         shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
         allowed = f"some of {shown}" if names else f"integers in 0..{count - 1}"
         raise ValueError(
-            f"groups {', '.join(map(str, groups))}: name {allowed}, with commas between"
+            f"groups {', '.join(map(str, groups))}: name {allowed}, with commas between (a name "
+            "with a comma in it quoted: '\"a, b\",c')"
         ) from error
     gone = np.unique(np.asarray(found, int))
     wrong = gone[(gone < 0) | (gone >= count)]

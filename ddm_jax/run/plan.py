@@ -51,6 +51,11 @@ def make_plan(config: Config) -> Plan:
         "convnet": {"width": model.width, "depth": model.depth, "norm": model.norm},
         "resnet": {"width": model.width, "blocks": model.blocks, "norm": model.norm},
     }
+    if model.kind in ("convnet", "resnet") and len(shape) != 3:
+        raise ValueError(
+            f"model.kind={model.kind} is for images, and an example here has the shape {shape}; "
+            "use model.kind=mlp"
+        )
     module = make_module(model.kind, len(split.classes), **options[model.kind])
     task = objectives.explain(classification(module, shape), config.online.objective)
     inputs = {"data": files.digest(*split.train, *split.test)}
