@@ -173,6 +173,7 @@ def load(
         shown_test=_rows_of(source.originals, test_ids),
         groups=grouped,
         told=told,
+        targets="distribution" if source.classes else "any",
     )
 
 

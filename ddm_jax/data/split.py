@@ -34,6 +34,7 @@ class Split(NamedTuple):
     shown_test: Any = None  # the same of Q
     groups: Groups | None = None  # of the training part, where the data bring them
     told: tuple[str, ...] = ()  # how the data were read, in lines for the user
+    targets: str = "distribution"  # what y holds, in the words of `Task.targets`
 
     def pixels(self, x: np.ndarray) -> np.ndarray:
         """Undo the normalisation: pixels in [0, 1]."""
