@@ -48,7 +48,12 @@ def load(
     Data of one's own are an .npz of arrays (`x`, `y`, and maybe `x_test`, `y_test`, `groups`,
     `names`), a table (.csv, .tsv, .parquet or a pandas DataFrame), a folder of images or of texts
     with a subfolder a class, lines of JSON with a text and a label (.jsonl), or a folder that
-    Hugging Face's datasets saved. Where they have no test part, a fifth of each class becomes one.
+    Hugging Face's datasets saved. In Python they may be a dict of such arrays or a pair (x, y), a
+    torch Dataset or any sequence of pairs (x, y), a list of dicts with a text and a label, or
+    (train, test) of two such. Where they have no test part, a fifth of each class becomes one.
+
+    Several targets are `y [N, C]`: labels, of which any number may hold, where all are 0 or 1, or
+    true or false, or lists of texts; else numbers. `Split.targets` says which.
 
     "digits" is scikit-learn's handwritten digits (1,797 images of 8x8, no download), cut at
     random into 1,000 for training and 797 for testing. Any other name is a TFDS data set with
@@ -56,7 +61,7 @@ def load(
     its test part is the split "test", else "validation", else a fifth of "train".
 
     Args:
-        name: a path, a DataFrame, "digits", or a TFDS name such as "mnist" or "cifar10:3.0.2".
+        name: a path, data in Python, "digits", or a TFDS name such as "mnist" or "cifar10:3.0.2".
         train_size: training points N; default all.
         test_size: test points Q; default all.
         seed: fixes the split, the draws and the flipped labels.
@@ -71,7 +76,8 @@ def load(
             "0.1307/0.3081", uses these.
         image_size: resize all images to this height and width; needed where they differ.
         data_dir: where TFDS keeps prepared data; default TFDS's own.
-        target: the column to predict; default one named target, label, class or y, else the last.
+        target: the column to predict, or several with commas between; default one named target,
+            label, class or y, else the last.
         groups: the column that says the group of each row; -1 and what is missing are background.
         drop: columns to leave out.
         missing: "refuse" missing values, or "impute" the median, and a category of their own.
@@ -101,7 +107,7 @@ def load(
     reading = Reading(target, groups, tuple(drop), missing, words)
     if is_own(name, data_dir):
         source = own_source(name, reading, draw, original)
-        name = name if isinstance(name, str) else "DataFrame"
+        name = name if isinstance(name, str) else type(name).__name__
     elif reading != Reading(words=words):
         raise ValueError(f"{name}: target, groups, drop and missing are of tables of your own")
     elif name == "digits":
@@ -110,12 +116,15 @@ def load(
         source = tfds_source(name, data_dir, draw, original)
     if source.kind != "images" and (normalise != "unit" or image_size is not None):
         raise ValueError(f"normalise and image_size are for images; {name} are {source.kind}")
-    if not source.classes and label_noise:
-        raise ValueError(f"label_noise={label_noise} flips classes; the target is a number")
+    if source.targets != "distribution" and label_noise:
+        what = "several labels" if source.classes else "a number"
+        raise ValueError(f"label_noise={label_noise} flips classes; the target is {what}")
     train_ids = _choose(draw, source.train_rows, train_size, "train_size", name, original)
     test_ids = _choose(draw, source.test_rows, test_size, "test_size", name, original)
     train_pixels, train_labels = source.read(source.train_split, train_ids, image_size)
     test_pixels, test_labels = source.read(source.test_split, test_ids, image_size)
+    if source.targets == "labels":
+        _check_labels(train_labels, source.classes, name)
 
     flipped = np.zeros(len(train_ids), bool)
     if label_noise:
@@ -173,7 +182,7 @@ def load(
         shown_test=_rows_of(source.originals, test_ids),
         groups=grouped,
         told=told,
-        targets="distribution" if source.classes else "any",
+        targets=source.targets,
     )
 
 
@@ -183,12 +192,22 @@ def is_same(x: np.ndarray) -> bool:
 
 
 def _batch(x: np.ndarray, labels: np.ndarray, source: Source) -> Batch:
-    if source.classes:
+    if source.targets == "distribution":
         return make_batch(x, labels, len(source.classes))
     batch = make_batch(x, np.zeros(len(x), np.int64), 2)
     if np.abs(labels).max() > LARGEST:
         raise ValueError(f"the target reaches {np.abs(labels).max():.3g}; bring it in other units")
-    return batch._replace(y=labels[:, None].astype(batch.x.dtype))
+    return batch._replace(y=labels.astype(batch.x.dtype))
+
+
+def _check_labels(held: np.ndarray, labels: Sequence[str], name: str) -> None:
+    """What holds in no training example [N, C], or in all of them, cannot be learnt."""
+    for label, share in zip(labels, held.mean(0), strict=True):
+        if share in (0, 1):
+            raise ValueError(
+                f"{name}: label {label!r} holds in {'all' if share else 'none'} of the {len(held)} "
+                "training examples, which cannot be learnt; leave it out, or bring others"
+            )
 
 
 def _rows_of(originals: Any, rows: np.ndarray) -> Any:

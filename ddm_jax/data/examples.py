@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,11 +35,11 @@ class Examples(NamedTuple):
 
     where: str  # the file or folder, for messages
     kind: str  # images, table, texts or arrays
-    labels: np.ndarray  # [M] of any kind
+    labels: np.ndarray  # [M] of any kind, or [M, C] of numbers
     fit: Callable[[np.ndarray], Fitted]  # of the training rows [n]
     test_from: int | None = None  # the first row of a test part; None: it is to be cut
     target: str = "label"  # what the labels are called there
-    names: tuple[str, ...] | None = None  # of the classes, where the data bring them
+    names: tuple[str, ...] | None = None  # of classes or columns, where the data bring them
     groups: Any = None  # [M] names or numbers; -1 and what is missing are background
     originals: Any = None  # a DataFrame of M rows, or M texts
     told: tuple[str, ...] = ()  # lines for the user
@@ -52,3 +53,20 @@ def close_to(name: str, known: Any) -> str:
     close = difflib.get_close_matches(name, known, 1)
     shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
     return f"did you mean {close[0]!r}?" if close else f"there are {shown}"
+
+
+def read_text(path: Path) -> str:
+    """A file of UTF-8 text, with its ends of lines as they are.
+
+    Raises:
+        ValueError: for bytes that are no UTF-8.
+    """
+    stored = path.read_bytes()
+    try:
+        return stored.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = stored.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line}: byte 0x{stored[error.start]:02x} is no UTF-8; save the file as "
+            "UTF-8"
+        ) from error

@@ -11,6 +11,7 @@ import numpy as np
 from ddm_jax.data.examples import Examples, Reading, close_to
 from ddm_jax.data.images import pixels_of, stacked
 from ddm_jax.data.table import TARGETS, table_examples
+from ddm_jax.data.targets import as_labels
 from ddm_jax.data.texts import text_examples
 
 MARKS = ("dataset_dict.json", "state.json")
@@ -49,12 +50,12 @@ def saved_examples(path: Path, reading: Reading) -> Examples:
     def column(name: str) -> list[Any]:
         return [*loaded[name], *(test[name] if test is not None else [])]
 
-    labels = np.asarray(column(target))
+    labels, listed = as_labels(column(target), target, lambda row: f"{where}, row {row + 1}")
     class_names = getattr(loaded.features.get(target), "names", None)
     told: dict[str, Any] = {
         "target": target,
         "test_from": None if test is None else len(loaded),
-        "names": tuple(class_names) if class_names else None,
+        "names": tuple(class_names) if class_names else listed,
         "groups": None if reading.groups is None else np.asarray(column(reading.groups), object),
     }
     left = [name for name in names if name not in (target, reading.groups, *reading.drop)]
@@ -64,9 +65,10 @@ def saved_examples(path: Path, reading: Reading) -> Examples:
         return text_examples(column(left[0]), labels, where, reading, **told)
     import pandas
 
-    frame = pandas.DataFrame({name: column(name) for name in [*left, target]})
+    frame = pandas.DataFrame({name: column(name) for name in left})
+    frame[target] = 0 if labels.ndim > 1 else labels  # several are as they were read
     read = table_examples(frame, where, reading._replace(target=target, groups=None, drop=()))
-    return read._replace(**told, labels=labels if class_names else read.labels)
+    return read._replace(**told, labels=labels if class_names or labels.ndim > 1 else read.labels)
 
 
 def _image_examples(images: list[Any], labels: np.ndarray, where: str, told: Any) -> Examples:

@@ -20,9 +20,9 @@ class Split(NamedTuple):
     """
 
     name: str
-    train: Batch  # x [N, H, W, D] of images, [N, D] of a table or texts; y [N, C] one-hot
-    test: Batch  # x [Q, ...], y [Q, C]; y [N, 1] and [Q, 1] where the target is a number
-    classes: tuple[str, ...]  # C names; none where the target is a number
+    train: Batch  # x [N, H, W, D] of images, [N, D] of a table or texts; y [N, C]
+    test: Batch  # x [Q, ...], y [Q, C]; one-hot, or as `targets` says
+    classes: tuple[str, ...]  # C names of classes or labels; none where targets are numbers
     train_ids: np.ndarray  # [N] int, row in the source's training split, or in a file of one's own
     test_ids: np.ndarray  # [Q] int, row in the source's test split, or in that file
     flipped: np.ndarray  # [N] bool, training labels that were flipped
@@ -34,7 +34,9 @@ class Split(NamedTuple):
     shown_test: Any = None  # the same of Q
     groups: Groups | None = None  # of the training part, where the data bring them
     told: tuple[str, ...] = ()  # how the data were read, in lines for the user
-    targets: str = "distribution"  # what y holds, in the words of `Task.targets`
+    # What y holds, in the words of `Task.targets`: "distribution", one-hot rows of classes;
+    # "labels", 1 for each label that holds; or "any", numbers.
+    targets: str = "distribution"
 
     def pixels(self, x: np.ndarray) -> np.ndarray:
         """Undo the normalisation: pixels in [0, 1]."""
@@ -53,7 +55,7 @@ class Source(NamedTuple):
     test_split: str
     train_rows: np.ndarray
     test_rows: np.ndarray
-    # split, rows, image_size -> pixels [n, H, W, D] in [0, 1], labels [n]
+    # split, rows, image_size -> pixels [n, H, W, D] in [0, 1]; classes [n], or targets [n, C]
     read: Callable[[str, np.ndarray, int | None], tuple[np.ndarray, np.ndarray]]
     kind: str = "images"
     offset: np.ndarray | None = None  # [D]; None: as `normalise` says
@@ -62,6 +64,7 @@ class Source(NamedTuple):
     groups: Any = None  # of all rows of a file of one's own
     originals: Any = None  # the same: a DataFrame, or texts
     told: tuple[str, ...] = ()
+    targets: str = "distribution"
 
 
 def make_batch(x: Any, labels: Any, num_classes: int) -> Batch:

@@ -82,22 +82,27 @@ def table_examples(frame: Any, where: str, reading: Reading, infer: bool = False
     frame.columns = names
     if not len(frame):
         raise ValueError(f"{where} has no rows")
-    for setting, asked in (("target", reading.target), ("groups", reading.groups)):
-        if asked is not None and asked not in names:
-            raise ValueError(f"data.{setting}={asked}: no such column; {close_to(asked, names)}")
-    for asked in reading.drop:
-        if asked not in names:
-            raise ValueError(f"data.drop={asked}: no such column; {close_to(asked, names)}")
+    targets = _asked_targets(reading.target, names)
+    groups_asked = [] if reading.groups is None else [reading.groups]
+    for setting, wanted in (("target", targets), ("groups", groups_asked), ("drop", reading.drop)):
+        for asked in wanted:
+            if asked not in names:
+                mend = close_to(asked, names)
+                raise ValueError(f"data.{setting}={asked}: no such column; {mend}")
     left = [name for name in names if name not in reading.drop and name != reading.groups]
-    target = reading.target or next(
-        (name for name in left if name.lower() in TARGETS), left[-1] if left else ""
-    )
-    if target not in left:
-        raise ValueError(f"data.target={target} is dropped, or has the groups; name another column")
-    left.remove(target)
+    guessed = next((name for name in left if name.lower() in TARGETS), left[-1] if left else "")
+    targets = targets or [guessed]
+    for target in targets:
+        if target not in left:
+            raise ValueError(
+                f"data.target={target} is dropped, or has the groups; name another column"
+            )
+        left.remove(target)
+    target = ",".join(targets)
     if not left:
         raise ValueError(f"{where} has no column beside the target {target!r}; it needs one")
-    labels = _labels(read_column(target, frame[target], where, infer), where)
+    read = [read_column(name, frame[name], where, infer) for name in targets]
+    labels = _labels(read[0], where) if len(read) == 1 else _several_labels(read, where)
     columns = [read_column(name, frame[name], where, infer) for name in left]
     for column in columns:
         _check_column(column, where, reading.missing)
@@ -111,7 +116,7 @@ def table_examples(frame: Any, where: str, reading: Reading, infer: bool = False
     if reading.groups is not None:
         groups = frame[reading.groups].astype(object)
         groups = np.asarray(groups.where(groups.notna(), None), object)
-    told = [f"{where}: {len(frame):,} rows, the target is {target!r}{found}"]
+    told = [f"{where}: {len(frame):,} rows, {_called(targets)}{found}"]
     told += [f"  dropped, as asked: {', '.join(reading.drop)}"] if reading.drop else []
     return Examples(
         where=where,
@@ -119,6 +124,7 @@ def table_examples(frame: Any, where: str, reading: Reading, infer: bool = False
         labels=labels,
         fit=fit,
         target=target,
+        names=tuple(targets) if len(targets) > 1 else None,
         groups=groups,
         originals=frame[left],
         told=tuple(told),
@@ -135,6 +141,31 @@ def _labels(column: Column, where: str) -> np.ndarray:
     if column.kind == "category":
         return column.values.astype(str)
     return column.values.astype(np.int64) if column.whole else column.values
+
+
+def _several_labels(columns: list[Column], where: str) -> np.ndarray:
+    """Several targets [M, C]: labels that hold or not, or numbers."""
+    for column in columns:
+        if column.kind == "category" and not column.missing.all():
+            text = column.values[np.flatnonzero(~column.missing)[0]]
+            raise ValueError(
+                f"{where}: column {column.name!r}, one of several targets, holds texts ({text!r}); "
+                "each must be of 0 and 1, true and false, or numbers"
+            )
+    return np.stack([_labels(column, where) for column in columns], 1)
+
+
+def _asked_targets(asked: str | None, names: list[str]) -> list[str]:
+    """The columns that are named, with commas between where there are several."""
+    if asked is None or asked in names:
+        return [] if asked is None else [asked]
+    return list(dict.fromkeys(each.strip() for each in asked.split(",")))
+
+
+def _called(targets: list[str]) -> str:
+    if len(targets) == 1:
+        return f"the target is {targets[0]!r}"
+    return f"the targets are {', '.join(map(repr, targets))}"
 
 
 def _check_column(column: Column, where: str, missing: str) -> None:

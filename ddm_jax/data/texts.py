@@ -6,14 +6,16 @@ import json
 import re
 import zlib
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddm_jax.data.examples import Examples, Fitted, Reading, close_to
+from ddm_jax.data.examples import Examples, Fitted, Reading, close_to, read_text
 from ddm_jax.data.folders import Folder
 from ddm_jax.data.table import TARGETS
+from ddm_jax.data.targets import as_labels
 
 ENDINGS = (".txt",)
 WORD = re.compile(r"\w+")
@@ -66,10 +68,7 @@ def folder_examples(folder: Folder, reading: Reading) -> Examples:
     """
     texts = []
     for path in folder.files:
-        try:
-            texts.append(path.read_text(encoding="utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is no UTF-8 text; save it as UTF-8, or remove it") from error
+        texts.append(read_text(path).replace("\r\n", "\n").replace("\r", "\n"))
     where = folder.where
     found = text_examples(texts, folder.labels, where, reading, test_from=folder.test_from)
     return found._replace(told=(*found.told, *folder.told))
@@ -81,49 +80,68 @@ def jsonl_examples(path: Path, reading: Reading) -> Examples:
     Raises:
         ValueError: for a line that is no such object.
     """
-    lines = []
-    try:
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-            if line.strip():
-                lines.append((number, json.loads(line)))
-                if not isinstance(lines[-1][1], dict):
-                    raise ValueError("no object")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text; save it as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}, line {number}: no JSON object ({error})") from error
-    if not lines:
+    lines: list[int] = []
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}, line {number}: no JSON object ({error})") from error
+            lines.append(number)
+    if not rows:
         raise ValueError(f'{path} is empty; write lines of {{"text": ..., "label": ...}}')
-    first = lines[0][1]
-    target = reading.target or next((name for name in first if name.lower() in TARGETS), "label")
-    texts, labels, groups = [], [], []
-    for number, entry in lines:
-        for name, kinds in (("text", str), (target, str | int | float)):
-            if name not in entry:
+    return row_examples(rows, str(path), lambda row: f"{path}, line {lines[row]}", reading)
+
+
+def row_examples(
+    rows: Sequence[Any],
+    where: str,
+    at: Callable[[int], str],
+    reading: Reading,
+    test_from: int | None = None,
+) -> Examples:
+    """Rows with a text, a label (or a list of the labels that hold) and maybe a group.
+
+    Args:
+        at: where a row is from, for messages.
+
+    Raises:
+        ValueError: for a row without a field or with one of another kind, or a field of groups that
+            no row has.
+    """
+    for place, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise ValueError(f"{at(place)}: no JSON object, but {str(row)[:60]!r}")
+    fields = list(dict.fromkeys(str(name) for row in rows for name in row))
+    guessed = next((name for name in rows[0] if str(name).lower() in TARGETS), "label")
+    target = reading.target or guessed
+    for place, row in enumerate(rows):
+        for name, kinds in (("text", str), (target, str | int | float | list)):
+            if name not in row:
                 mend = "data.target names another" if name == target else "it holds what is read"
+                raise ValueError(f"{at(place)}: no field {name!r} ({mend}); {close_to(name, row)}")
+            if not isinstance(row[name], kinds):
                 raise ValueError(
-                    f"{path}, line {number}: no field {name!r} ({mend}); {close_to(name, entry)}"
+                    f"{at(place)}: {name!r} is {str(json.dumps(row[name], default=str))[:60]}; it "
+                    f"must be a text{', a number or a list' if name == target else ''}"
                 )
-            if not isinstance(entry[name], kinds):
-                raise ValueError(
-                    f"{path}, line {number}: {name!r} is {json.dumps(entry[name])[:60]}; it must "
-                    f"be a text{' or a number' if name == target else ''}"
-                )
-        texts.append(entry["text"])
-        labels.append(entry[target])
-        groups.append(entry.get(reading.groups))
-    if reading.groups is not None and all(group is None for group in groups):
-        raise ValueError(
-            f"data.groups={reading.groups}: no such field in {path}; "
-            f"{close_to(reading.groups, first)}"
-        )
-    kinds_there = {type(label) for label in labels}
-    if str in kinds_there and len(kinds_there) > 1:
-        odd = next(at for at, label in enumerate(labels) if type(label) is not type(labels[0]))
-        raise ValueError(
-            f"{path}, line {lines[odd][0]}: {target!r} is {labels[odd]!r}, of another kind than in "
-            "the lines before; write all as texts, or all as numbers"
-        )
-    named = None if reading.groups is None else np.asarray(groups, object)
-    where = str(path)
-    return text_examples(texts, np.asarray(labels), where, reading, target=target, groups=named)
+    labels, names = as_labels([row[target] for row in rows], target, at)
+    others: dict[str, Any] = {"target": target, "names": names, "test_from": test_from}
+    said: tuple[str, ...] = ()
+    if reading.groups is not None:
+        if reading.groups not in fields:
+            raise ValueError(
+                f"data.groups={reading.groups}: no such field in {where}; "
+                f"{close_to(reading.groups, fields)}"
+            )
+        lacking = [place for place, row in enumerate(rows) if reading.groups not in row]
+        if lacking:
+            said = (
+                f"  no field {reading.groups!r} in {len(lacking)} of {len(rows)} rows, which are "
+                f"in no group; the first is {at(lacking[0])}",
+            )
+        others["groups"] = np.asarray([row.get(reading.groups) for row in rows], object)
+    texts = [row["text"] for row in rows]
+    found = text_examples(texts, labels, where, reading, **others)
+    return found._replace(told=(*found.told, *said))
