@@ -134,6 +134,17 @@ def test_a_dict_brings_groups():
     assert split.groups.names == ("a", "b")
 
 
+def test_lists_and_tensors_in_dicts():
+    listed = [["rain"] * (n % 2) + ["wind"] * (n % 3 == 0) for n in range(40)]
+    split = data.load({"x": X, "y": listed, "groups": ["a", "b"] * 20})
+    assert (split.targets, split.classes) == ("labels", ("rain", "wind"))
+    np.testing.assert_array_equal(split.train.y, HOT[split.train_ids])
+    assert split.groups.names == ("a", "b")
+    rows = [{"text": f"word{n % 7}", "label": Tensor(n % 2)} for n in range(20)]
+    plain = [row | {"label": n % 2} for n, row in enumerate(rows)]
+    assert_same(data.load(rows), data.load(plain))
+
+
 def test_two_frames_are_training_and_test_parts():
     frame = pandas.DataFrame(X, columns=list("abcd")).assign(y=Y)
     split = data.load((frame[:30], frame[30:]), target="y")
@@ -178,6 +189,9 @@ def pairs(**changes):
         ([("a", 0), (X[0], 1)], "the list, example 1: 'text' is .* it must be a text"),
         ((X, 3), "the tuple: y is of type int"),
         ((X, Y[:9]), r"the tuple: y has shape \(9,\); x needs \(40,\)"),
+        ({"x": X}, "the dict holds x; it needs x and y"),
+        ({"x": X, "y": Y, "x_test": X}, "x_test and y_test go together"),
+        ({"x": X, "y": [0] * 39 + ["a"]}, "the dict, example 39: 'y' is 'a', of another kind"),
         ({"x": X, "Y": Y}, "the dict holds 'Y'; did you mean 'y'"),
     ],
 )

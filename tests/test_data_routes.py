@@ -361,7 +361,7 @@ ROWS = "\n".join(f"{i},{i % 3},{'ab'[i % 2]}" for i in range(12))
         (f"age,age,label\n{ROWS}", {}, "has the column 'age' twice"),
         ("a,label\n1,x\n2,x\n", {}, r"the target 'label' is constant \(x\)"),
         ("a,label\n1,x\n1,y\n1,x\n1,y\n", {}, "all rows are equal"),
-        ("a;label\n1;x\n", {}, "has one column 'a;label'; it needs .* commas"),
+        ("a label\n1 x\n", {}, "has one column 'a label'; it needs .* commas"),
         ("", {}, "is empty; it needs a head and rows"),
         ("a,label\n", {}, "has no rows"),
         (

@@ -13,7 +13,7 @@ import numpy as np
 
 from ddm_jax.checks import check_choice, check_integer, check_number
 from ddm_jax.data.digits import digits_source
-from ddm_jax.data.examples import Reading
+from ddm_jax.data.examples import Reading, some_of
 from ddm_jax.data.groups import read_groups
 from ddm_jax.data.own import is_own, own_source
 from ddm_jax.data.split import Source, Split, make_batch
@@ -21,6 +21,7 @@ from ddm_jax.data.tfds import tfds_source
 from ddm_jax.types import Batch
 
 LARGEST = 1e30  # of a number; squares of larger ones are beyond single precision
+SMALL_RANGE = 0.25  # of pixels, as of 12 or 14 bits in files of 16
 
 __all__ = ["Split", "is_own", "load", "make_batch"]
 
@@ -37,9 +38,9 @@ def load(
     normalise: str = "unit",
     image_size: int | None = None,
     data_dir: str | None = None,
-    target: str | None = None,
-    groups: str | None = None,
-    drop: Sequence[str] = (),
+    target: str | int | Sequence[str] | None = None,
+    groups: str | int | None = None,
+    drop: str | Sequence[str] = (),
     missing: str = "refuse",
     words: int = 512,
 ) -> Split:
@@ -104,7 +105,13 @@ def load(
             check_integer(setting, value)
     draw = np.random.default_rng(seed)
     original = order == "original"
-    reading = Reading(target, groups, tuple(drop), missing, words)
+    reading = Reading(
+        target=None if target is None else ",".join(map(str, _listed(target))),
+        groups=None if groups is None else str(groups),
+        drop=tuple(map(str, _listed(drop))),
+        missing=missing,
+        words=words,
+    )
     if is_own(name, data_dir):
         source = own_source(name, reading, draw, original)
         name = name if isinstance(name, str) else type(name).__name__
@@ -163,9 +170,11 @@ def load(
         raise ValueError(f"{name}: all training examples are equal; nothing can be learnt of them")
     grouped, told = None, source.told
     if source.groups is not None:
-        grouped = read_groups(source.groups[train_ids], name)
+        grouped, gone = read_groups(source.groups, train_ids, name)
         none = int((np.asarray(grouped.ids) < 0).sum())
         told += (f"  {grouped.count} groups; {none} of {len(train_ids)} examples in none",)
+        told += (f"  no training example is left of the groups: {some_of(gone)}",) if gone else ()
+    told += _what_is_odd(train_pixels, train_labels, source)
     return Split(
         name=name,
         train=_batch((train_pixels - offset) / scale, train_labels, source),
@@ -184,6 +193,11 @@ def load(
         told=told,
         targets=source.targets,
     )
+
+
+def _listed(names: Any) -> Sequence[Any]:
+    """Names of columns, which may be numbers, as several where one alone is given."""
+    return names if isinstance(names, list | tuple) else [names]
 
 
 def is_same(x: np.ndarray) -> bool:
@@ -208,6 +222,22 @@ def _check_labels(held: np.ndarray, labels: Sequence[str], name: str) -> None:
                 f"{name}: label {label!r} holds in {'all' if share else 'none'} of the {len(held)} "
                 "training examples, which cannot be learnt; leave it out, or bring others"
             )
+
+
+def _what_is_odd(x: np.ndarray, labels: np.ndarray, source: Source) -> tuple[str, ...]:
+    """Lines about training examples that can be learnt of, and may not be as they were meant."""
+    told: tuple[str, ...] = ()
+    if source.targets == "distribution":
+        count = np.bincount(labels, minlength=len(source.classes))
+        gone = [source.classes[place] for place in np.flatnonzero(count == 0)]
+        told += (f"  no training example is left of the classes: {some_of(gone)}",) if gone else ()
+    low, high = x.min(), x.max()
+    if source.kind == "images" and high - low < SMALL_RANGE:
+        told += (
+            f"  all pixels are in {low:.3g}..{high:.3g}, a small part of 0..1; stretch them, or "
+            "say data.normalise=standard",
+        )
+    return told
 
 
 def _rows_of(originals: Any, rows: np.ndarray) -> Any:

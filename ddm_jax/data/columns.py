@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 MOST_CATEGORIES = 50
+# What pandas, R, SQL and spreadsheets write where a value is missing.
+MISSING = (
+    *("", "NA", "N/A", "n/a", "<NA>", "#N/A", "#N/A N/A", "#NA", "NaN", "nan", "-NaN", "-nan"),
+    *("None", "NULL", "null", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+)
+COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?$")  # a number with a decimal comma
 
 
 class Column(NamedTuple):
@@ -58,7 +65,7 @@ def read_column(name: str, series: Any, where: str, infer: bool) -> Column:
         return _number(name, values, missing, where, whole)
     if common == "text" and infer:
         texts = [str(listed[place]).strip() for place in present]
-        numbers = [_as_number(text) for text in texts]
+        numbers = [as_number(text) for text in texts]
         readable = sum(number is not None for number in numbers)
         if readable == len(texts):
             values = np.full(len(listed), np.nan)
@@ -68,6 +75,13 @@ def read_column(name: str, series: Any, where: str, infer: bool) -> Column:
         if 2 * readable > len(texts):
             at = next(index for index, number in enumerate(numbers) if number is None)
             raise ValueError(_mixed(name, where, present[at], texts[at], "number"))
+        commas = [place for place, text in zip(present, texts, strict=True) if COMMA.match(text)]
+        if 2 * (len(commas) + readable) > len(texts) and commas:
+            raise ValueError(
+                f"{where}, row {commas[0] + 1}, column {name!r}: "
+                f"{str(listed[commas[0]]).strip()!r} has a comma; write decimals with a point and "
+                f"thousands without, or leave the column out with data.drop={name}"
+            )
         if {text.lower() for text in texts} <= {"true", "false"}:
             common = "boolean"
             for place, text in zip(present, texts, strict=True):
@@ -98,11 +112,33 @@ def _kind(value: Any) -> str:
     return "text" if isinstance(value, str) else "other"
 
 
-def _as_number(text: str) -> float | None:
+def as_number(text: str) -> float | None:
+    """The number that a text means, or None."""
     try:
         return None if "_" in text else float(text)
     except ValueError:
         return None
+
+
+def missing_words(series: Any) -> Any:
+    """Which texts [M] of a file stand for a missing value."""
+    return series.isna() | series.isin(MISSING)
+
+
+def write_points(frame: Any, name: str) -> bool:
+    """Write the decimal commas of a column as points, where most of its texts are numbers then.
+
+    Returns:
+        whether there are any.
+    """
+    column = frame[name]
+    commas = column.map(lambda text: bool(COMMA.match(str(text).strip())))
+    others = [as_number(str(text)) is not None for text in column[~missing_words(column) & ~commas]]
+    texts = len(others) - sum(others)
+    if not commas.any() or texts >= commas.sum() + sum(others):
+        return False
+    frame[name] = column.where(~commas, column.map(lambda text: str(text).replace(",", ".")))
+    return True
 
 
 def _mixed(name: str, where: str, row: Any, value: Any, common: str) -> str:
@@ -138,10 +174,14 @@ def encode(columns: list[Column], rows: np.ndarray, where: str) -> Encoded:
     parts: list[np.ndarray] = []
     standard: list[bool] = []
     features: list[tuple[str, str | None]] = []
-    said: dict[str, list[str]] = {"number": [], "boolean": [], "category": [], "constant": []}
+    kinds = ("number", "boolean", "category", "constant", "missing")
+    said: dict[str, list[str]] = {kind: [] for kind in kinds}
     filled: list[str] = []
     for column in columns:
         values, name = column.values, column.name
+        if column.missing[rows].all():
+            said["missing"].append(name)
+            continue
         if column.kind == "category":
             values = np.where(column.missing, "missing", values).astype(str)
             known = np.unique(values[rows])
@@ -176,6 +216,7 @@ def encode(columns: list[Column], rows: np.ndarray, where: str) -> Encoded:
         "boolean": "true or false",
         "category": "categories, one number each",
         "constant": "constant, dropped",
+        "missing": "missing in all of the training part, dropped",
     }
     told = [f"  {words[kind]}: {_listed(names)}" for kind, names in said.items() if names]
     told += [f"  missing values filled: {_listed(filled)}"] if filled else []

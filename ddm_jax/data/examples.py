@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +53,11 @@ def close_to(name: str, known: Any) -> str:
     close = difflib.get_close_matches(name, known, 1)
     shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
     return f"did you mean {close[0]!r}?" if close else f"there are {shown}"
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first eight names, with commas between."""
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def read_text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Folders of files: a subfolder a class, of the whole or of each of `train/` and `test/`."""
+"""Folders of files: a subfolder a class, of the whole or of each of a training and a test part."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+# What may hold the test part, the first that there is.
+TEST_PARTS = ("test", "validation", "valid", "val")
 
 
 class Folder(NamedTuple):
@@ -26,8 +29,9 @@ def find_files(path: Path, endings: tuple[str, ...]) -> Folder:
         ValueError: for a subfolder without any.
     """
     parts = [path]
-    if (path / "train").is_dir() and (path / "test").is_dir():
-        parts = [path / "train", path / "test"]
+    held_out = next((name for name in TEST_PARTS if (path / name).is_dir()), None)
+    if (path / "train").is_dir() and held_out is not None:
+        parts = [path / "train", path / held_out]
     files: list[Path] = []
     labels: list[str] = []
     counts = []
@@ -54,8 +58,10 @@ def find_files(path: Path, endings: tuple[str, ...]) -> Folder:
         if _is_shown(each) and not each.is_dir() and each not in used:
             left[each.suffix.lower() or "without an ending"] += 1
     said = ", ".join(f"{count} {ending}" for ending, count in sorted(left.items()))
-    told = (f"  files not used: {said}",) if said else ()
+    told: tuple[str, ...] = (f"  files not used: {said}",) if said else ()
     first = counts[0] if len(parts) > 1 else None
+    if len(parts) > 1 and held_out != TEST_PARTS[0]:
+        told += (f"  {held_out} is the test part",)
     return Folder(str(path), files, np.asarray(labels), first, told)
 
 

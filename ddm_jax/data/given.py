@@ -39,8 +39,7 @@ def given_examples(data: Any, reading: Reading) -> Examples:
     if is_frame(data):
         return table_examples(data, where, reading)
     if isinstance(data, Mapping):
-        arrays = {str(name): as_array(data[name], f"{where}, {name!r}") for name in data}
-        return array_examples(arrays, where, reading)
+        return _of_mapping(data, where, reading)
     if is_parts(data) and is_frame(data[0]) and is_frame(data[1]):
         return _of_frames(data[0], data[1], where, reading)
     if not is_parts(data):
@@ -120,7 +119,7 @@ def _read_part(part: Any, where: str) -> Part:
         raise ValueError(f"{where} has no examples; bring at least two of each class")
     examples = [part[place] for place in range(len(part))]
     if isinstance(examples[0], Mapping):
-        return Part(where, rows=examples)
+        return Part(where, rows=[_plain_row(row, _at(where)(n)) for n, row in enumerate(examples)])
     for place, example in enumerate(examples):
         if not isinstance(example, tuple | list) or len(example) != 2:
             kind = type(example).__name__
@@ -146,6 +145,20 @@ def _read_part(part: Any, where: str) -> Part:
     return Part(where, x=np.stack(arrays), y=labels)
 
 
+def _of_mapping(data: Mapping[Any, Any], where: str, reading: Reading) -> Examples:
+    """The arrays of an .npz; labels may be lists too."""
+    named = (("x", "y", where), ("x_test", "y_test", f"{where}, test"))
+    pairs = [pair for pair in named if pair[0] in data and pair[1] in data]
+    found = {name for pair in pairs for name in pair[:2]}
+    others = {
+        str(name): as_array(data[name], f"{where}, {name!r}") for name in data if name not in found
+    }
+    if "x" not in found:
+        return array_examples(others, where, reading)
+    parts = [_read_part((as_array(data[x], at), data[y]), at) for x, y, at in pairs]
+    return _joined(parts, where, reading, others)
+
+
 def _of_frames(train: Any, test: Any, where: str, reading: Reading) -> Examples:
     import pandas
 
@@ -160,6 +173,16 @@ def _at(where: str) -> Callable[[int], str]:
     return lambda place: f"{where}, example {place}"
 
 
+def _plain_row(row: Any, where: str) -> Any:
+    """A row with its arrays and tensors as numbers; what is no row is refused where it is read."""
+    if not isinstance(row, Mapping):
+        return row
+    return {
+        name: as_array(value, where).tolist() if _is_array(value) else value
+        for name, value in row.items()
+    }
+
+
 def _label(label: Any, where: str) -> Any:
     """A label as a text, a number, or a list of them."""
     if isinstance(label, str | bool | int | float | list | tuple | set | frozenset):
@@ -167,8 +190,10 @@ def _label(label: Any, where: str) -> Any:
     return as_array(label, where).tolist()
 
 
-def _joined(parts: list[Part], where: str, reading: Reading) -> Examples:
-    """The one part, or the training part and the test part."""
+def _joined(
+    parts: list[Part], where: str, reading: Reading, others: Mapping[str, np.ndarray] | None = None
+) -> Examples:
+    """The one part, or the training part and the test part, and other arrays of an .npz."""
     kinds = {part.rows is None for part in parts}
     if len(kinds) > 1:
         raise ValueError(f"{where}: one part has rows with texts, and one arrays; bring one kind")
@@ -184,7 +209,7 @@ def _joined(parts: list[Part], where: str, reading: Reading) -> Examples:
         y, names = as_labels([each for part in labels for each in part], "y", places.__getitem__)
         cut = len(labels[0])
         labels = [y[:cut], y[cut:]]
-    arrays = {"x": parts[0].x, "y": np.asarray(labels[0])}
+    arrays = {"x": parts[0].x, "y": np.asarray(labels[0]), **(others or {})}
     if len(parts) > 1:
         arrays |= {"x_test": parts[1].x, "y_test": np.asarray(labels[1])}
     return array_examples(arrays, where, reading, names)

@@ -9,15 +9,19 @@ import numpy as np
 from ddm_jax.types import Groups
 
 
-def read_groups(values: np.ndarray, where: str) -> Groups:
-    """Groups [N] of any names; -1, an empty text and what is missing are the background.
+def read_groups(values: np.ndarray, rows: np.ndarray, where: str) -> tuple[Groups, tuple[str, ...]]:
+    """The groups of some rows of [M] of any names; -1, "" and what is missing are background.
 
     Numbers come in their order, texts in theirs, and their names are kept.
+
+    Returns:
+        the groups, and the names of those that have none of the rows.
 
     Raises:
         ValueError: for fewer than two groups.
     """
-    listed = _whole([_plain(each, where) for each in values.tolist()])
+    every = _whole([_plain(each, where) for each in values.tolist()])
+    listed = [every[row] for row in rows]
     present = [each for each in listed if each is not None]
     try:
         known = sorted(set(present), key=int)
@@ -30,7 +34,8 @@ def read_groups(values: np.ndarray, where: str) -> Groups:
             f"{where} brings {len(known)} groups; at least 2 are needed, of which one can be left "
             "out"
         )
-    return Groups(ids, len(known), tuple(known))
+    gone = dict.fromkeys(each for each in every if each is not None and each not in place)
+    return Groups(ids, len(known), tuple(known)), tuple(gone)
 
 
 def _plain(value: Any, where: str) -> str | None:

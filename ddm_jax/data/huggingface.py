@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ddm_jax.data.examples import Examples, Reading, close_to
+from ddm_jax.data.folders import TEST_PARTS
 from ddm_jax.data.images import pixels_of, stacked
 from ddm_jax.data.table import TARGETS, table_examples
 from ddm_jax.data.targets import as_labels
@@ -39,7 +40,7 @@ def saved_examples(path: Path, reading: Reading) -> Examples:
     if isinstance(loaded, dict):
         if "train" not in loaded:
             raise ValueError(f"{where} has the parts {', '.join(loaded)}; it needs 'train'")
-        test = next((loaded[part] for part in ("test", "validation") if part in loaded), None)
+        test = next((loaded[part] for part in TEST_PARTS if part in loaded), None)
         loaded = loaded["train"]
     names = list(loaded.column_names)
     target = reading.target or next((name for name in names if name.lower() in TARGETS), names[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -10,8 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from ddm_jax.data.columns import MOST_CATEGORIES, Column, encode, read_column
-from ddm_jax.data.examples import Examples, Fitted, Reading, close_to
+from ddm_jax.data.columns import (
+    MOST_CATEGORIES,
+    Column,
+    as_number,
+    encode,
+    missing_words,
+    read_column,
+    write_points,
+)
+from ddm_jax.data.examples import Examples, Fitted, Reading, close_to, read_text
 
 TARGETS = ("target", "label", "class", "y")
 
@@ -24,29 +33,62 @@ def csv_examples(path: Path, reading: Reading) -> Examples:
     """
     import pandas
 
+    text, where = read_text(path), str(path)
     apart = "\t" if path.suffix.lower() == ".tsv" else ","
+    told: tuple[str, ...] = ()
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            head = next(csv.reader(file, delimiter=apart, skipinitialspace=True), [])
-        _check_names(head, str(path))
+        head = _head(text, apart)
+        if len(head) == 1 and len(_head(text, ";")) > 1:
+            apart, head = ";", _head(text, ";")
+            told = ("  columns are apart by semicolons",)
+        if head and all(as_number(name) is not None for name in head):
+            raise ValueError(_no_head(where, head))
+        _check_names(head, where)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)
             frame = pandas.read_csv(
-                path,
+                io.StringIO(text, newline=""),
                 sep=apart,
                 header=0,
                 names=head,
                 dtype=str,
                 index_col=False,
                 skipinitialspace=True,
-                encoding="utf-8-sig",
+                keep_default_na=False,
             )
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error.reason}); save it as UTF-8") from error
     except (pandas.errors.ParserError, pandas.errors.ParserWarning, csv.Error) as error:
         said = str(error).strip().splitlines()[-1]
         raise ValueError(f"{path} cannot be read as a table: {said}") from error
-    return table_examples(frame, str(path), reading, infer=True)
+    if _is_row(head, frame):
+        raise ValueError(_no_head(where, head))
+    if apart == ";":
+        commas = [name for name in head if write_points(frame, name)]
+        told += (f"  decimal commas, read as points: {', '.join(commas)}",) if commas else ()
+    found = table_examples(frame, where, reading, infer=True)
+    return found._replace(told=(*found.told, *told))
+
+
+def _head(text: str, apart: str) -> list[str]:
+    """The names of the columns, in the first row that is not blank."""
+    lines = io.StringIO(text, newline="")
+    rows = csv.reader(lines, delimiter=apart, skipinitialspace=True)
+    return next((row for row in rows if row and row != [""]), [])
+
+
+def _is_row(head: list[str], frame: Any) -> bool:
+    """Whether the head is a row of data: its texts, or beside numbers one, are among the values."""
+    numbers = [as_number(name) is not None for name in head]
+    texts = [name for name, number in zip(head, numbers, strict=True) if not number]
+    again = [bool((frame[name] == name).any()) for name in texts]
+    return all(again) or (any(again) and any(numbers))
+
+
+def _no_head(where: str, head: list[str]) -> str:
+    shown = ",".join(head[:6]) + (",..." if len(head) > 6 else "")
+    return (
+        f"{where} has no head: its first row, {shown[:80]}, looks like data; write the names of "
+        "the columns in a row before it"
+    )
 
 
 def parquet_examples(path: Path, reading: Reading) -> Examples:
@@ -101,6 +143,9 @@ def table_examples(frame: Any, where: str, reading: Reading, infer: bool = False
     target = ",".join(targets)
     if not left:
         raise ValueError(f"{where} has no column beside the target {target!r}; it needs one")
+    said: list[str] = []
+    if infer:
+        frame, said = _without_missing(frame, targets)
     read = [read_column(name, frame[name], where, infer) for name in targets]
     labels = _labels(read[0], where) if len(read) == 1 else _several_labels(read, where)
     columns = [read_column(name, frame[name], where, infer) for name in left]
@@ -118,6 +163,7 @@ def table_examples(frame: Any, where: str, reading: Reading, infer: bool = False
         groups = np.asarray(groups.where(groups.notna(), None), object)
     told = [f"{where}: {len(frame):,} rows, {_called(targets)}{found}"]
     told += [f"  dropped, as asked: {', '.join(reading.drop)}"] if reading.drop else []
+    told += said
     return Examples(
         where=where,
         kind="table",
@@ -129,6 +175,27 @@ def table_examples(frame: Any, where: str, reading: Reading, infer: bool = False
         originals=frame[left],
         told=tuple(told),
     )
+
+
+def _without_missing(frame: Any, targets: list[str]) -> tuple[Any, list[str]]:
+    """Texts of a file with what stands for missing values removed, and lines for the user.
+
+    In a target of names "None" and "NA" are names too; what is empty is missing there as well.
+    """
+    gone = frame.apply(missing_words)
+    said = []
+    for name in targets:
+        words = {word for word in frame[name][gone[name]].dropna() if word}
+        shown = sorted(word for word in words if as_number(word) is None)  # "nan" stays missing
+        others = frame[name][~gone[name]].map(lambda text: str(text).strip().lower())
+        named = {text for text in others if as_number(text) is None} - {"true", "false"}
+        if shown and 2 * others.isin(named).sum() > len(others):
+            gone[name] &= ~frame[name].isin(shown)
+            said += [
+                f"  {word!r} in {name!r} is a name like others there; empty would be missing"
+                for word in shown
+            ]
+    return frame.mask(gone), said
 
 
 def _labels(column: Column, where: str) -> np.ndarray:
@@ -189,6 +256,11 @@ def _check_column(column: Column, where: str, missing: str) -> None:
 
 
 def _check_names(names: list[str], where: str) -> None:
+    if "" in names and len(names) > 1:
+        raise ValueError(
+            f"{where}: column {names.index('') + 1} has no name; name it, or leave it out (pandas "
+            "writes the numbers of rows so: save with index=False)"
+        )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"{where} has the column {twice[0]!r} twice; give each a name of its own")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddm_jax.data.examples import Examples
+from ddm_jax.data.examples import Examples, some_of
 
 MOST_VALUES = 20  # of a target of numbers that are classes
 
@@ -77,7 +77,7 @@ def _of_several(found: Examples, values: np.ndarray) -> Targets:
                 f"{found.where}: the target {names[constant[0]]!r} is constant "
                 f"({values[0, constant[0]]}); leave it out"
             )
-        shown = f": {_some(names)}" if found.names else ""
+        shown = f": {some_of(names)}" if found.names else ""
         told = f"  {count} numbers as targets, a regression{shown}"
         return Targets("any", (), values.astype(np.float64), told)
     held = values.sum(1)
@@ -87,18 +87,14 @@ def _of_several(found: Examples, values: np.ndarray) -> Targets:
         return _classes(names, classes)
     told = (
         f"  {count} labels, {held.mean():.2g} of which hold in an example on average: "
-        f"{_some(names)}"
+        f"{some_of(names)}"
     )
     return Targets("labels", names, values.astype(np.float64), told)
 
 
 def _classes(names: Sequence[str], places: np.ndarray) -> Targets:
-    told = f"  {len(names)} classes: {_some(names)}"
+    told = f"  {len(names)} classes: {some_of(names)}"
     return Targets("distribution", tuple(names), places, told)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def _check_differ(found: Examples, present: np.ndarray) -> None:

@@ -123,7 +123,7 @@ def row_examples(
                 raise ValueError(f"{at(place)}: no field {name!r} ({mend}); {close_to(name, row)}")
             if not isinstance(row[name], kinds):
                 raise ValueError(
-                    f"{at(place)}: {name!r} is {str(json.dumps(row[name], default=str))[:60]}; it "
+                    f"{at(place)}: {name!r} is {json.dumps(row[name], default=str)[:60]}; it "
                     f"must be a text{', a number or a list' if name == target else ''}"
                 )
     labels, names = as_labels([row[target] for row in rows], target, at)
