@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -47,8 +47,11 @@ STEPS_ALIKE: tuple[dict[str, Any], ...] = (
     {"schedule": "constant", "rewind": 0.0, "momentum": 0.9, "rate_factor": 0.05},
 )
 DEFLATED: tuple[dict[str, Any], ...] = (
+    {"schedule": "constant", "rewind": 0.0, "momentum": 0.9, "rate_factor": 0.25},
     {"schedule": "constant", "rewind": 0.0, "momentum": 0.9, "rate_factor": 0.35},
     {"schedule": "constant", "rewind": 0.0, "momentum": 0.9, "rate_factor": 0.5},
+    # Where many small groups make each step noisy, a rate that goes down takes the noise out.
+    {"schedule": "cosine", "rewind": 0.0, "momentum": 0.9, "rate_factor": 0.5},
     {"schedule": "cosine", "rewind": 0.75, "momentum": 0.9, "rate_factor": 0.4},
     {"schedule": "cosine", "rewind": 0.75, "momentum": 0.9, "rate_factor": 0.7},
 )
@@ -104,7 +107,7 @@ class Tried(NamedTuple):
 class Tuned(NamedTuple):
     """What was chosen, and what it was chosen from."""
 
-    update: UpdateSettings
+    update: UpdateSettings  # at `share`, or at less of it where that is better
     pool: Pool
     state: DDMState  # what the updates go with: the items of its synset are those of the pool
     tried: tuple[Tried, ...]  # each recipe, on all subsets or, where it fell out, the first FIRST
@@ -141,6 +144,17 @@ def shares(fixed: UpdateSettings, share: float) -> list[float]:
     if fixed.steps is not None:
         return [share]
     return sorted({share, *(each for each in SHARES if each <= MUCH_MORE * share)})
+
+
+def best_cost(agreement: Sequence[float], costs: Sequence[float], share: float) -> int:
+    """The place of the cost to take of `shares`: what is allowed, or less that is clearly better.
+
+    Where the updates go astray, as on few data that are learnt by heart, fewer steps are better.
+    """
+    allowed = list(costs).index(share)
+    found = np.nan_to_num(np.asarray(agreement, float), nan=-np.inf)
+    less = np.where(np.asarray(costs) < share, found, -np.inf)
+    return int(less.argmax()) if less.max() > found[allowed] + MARGIN else allowed
 
 
 def example_gradients(update: UpdateSettings, items: int) -> int:
@@ -304,11 +318,11 @@ def tune(
             "must have said task.output of these queries, and margins rise where losses fall",
             stacklevel=2,
         )
+    nominal = shares(fixed, share)
+    costs = tuple(ask(best.pool, at(best, each), slice(None), True) for each in nominal)
+    best = costs[best_cost([each.agreement for each in costs], nominal, share)]
     told = describe(best.update, best.pool)
     say(f"  chosen: {told}: {best.agreement:.3f} on {len(masks)} subsets")
-    costs = tuple(
-        ask(best.pool, at(best, each), slice(None), True) for each in shares(fixed, share)
-    )
     others = [tried for tried in last if tried.pool != best.pool]
     other = max(others, key=value, default=None)
     if other is not None:

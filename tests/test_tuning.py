@@ -297,3 +297,20 @@ def test_data_that_are_not_those_of_the_synset_are_refused(state):
     for ids in (np.repeat(np.arange(10), [30] + [10] * 9), np.arange(120) % 11 - 1):
         with pytest.raises(ValueError, match="not those that the synset was distilled of"):
             on_all_data(state, task(), train, ddm.as_groups(ids))
+
+
+@pytest.mark.parametrize(
+    ("agreement", "place"),
+    [
+        ([0.3, 0.5, 0.4], 1),
+        ([0.3, 0.405, 0.4], 2),  # not clearly better
+        ([0.6, 0.5, 0.4], 0),
+        ([float("nan"), 0.2, float("nan")], 1),
+        ([float("nan")] * 3, 2),
+        ([0.1, 0.2, 0.4], 2),
+    ],
+)
+def test_fewer_steps_are_taken_where_they_are_clearly_better(agreement, place):
+    assert tuning.best_cost(agreement, [0.02, 0.1, 0.25], 0.25) == place
+    # What costs more than is allowed is told, and never taken.
+    assert tuning.best_cost([*agreement, 0.9], [0.02, 0.1, 0.25, 0.5], 0.25) == place

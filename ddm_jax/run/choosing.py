@@ -124,7 +124,7 @@ def tuning_of(job: Job, kept: dict[str, Any]) -> Tuning:
         tried(kept["chosen"], each, *told)
         for each, told in zip(tuning.shares(fixed, share), np.asarray(kept["costs"]), strict=True)
     )
-    chosen = tried(kept["chosen"], share, np.nan)
+    chosen = tried(kept["chosen"], tuning.shares(fixed, share)[_cost(kept, config)], np.nan)
     opened = checking.open_truth(plan, plan.tune, job.workdir / "tuning", job.results.groups)
     found = read_truth(plan.tune, opened)
     # As the others are judged: against the mean of all seeds, of which it is none.
@@ -161,9 +161,20 @@ def _seconds_in_full(
     return float(rivals[longest, 1]) / epochs[longest] * config.train.epochs
 
 
-def of_choice(kept: dict[str, Any]) -> Any:
+def of_choice(job: Job, kept: dict[str, Any]) -> Any:
     """What later stages depend on: what was chosen, not what it took."""
-    return kept["chosen"]
+    if job.plan.tune is None:
+        return kept["chosen"]
+    config = job.plan.config
+    cost, allowed = _cost(kept, config), config.tune.share
+    less = tuning.shares(_fixed(config), allowed)[cost] < allowed
+    return (kept["chosen"], np.int32(cost)) if less else kept["chosen"]
+
+
+def _cost(kept: dict[str, Any], config: Config) -> int:
+    """The place of the chosen cost among those that are told."""
+    nominal = tuning.shares(_fixed(config), config.tune.share)
+    return tuning.best_cost(np.asarray(kept["costs"])[:, 0].tolist(), nominal, config.tune.share)
 
 
 def _fixed(config: Config) -> UpdateSettings:
