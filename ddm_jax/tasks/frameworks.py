@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 from collections.abc import Callable
@@ -90,6 +91,8 @@ def _made(maker: Any) -> tuple[Any, Callable[[Array], Any]]:
     names = _argument_names(maker)
     ways = [("rngs", "flax.nnx", "nnx"), ("key", "equinox", "equinox")]
     told = [] if callable(maker) else [f"it is a {type(maker).__name__}"]
+    if "rngs" in names:  # a function may import what it makes when it is called
+        importlib.import_module("flax.nnx")
     for by, package, framework in sorted(ways, key=lambda way: way[0] not in names):
         if not callable(maker) or package not in sys.modules:
             continue
@@ -102,6 +105,9 @@ def _made(maker: Any) -> tuple[Any, Callable[[Array], Any]]:
         if _framework(made) == framework:
             return made, fresh
         told.append(f"it makes a {type(made).__name__}")
+    if not told:
+        a_class = isinstance(maker, type)
+        told.append(f"pass a module, {_name(maker)}(...)" if a_class else "it makes none")
     raise ValueError(
         f"{_name(maker)} is no module of flax or equinox, nor a function of nnx.Rngs or of a key "
         f"that makes one ({'; '.join(told)}); a function apply(params, x) needs init= or params="

@@ -1,0 +1,227 @@
+"""Documents for a language model: sequences of tokens, cut within each, whose groups they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddm_jax.checks import check_integer, check_number
+from ddm_jax.data.examples import close_to, read_text
+from ddm_jax.data.split import Split, given_split
+from ddm_jax.tasks.language import sequences
+from ddm_jax.types import Groups, take
+
+ENDINGS = (".txt", ".md", ".py", ".c", ".h", ".rst", ".html", ".tex", ".csv", ".json")
+BYTES = 256
+SHINGLE, ALIKE = 8, 0.5  # words in a row, and the part of them that documents share
+
+
+class Document(NamedTuple):
+    """A text, and the group that it is in."""
+
+    name: str
+    group: str
+    text: str
+
+
+class Tokenizer(NamedTuple):
+    """How texts become tokens, and tokens texts."""
+
+    encode: Callable[[str], list[int]]
+    decode: Callable[[Sequence[int]], str]
+    vocabulary: int  # V
+
+
+def _of_bytes(tokens: Sequence[int]) -> str:
+    return bytes(int(each) for each in tokens).decode("utf-8", "replace")
+
+
+BYTE_TOKENS = Tokenizer(lambda text: list(text.encode()), _of_bytes, BYTES)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read a tokenizer.json, as Hugging Face's tokenizers write it.
+
+    Raises:
+        ValueError: for a file that is none.
+        ImportError: without the package tokenizers, `pip install 'ddm_jax[language]'`.
+    """
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ImportError(
+            "tokenizer.json is read by tokenizers; python -m pip install 'ddm_jax[language]'"
+        ) from error
+    path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; name a tokenizer.json, or a folder that has one")
+    try:
+        made: Any = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # of no class of its own
+        raise ValueError(f"{path} cannot be read as a tokenizer: {error}") from error
+    return Tokenizer(
+        lambda text: made.encode(text, add_special_tokens=False).ids,
+        lambda tokens: made.decode([int(each) for each in tokens], skip_special_tokens=False),
+        made.get_vocab_size(),
+    )
+
+
+def read_documents(path: str | Path, *, group: str | None = None) -> list[Document]:
+    """Read the documents of a folder or of lines of JSON.
+
+    In a folder each file is a document and a group of its own; where files lie in subfolders, and
+    `group="folder"`, a subfolder is a group, a source. A line of JSON is `{"text": ...}`, whose
+    group is its field `group` where one is named, else its `name`, else its number.
+
+    Raises:
+        ValueError: for a path that is none of these, a file that is no UTF-8 text, or a line
+            without these fields.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _of_folder(path, group)
+    if path.suffix.lower() != ".jsonl" or not path.is_file():
+        raise ValueError(f"{path}: name a folder of texts, or a file of lines of JSON (.jsonl)")
+    found = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: no JSON object ({error})") from error
+        for name in ("text", *((group,) if group else ())):
+            if not isinstance(row, dict) or name not in row:
+                fields = row if isinstance(row, dict) else ()
+                raise ValueError(f"{where}: no field {name!r}; {close_to(name, fields)}")
+        if not isinstance(row["text"], str):
+            raise ValueError(f"{where}: 'text' is a {type(row['text']).__name__}; it must be text")
+        name = str(row.get("name", f"line {number}"))
+        found.append(Document(name, str(row[group]) if group else name, row["text"]))
+    return found
+
+
+def _of_folder(path: Path, group: str | None) -> list[Document]:
+    if group not in (None, "folder"):
+        raise ValueError(f"group={group!r}; of a folder None (a file is a group) or 'folder'")
+    files = sorted(
+        each
+        for each in path.rglob("*")
+        if each.is_file()
+        and each.suffix.lower() in ENDINGS
+        and not any(part.startswith(".") for part in each.relative_to(path).parts)
+    )
+    if not files:
+        raise ValueError(f"{path} has no {', '.join(ENDINGS)} files")
+    found = []
+    for each in files:
+        name = each.relative_to(path).as_posix()
+        source = each.relative_to(path).parts[0] if each.parent != path else name
+        found.append(Document(name, source if group == "folder" else name, read_text(each)))
+    return found
+
+
+def documents(
+    source: str | Path | Sequence[Document],
+    *,
+    context: int = 64,
+    group: str | None = None,
+    tokenizer: Tokenizer | str | Path | None = None,
+    test_part: float = 0.2,
+    most: int | None = None,
+    seed: int = 0,
+) -> Split:
+    """Documents as a `Split` of sequences for `ddm.tasks.language`.
+
+    Each document is cut into sequences of at most `context` tokens, none of which holds two
+    documents. A part of each document's sequences become queries, so that every group has some.
+
+    Args:
+        source: what `read_documents` takes, or documents.
+        context: L.
+        group: as of `read_documents`.
+        tokenizer: None for UTF-8 bytes, or a tokenizer.json, or a folder that has one.
+        test_part: the part of the sequences of each document that become queries, in (0, 1).
+        most: sequences of a document that are taken, drawn at random; None takes all.
+
+    Raises:
+        ValueError: for fewer than two groups, a document of fewer than two tokens, or as
+            `read_documents`.
+    """
+    check_integer("context", context, 2)
+    check_number("test_part", test_part, above=0, below=1)
+    check_integer("seed", seed, 0)
+    if most is not None:
+        check_integer("most", most, 2)
+    given = read_documents(source, group=group) if isinstance(source, str | Path) else list(source)
+    tokens = tokenizer if isinstance(tokenizer, Tokenizer) else BYTE_TOKENS
+    if isinstance(tokenizer, str | Path):
+        tokens = load_tokenizer(tokenizer)
+    names = list(dict.fromkeys(document.group for document in given))
+    if len(names) < 2:
+        raise ValueError(f"{len(names)} groups of documents; at least 2 are needed")
+    draw = np.random.default_rng(seed)
+    rows: list[list[int]] = []
+    owner: list[int] = []
+    held: list[bool] = []
+    for document in given:
+        ids = tokens.encode(document.text)
+        cut = [ids[start : start + context] for start in range(0, len(ids), context)]
+        cut = [each for each in cut if len(each) > 1]
+        if not cut:
+            raise ValueError(f"{document.name} has {len(ids)} tokens; a document needs two or more")
+        if most is not None and len(cut) > most:
+            cut = [cut[place] for place in np.sort(draw.choice(len(cut), most, replace=False))]
+        test = np.zeros(len(cut), bool)
+        if len(cut) > 1:
+            count = max(round(test_part * len(cut)), 1)
+            test[draw.choice(len(cut), count, replace=False)] = True
+        rows += cut
+        owner += [names.index(document.group)] * len(cut)
+        held += test.tolist()
+    batch = sequences(rows, context, tokens.vocabulary)
+    test = np.asarray(held)
+    if not test.any():
+        raise ValueError(
+            f"every document has one sequence of context={context}; lower it, so that some can be "
+            "queries"
+        )
+    parts = [np.flatnonzero(~test), np.flatnonzero(test)]
+    shown = [tokens.decode(row) for row in rows]
+    told = (
+        f"{len(given)} documents in {len(names)} groups: {sum(map(len, rows)):,} tokens in "
+        f"{len(rows):,} sequences of at most {context}",
+        *(f"  nearly the same: {one} and {other}" for one, other in alike(given)),
+    )
+    split = given_split(take(batch, parts[0]), take(batch, parts[1]), targets="any")
+    return split._replace(
+        name=str(source) if isinstance(source, str | Path) else "your documents",
+        kind="language",
+        train_ids=parts[0],
+        test_ids=parts[1],
+        shown_train=[shown[row] for row in parts[0]],
+        shown_test=[shown[row] for row in parts[1]],
+        groups=Groups(np.asarray(owner, np.int32)[parts[0]], len(names), tuple(names)),
+        told=told,
+        decode=tokens.decode,
+    )
+
+
+def alike(given: Sequence[Document]) -> list[tuple[str, str]]:
+    """Pairs of documents that share half of their runs of eight words, by name."""
+    runs = []
+    for document in given:
+        words = document.text.split()
+        runs.append({hash(tuple(words[at : at + SHINGLE])) for at in range(len(words) - SHINGLE)})
+    found = []
+    for place, one in enumerate(runs):
+        for other in range(place):
+            least = min(len(one), len(runs[other]))
+            if least and len(one & runs[other]) > ALIKE * least:
+                found.append((given[other].name, given[place].name))
+    return found

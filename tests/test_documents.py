@@ -1,0 +1,130 @@
+"""Documents become sequences of tokens, cut within each, whose groups they are."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import ddm_jax as ddm
+from ddm_jax import data, models, tasks
+from ddm_jax.data.language import Document, alike, read_documents
+from ddm_jax.distill import DistillSettings
+from ddm_jax.run.settings import CheckSettings
+from ddm_jax.run.wording import describe
+from ddm_jax.run.workdir import SILENT
+from ddm_jax.tuning import TuneSettings
+
+TEXTS = {"one.txt": "abcdefghij" * 5, "sub/two.txt": "0123456789" * 4, "sub/three.md": "é" * 30}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, text in TEXTS.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "x.txt").write_text("hidden")
+    (tmp_path / "picture.png").write_bytes(b"no text")
+    return tmp_path
+
+
+def test_sequences_hold_one_document_and_every_group_has_queries(folder):
+    split = data.documents(folder, context=8, seed=3)
+    assert (split.kind, split.targets) == ("language", "any")
+    assert split.groups.names == ("one.txt", "sub/three.md", "sub/two.txt")
+    rows = np.concatenate([split.train.x["tokens"], split.test.x["tokens"]])
+    assert rows.shape == (7 + 8 + 5, 8)
+    letters, digits = set(b"abcdefghij"), set(b"0123456789")
+    for row in rows:
+        real = set(row[row > 0].tolist())
+        assert sum(bool(real & kind) for kind in (letters, digits, set("é".encode()))) == 1
+    assert len(split.test.x["tokens"]) == 1 + 2 + 1
+    assert split.told[0].startswith("3 documents in 3 groups: 150 tokens in 20 sequences")
+    assert describe(split, jax.tree.map(lambda leaf: leaf[0], split.train.x)) == "abcdefgh"
+    again = data.documents(folder, context=8, seed=3)
+    np.testing.assert_array_equal(split.train_ids, again.train_ids)
+
+
+def test_the_tail_of_a_document_is_padded_and_its_padding_counts_nothing(folder):
+    split = data.documents(folder, context=8)
+    both = [np.concatenate([getattr(split, part).x[name] for part in ("train", "test")])
+            for name in ("tokens", "mask")]  # fmt: skip
+    np.testing.assert_array_equal(both[1][:, 1:], both[0][:, 1:] > 0)
+    assert not both[1][:, 0].any()
+    assert (both[0] == 0).any()
+
+
+def test_a_subfolder_can_be_a_source(folder):
+    split = data.documents(folder, context=8, group="folder")
+    assert split.groups.names == ("one.txt", "sub")
+
+
+def test_lines_of_json(tmp_path):
+    rows = [{"text": "abc" * 9, "by": "ann", "name": "x"}, {"text": "def" * 9, "by": "bob"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert [each.group for each in read_documents(path, group="by")] == ["ann", "bob"]
+    assert [each.name for each in read_documents(path)] == ["x", "line 2"]
+    for line, message in (
+        ('{"text": 3}', "must be text"),
+        ("[]", "no field 'text'"),
+        ("{", "no JSON"),
+    ):
+        path.write_text(line)
+        with pytest.raises(ValueError, match=f"line 1: .*{message}"):
+            read_documents(path)
+    path.write_text(json.dumps(rows[0]))
+    with pytest.raises(ValueError, match="no field 'bye'; did you mean 'by'"):
+        read_documents(path, group="bye")
+
+
+def test_nearly_the_same_documents_are_told():
+    words = [f"word{n}" for n in range(60)]
+    given = [Document(name, name, " ".join(text)) for name, text in
+             (("a", words), ("b", words[:50] + ["new"] * 9), ("c", words[::-1]))]  # fmt: skip
+    assert alike(given) == [("a", "b")]
+    assert any("nearly the same: a and b" in line for line in data.documents(given).told)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"context": 1}, "context=1"),
+        ({"context": 500}, "every document has one sequence"),
+        ({"test_part": 1.0}, "test_part"),
+        ({"most": 1}, "most=1"),
+        ({"group": "author"}, "group='author'"),
+        ({"tokenizer": "nowhere.json"}, "no such file"),
+        ({"source": "nowhere"}, "name a folder of texts"),
+        ({"source": [Document("a", "a", "abc")]}, "1 groups"),
+        ({"source": [Document("a", "a", "abc"), Document("b", "b", "")]}, "b has 0 tokens"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(folder, change, message):
+    if "tokenizer" in change:
+        pytest.importorskip("tokenizers")
+    with pytest.raises(ValueError, match=message):
+        data.documents(**({"source": folder, "context": 8} | change))
+
+
+@pytest.mark.slow
+def test_a_study_of_documents(folder, tmp_path_factory):
+    split = data.documents(folder, context=8)
+    made = ddm.study(
+        tasks.language(lambda rngs: models.GPT(256, context=8, width=8, rngs=rngs), 8),
+        split,
+        train=ddm.TrainSettings(epochs=4, batch_size=4, optimizer="adamw", learning_rate=0.01),
+        distill=DistillSettings(items=2, steps=0),
+        update=ddm.UpdateSettings(steps=5, batch=4),
+        tune=TuneSettings(subsets=0),
+        check=CheckSettings(groups=2, subsets=0, seeds=2),
+        progress=SILENT,
+    )
+    assert made.groups.names == ("one.txt", "sub/three.md", "sub/two.txt")
+    assert made.report().stat().st_size > 50_000
+    assert made.without(["one.txt"]).outputs.shape == (4,)
+    assert set(made.quality()) == {"badly learnt", "harmful"}
+    made.save(tmp_path_factory.mktemp("card") / "model.ddm", include_examples=True)
