@@ -6,6 +6,6 @@ they are first used, so that the `ddm` command answers at once. Everything else 
 
 import lazy_loader
 
-__version__ = "0.11.0"
+__version__ = "0.12.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

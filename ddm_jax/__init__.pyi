@@ -24,6 +24,7 @@ from .online import make_counterfactual as make_counterfactual
 from .online import make_finetune as make_finetune
 from .online import subset_outputs as subset_outputs
 from .online import trajectory_point as trajectory_point
+from .run.study import study as study
 from .selective import make_selective as make_selective
 from .tasks import classification as classification
 from .tasks import freeze as freeze

@@ -26,7 +26,7 @@ from ddm_jax.masks import check_masks, leave_one_out_masks, moved_share
 from ddm_jax.metrics.intervals import Intervals, half_widths, reach
 from ddm_jax.metrics.privacy import nearest_training_points
 from ddm_jax.online import trajectory_point
-from ddm_jax.types import Array, Batch, Groups, Synset, Task, length, take
+from ddm_jax.types import Array, Batch, Groups, Leaf, Synset, Task, length, take
 from ddm_jax.updates import UpdateSettings, settled
 
 PROBED = 20  # items whose losses and outputs tell whether a task is the card's
@@ -48,15 +48,21 @@ class Card(NamedTuple):
     def __repr__(self) -> str:
         synset = self.state.synset
         said = [f"{len(synset.share)} groups, {length(synset.items)} items"]
-        said += [f"{name}: {value}" for name, value in self.told.items()]
-        return f"Card({', '.join(said)})"
+        said += [
+            f"{name}: {self.told[name]}" for name in ("data", "objective") if name in self.told
+        ]
+        said += [  # what is undefined is NaN, and null in a file
+            f"{'undefined' if value is None or value != value else f'{value:.3f}'} on {name}"
+            for name, value in self.told.get("agreement", {}).items()
+        ]
+        return f"Card({'; '.join(said)})"
 
 
 class WhatIf(NamedTuple):
     """The answer to R questions about Q queries."""
 
-    outputs: Array  # [R, Q] `task.output` of the networks without what each mask leaves out
-    changes: Array  # [R, Q] against everything kept
+    outputs: Leaf  # [R, Q] `task.output` of the networks without what each mask leaves out
+    changes: Leaf  # [R, Q] against everything kept
     half_widths: np.ndarray | None  # [R, Q] of the 90 % interval of each change
 
 

@@ -14,6 +14,7 @@ from ddm_jax import terminal
 
 if TYPE_CHECKING:
     from ddm_jax.run.finished import Answer
+    from ddm_jax.run.plan import Plan
     from ddm_jax.run.settings import Config
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # typer has no name for it
@@ -30,7 +31,8 @@ app = typer.Typer(
 Dataset = Annotated[
     str | None,
     typer.Argument(
-        help="digits (the default), a file or folder of your own, or a TFDS name such as mnist."
+        help="digits (the default), a file or folder of your own, a TFDS name such as mnist, or a "
+        "Python file that makes a ddm.study."
     ),
 ]
 Workdir = Annotated[
@@ -54,6 +56,14 @@ DataDir = Annotated[
 ]
 
 
+StudyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--study", help="The Python file that makes the study, where the run is of one. It is run."
+    ),
+]
+
+
 @app.command()
 def run(
     dataset: Dataset = None,
@@ -71,13 +81,13 @@ def run(
     """
     from ddm_jax.run import stages
 
-    config, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
     begin = time.perf_counter()
     with terminal.progress() as progress:
+        chosen, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
         if dry_run:
-            found = stages.dry_run(config)
+            found = stages.dry_run(chosen)
         else:
-            metrics = stages.run(config, workdir, progress)
+            metrics = stages.run(chosen, workdir, progress)
     if dry_run:
         terminal.print_estimate(found)
         return
@@ -89,13 +99,18 @@ def _stage_command(name: str, stage: str, about: str) -> None:
     def command(
         workdir: Annotated[Path, typer.Option(help="The work directory of a run.")],
         set_: Override = None,
+        study: StudyFile = None,
     ) -> None:
         from ddm_jax.run import stages
 
         with terminal.progress() as progress:
-            stages.run_stage(stage, workdir, set_ or [], progress)
+            stages.run_stage(stage, workdir, set_ or [], progress, _given(study))
         if stage != "report":
-            typer.echo(f"`ddm run --workdir {workdir}` brings the later stages up to date")
+            again = f"ddm run --workdir {workdir}"
+            if study is not None:  # whose file says other settings than these
+                given = "".join(f" --set {each}" for each in set_ or [])
+                again = f"ddm run {study} --workdir {workdir}{given}"
+            typer.echo(f"`{again}` brings the later stages up to date")
 
     app.command(name, help=about)(command)
 
@@ -133,9 +148,9 @@ def truth(
         workdir = workdir or _default_workdir(dataset, preset)
         terminal.print_status(store.inspect_store(workdir / evaluate.TRUTH))
         return
-    config, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
     with terminal.progress() as progress:
-        summary = evaluate.fill_truth(config, workdir, progress, chunk)
+        chosen, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
+        summary = evaluate.fill_truth(chosen, workdir, progress, chunk)
     terminal.print_ceilings(summary)
     typer.echo(f"\ntruth: {workdir / evaluate.TRUTH}")
 
@@ -160,14 +175,14 @@ def compare(
     """
     from ddm_jax.run import evaluate
 
-    config, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
     names = [name.strip() for name in estimators.split(",") if name.strip()]
-    try:
-        with terminal.progress() as progress:
-            result = evaluate.compare_estimators(config, workdir, names, progress, chunk)
-    except evaluate.ComparisonError:
-        terminal.print_comparison(evaluate.read_comparison(workdir))
-        raise
+    with terminal.progress() as progress:
+        chosen, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
+        try:
+            result = evaluate.compare_estimators(chosen, workdir, names, progress, chunk)
+        except evaluate.ComparisonError:
+            terminal.print_comparison(evaluate.read_comparison(workdir))
+            raise
     terminal.print_comparison(result)
     typer.echo(f"\nscores: {workdir / 'compare.md'}, figure: {workdir / 'compare.png'}")
 
@@ -175,12 +190,12 @@ def compare(
 Finished = Annotated[Path, typer.Option(help="The work directory of a finished run.")]
 
 
-def _answered(workdir: Path, name: str, ask: Callable[..., Answer]) -> None:
+def _answered(workdir: Path, study: Path | None, name: str, ask: Callable[..., Answer]) -> None:
     """Ask a finished run, `ask(answers, run)`, keep the answer, show it."""
     from ddm_jax.run import answers, finished
 
     with terminal.progress() as progress:
-        run = finished.open_finished(workdir, progress)
+        run = finished.open_finished(workdir, progress, _given(study))
         answer = finished.keep(run, name, ask(answers, run))
     terminal.print_answer(answer)
     typer.echo(f"\n{workdir / 'answers' / name}.npz, and a page of {workdir}/report.html")
@@ -193,19 +208,21 @@ def points(
         str, typer.Option(help="Test points, commas between. Default: the worst mistakes.")
     ] = "",
     top: Annotated[int, typer.Option(help="Training points to list.")] = 5,
+    study: StudyFile = None,
 ) -> None:
     """Which single training points did it."""
     chosen = _numbers(query, "--query")
-    _answered(workdir, "points", lambda answers, run: answers.points(run, chosen, top))
+    _answered(workdir, study, "points", lambda answers, run: answers.points(run, chosen, top))
 
 
 @app.command()
 def quality(
     workdir: Finished,
     top: Annotated[int, typer.Option(help="Training points to list.")] = 20,
+    study: StudyFile = None,
 ) -> None:
     """Rank training points that look mislabelled, odd, duplicated or harmful."""
-    _answered(workdir, "quality", lambda answers, run: answers.rank_quality(run, top))
+    _answered(workdir, study, "quality", lambda answers, run: answers.rank_quality(run, top))
 
 
 @app.command()
@@ -214,10 +231,13 @@ def counterfactual(
     without: Annotated[
         str, typer.Option(help="Groups to leave out together, numbers or names, commas between.")
     ],
+    study: StudyFile = None,
 ) -> None:
     """What if these groups were gone, together."""
     gone = _parts(without)
-    _answered(workdir, "counterfactual", lambda answers, run: answers.counterfactual(run, gone))
+    _answered(
+        workdir, study, "counterfactual", lambda answers, run: answers.counterfactual(run, gone)
+    )
 
 
 @app.command()
@@ -228,6 +248,7 @@ def forget(
         str | None, typer.Option("--class", help="Or all groups of a class, by its name.")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Beside exact retraining.")] = False,
+    study: StudyFile = None,
 ) -> None:
     """Forget groups with the synset alone, and keep the network."""
     if bool(groups) == (class_ is not None):
@@ -243,7 +264,7 @@ def forget(
         checkpoints.save(place, params, {"groups": answer.arrays["groups"].tolist()})
         return answer
 
-    _answered(workdir, "forget", ask)
+    _answered(workdir, study, "forget", ask)
     typer.echo(f"the network: {place} (orbax)")
 
 
@@ -255,13 +276,14 @@ def card(
         bool,
         typer.Option("--include-examples", help="Even if items are training examples."),
     ] = False,
+    study: StudyFile = None,
 ) -> None:
     """Write a run as one file that answers what if, without the training data."""
     from ddm_jax.card import save_card
     from ddm_jax.run import cards, finished
 
     with terminal.progress() as progress:
-        run = finished.open_finished(workdir, progress)
+        run = finished.open_finished(workdir, progress, _given(study))
         made = cards.card_of_run(run)
         plan = run.plan
         save_card(output, made, plan.task, plan.split.train, include_examples=include_examples)
@@ -273,15 +295,20 @@ def compare_networks(
     workdir: Finished,
     other: Annotated[Path, typer.Option("--with", help="The work directory of another run.")],
     top: Annotated[int, typer.Option(help="Most helpful groups to compare.")] = 5,
+    study: StudyFile = None,
+    other_study: Annotated[
+        Path | None, typer.Option(help="The same of the other run. Default: the first one's.")
+    ] = None,
 ) -> None:
     """What two networks rely on: their attribution profiles over the same groups."""
 
     def ask(answers: Any, run: Any) -> Answer:
         from ddm_jax.run.finished import open_finished
 
-        return answers.compare_networks(run, open_finished(other), top)
+        given = _given(other_study or study)
+        return answers.compare_networks(run, open_finished(other, given=given), top)
 
-    _answered(workdir, "compare-networks", ask)
+    _answered(workdir, study, "compare-networks", ask)
 
 
 def _numbers(text: str, option: str) -> list[int]:
@@ -318,11 +345,18 @@ def show_settings(preset: Preset = None, workdir: Workdir = None) -> None:
         typer.echo(f"{line:<36}  {allowed[name]}".rstrip())
 
 
+def _given(study: Path | None) -> Plan | None:
+    """The plan of a study's file."""
+    from ddm_jax.run.study import load_study
+
+    return None if study is None else load_study(study).plan
+
+
 def _default_workdir(dataset: str | None, preset: str | None) -> Path:
     from ddm_jax.data import is_own
     from ddm_jax.run import settings
 
-    if dataset is not None and is_own(dataset):
+    if dataset is not None and (is_own(dataset) or dataset.endswith(".py")):
         return Path("runs") / (Path(dataset).absolute().stem or "own")
     return Path("runs") / (preset or dataset or settings.default_preset("digits"))
 
@@ -333,11 +367,19 @@ def _chosen(
     preset: str | None,
     assignments: list[str] | None,
     data_dir: str | None,
-) -> tuple[Config, Path]:
-    """The settings and the work directory that a command's options mean."""
+) -> tuple[Config | Plan, Path]:
+    """The settings, or the plan of a study's file, and the work directory that options mean."""
     from ddm_jax.data import is_own
     from ddm_jax.run import settings
 
+    if dataset is not None and dataset.endswith(".py"):
+        from ddm_jax.run import study
+
+        if preset is not None or data_dir is not None:
+            raise ValueError(f"{dataset} says what --preset and --data-dir would; leave them out")
+        made = study.load_study(dataset)
+        place = workdir or made.kept_in or _default_workdir(dataset, None)
+        return study.with_settings(made.plan, assignments or []), place
     if workdir is not None and (workdir / "config.json").exists() and not (dataset or preset):
         config = settings.load(workdir / "config.json")
     elif dataset is not None and preset is None and is_own(dataset, data_dir):

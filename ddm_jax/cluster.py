@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import jax
 import numpy as np
 
 from ddm_jax.checks import check_choice, check_integer
@@ -75,6 +76,12 @@ def make_groups(
     return as_groups(ids, count=num_groups)
 
 
+def flat_features(x: Any) -> np.ndarray:
+    """Inputs as rows of numbers, [N, F]: one array as it is, all leaves of others side by side."""
+    leaves = [np.asarray(leaf).reshape(len(leaf), -1) for leaf in jax.tree.leaves(x)]
+    return leaves[0] if len(leaves) == 1 else np.concatenate(leaves, 1)
+
+
 def check_num_groups(method: str, labels: np.ndarray, num_groups: int) -> None:
     """Check that the data can fill K groups, which needs no features.
 
@@ -121,6 +128,14 @@ def _kmeans(features: np.ndarray, num_groups: int, seed: int) -> np.ndarray:
     return labels
 
 
+def is_missing(value: Any) -> bool:
+    """Whether the name of a group is None, NaN or pandas' NA."""
+    try:
+        return value is None or bool(value != value)
+    except (TypeError, ValueError):  # NA says neither, nor does an array
+        return np.ndim(value) == 0
+
+
 def with_background(groups: Groups) -> Groups:
     """The groups with what is in none of them as one more, the last."""
     if not groups.background:
@@ -156,8 +171,10 @@ def as_groups(
         if num_points is not None and len(ids.ids) != num_points:
             raise ValueError(f"groups are of {len(ids.ids)} points, and there are {num_points}")
         return ids
-    if isinstance(ids, list | tuple) or str(getattr(ids, "dtype", "")) in ("object", "str"):
-        ids = [-1 if each is None or each != each else each for each in ids]  # NaN too
+    kind = getattr(ids, "dtype", None)
+    of_pandas = kind is not None and not isinstance(kind, np.dtype)  # texts, categories
+    if isinstance(ids, list | tuple) or str(kind) == "object" or (of_pandas and np.iterable(ids)):
+        ids = [-1 if is_missing(each) else each for each in ids]
     ids = np.asarray(ids)
     wanted = (num_points,) if num_points is not None else ("N",)
     if ids.ndim != 1 or num_points not in (None, len(ids)):

@@ -169,7 +169,8 @@ def explain(task: Task, name: str, sets: Any = None) -> Task:
     Args:
         name: of a classification "margin", "loss", "probability", "hit", "accuracy" or
             "logit:<class>"; of other targets "loss", and where the task has `apply`
-            "prediction:<target>" of real ones and "logit:<label>" of labels.
+            "prediction:<target>" of real ones and "logit:<label>" of labels; and "output", what the
+            task explains already.
         sets: weights [S, B] over the queries, for one answer a set of them and not a query, as
             `over_sets`; accuracies are then those of the sets.
 
@@ -177,14 +178,18 @@ def explain(task: Task, name: str, sets: Any = None) -> Task:
         ValueError: for any other name, or sets that are no weights [S, B].
     """
     output = _output(task, name if sets is None or name != "accuracy" else "hit")
-    whole = name == "accuracy"
+    whole, worse = name == "accuracy", name == "loss"
+    if name == "output":
+        whole, worse = task.of_sets, task.lower_is_better
     if sets is not None:
         output, whole = over_sets(output, sets), True
-    return task._replace(output=output, lower_is_better=name == "loss", of_sets=whole)
+    return task._replace(output=output, lower_is_better=worse, of_sets=whole)
 
 
 def _output(task: Task, name: str) -> Output:
     """What a name says of a task."""
+    if name == "output":
+        return task.output
     kind, _, index = name.partition(":")
     classes = task.targets == "distribution"
     if not classes and name == "loss":
@@ -195,7 +200,7 @@ def _output(task: Task, name: str) -> Output:
             "prediction:<target> (real targets), logit:<label> (labels)"
         )
     known = name in OBJECTIVES or (
-        index.isdigit() and kind in (("logit",) if classes else ("logit", "prediction"))
+        index.isdecimal() and kind in (("logit",) if classes else ("logit", "prediction"))
     )
     if not known:
         allowed = (

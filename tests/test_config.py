@@ -150,7 +150,7 @@ def test_a_subset_of_points_is_no_subset_of_groups():
 def test_what_is_allowed_is_said_of_every_setting():
     said = config.allowed()
     assert said.keys() == config.settings(config.Config()).keys()
-    assert said["model.kind"] == "logistic, mlp, convnet, resnet"
+    assert said["model.kind"] == "logistic, mlp, convnet, resnet, given"
     assert said["distill.points_per_step"] == "a whole number, at least 1"
     assert said["train.momentum"] == "a number, at least 0, below 1"
     assert said["train.optimizer"] == "text"

@@ -218,3 +218,21 @@ def test_a_file_that_is_no_utf_8_names_the_line_and_the_byte(tmp_path):
         (tmp_path / "d" / kind).mkdir(parents=True)
         written(tmp_path / "d" / kind / "1.txt", "a", "b", "é", encoding="latin-1")
     refused(r"1\.txt, line 3: byte 0xe9 is no UTF-8", tmp_path / "d")
+
+
+def test_folders_inside_of_a_class_are_groups(tmp_path):
+    for number in range(24):
+        place = tmp_path / "a" / f"class {number % 2}" / ("", "north", "south")[number // 2 % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.txt").write_text(f"word{number}")
+    split = data.load(tmp_path / "a")
+    assert split.classes == ("class 0", "class 1")
+    assert split.groups.names == ("north", "south")
+    for text, group in zip(split.shown_train, split.groups.ids, strict=True):
+        assert int(group) == int(text.removeprefix("word")) // 2 % 3 - 1
+    # One source is none that could be left out: its files are examples as any other.
+    for number in range(10):
+        place = tmp_path / "b" / f"class {number % 2}" / "only"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.txt").write_text(f"word{number}")
+    assert data.load(tmp_path / "b").groups is None

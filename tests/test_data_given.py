@@ -134,6 +134,21 @@ def test_a_dict_brings_groups():
     assert split.groups.names == ("a", "b")
 
 
+@pytest.mark.parametrize("kind", [object, "string", "category"])
+def test_groups_of_pandas_are_background_where_they_are_missing(kind):
+    from ddm_jax.cluster import as_groups
+
+    listed = [pandas.NA if n % 4 == 0 else f"site {n % 4}" for n in range(40)]
+    column = pandas.Series(listed, dtype=kind)
+    found = as_groups(column, 40)
+    assert found.names == ("site 1", "site 2", "site 3")
+    assert (found.ids < 0).tolist() == [n % 4 == 0 for n in range(40)]
+    frame = pandas.DataFrame({"a": X[:, 0], "by": column, "y": Y})
+    split = data.load(frame, target="y", groups="by")
+    assert split.groups.names == found.names
+    np.testing.assert_array_equal(split.groups.ids, found.ids[split.train_ids])
+
+
 def test_lists_and_tensors_in_dicts():
     listed = [["rain"] * (n % 2) + ["wind"] * (n % 3 == 0) for n in range(40)]
     split = data.load({"x": X, "y": listed, "groups": ["a", "b"] * 20})
@@ -193,12 +208,30 @@ def pairs(**changes):
         ({"x": X, "y": Y, "x_test": X}, "x_test and y_test go together"),
         ({"x": X, "y": [0] * 39 + ["a"]}, "the dict, example 39: 'y' is 'a', of another kind"),
         ({"x": X, "Y": Y}, "the dict holds 'Y'; did you mean 'y'"),
+        ((np.ma.masked_greater(X, 1), Y), "values are masked; fill them in"),
+        ((X, np.ma.masked_equal(Y, 1)), "the tuple: 13 values are masked"),
+        ((np.zeros((40, 4, 0)), Y), r"x has shape \(40, 4, 0\); an example must have numbers"),
+        (((X[:20], np.ones(20)), (X[20:], X[20:, 0])), "the target is 1 in all 20 training"),
     ],
 )
 def test_data_that_are_refused(given, message):
     with pytest.raises(ValueError, match=message) as caught:
         data.load(given)
     assert "\n" not in str(caught.value)
+
+
+def test_half_precision_of_jax_is_numbers():
+    split = data.load((jnp.asarray(X, jnp.bfloat16), jnp.asarray(X[:, 0], jnp.bfloat16)))
+    assert (split.targets, split.train.x.dtype) == ("any", "float32")
+
+
+@pytest.mark.parametrize("form", ["arrays", "a list of pairs"])
+def test_numbers_far_from_zero_are_standardised_before_they_are_rounded(form):
+    """Seconds since 1970 are 128 apart in single precision."""
+    seconds = 1.7e9 + X[:, 0].astype(np.float64)
+    found, wanted = data.load(FORMS[form](X, seconds)), data.load((X, X[:, 0]))
+    np.testing.assert_allclose(found.train.y, wanted.train.y, atol=1e-5)
+    np.testing.assert_allclose(found.target_numbers(found.test.y)[:, 0], seconds[found.test_ids])
 
 
 def test_settings_of_columns_are_for_rows_and_frames_alone():

@@ -130,3 +130,37 @@ def test_texts_and_arrays(tmp_path, kind):
     finished(tmp_path / "run", path)
     answer = ddm("points", "--workdir", tmp_path / "run", "--query", "0")
     assert answer.exit_code == 0, answer.stderr
+
+
+@pytest.mark.parametrize("kind", ["a number", "labels"])
+def test_numbers_and_several_labels(tmp_path, kind):
+    draw = np.random.default_rng(0)
+    frame = pandas.DataFrame(draw.normal(size=(80, 3)), columns=["a", "b", "c"])
+    if kind == "a number":
+        frame["price"] = 1000 + 50 * frame["a"] + draw.normal(size=80)
+        asked = ()
+    else:
+        frame["rain"], frame["wind"] = frame["a"] > 0, frame["b"] > 0.5
+        asked = ("--set", "data.target=rain,wind")
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    folder = tmp_path / "run"
+    finished(folder, tmp_path / "rows.csv", *asked)
+    told = json.loads((folder / "metrics.json").read_text())
+    assert (told["objective"], told["lower_is_better"]) == ("loss", True)
+    assert told["settings"]["cluster"]["method"] == "kmeans"
+    assert "accuracy" not in told
+    assert told["performance"]["name"] == ("R²" if asked == () else "accuracy of all labels")
+    for command in (
+        ("points", "--query", "0,1"),
+        ("quality", "--top", "6"),
+        ("counterfactual", "--without", "1"),
+        ("forget", "--groups", "1"),
+    ):
+        answer = ddm(command[0], "--workdir", folder, *command[1:])
+        assert answer.exit_code == 0, answer.stderr
+    assert "mean losses" in answer.stdout or asked
+    if asked == ():
+        points = json.loads((folder / "answers" / "points.json").read_text())["table"]
+        assert all(800 < float(row[1]) < 1200 for row in points[1:]), "in the data's own units"
+    refused = ddm("forget", "--workdir", folder, "--class", "rain")
+    assert refused.exit_code == 1

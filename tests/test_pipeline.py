@@ -574,6 +574,7 @@ def test_interrupted_runs_end_with_the_same_bits(tmp_path, finished, without_rep
     _assert_same_results(read_stages(folder).results, read_stages(finished).results)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_what_was_kept(tmp_path, finished, monkeypatch):  # noqa: F811
     """Killed without a chance to save, two positions after the last partial result."""
     monkeypatch.setattr("ddm_jax.run.workdir.SAVE_SECONDS", 0.0)
@@ -939,3 +940,13 @@ def test_moments_that_nobody_keeps_are_missed_before_any_work(tmp_path):
         stages.run(tiny_config(asked), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     make_plan(tiny_config(asked, "train.optimizer=adamw", "train.learning_rate=0.001"))
+
+
+def test_other_recipes_are_chosen_from_anew(finished, monkeypatch):  # noqa: F811
+    """What another version kept has another shape, and was refused as no checkpoint of the run."""
+    plan = make_plan(tiny_config())
+    before = stages.PROGRAMS["recipes"](plan)
+    monkeypatch.setattr(stages.tuning, "DEFLATED", stages.tuning.DEFLATED[1:])
+    assert stages.PROGRAMS["recipes"](plan) != before
+    with pytest.raises(stages.NotDoneError, match=r"'tuning' is not done .*what it computes"):
+        open_finished(finished)

@@ -16,12 +16,14 @@ from tiny_run import finished, read_stages  # noqa: F401
 from ddm_jax import files, metrics
 from ddm_jax.attribution import Attribution, make_attribution
 from ddm_jax.cluster import as_groups
+from ddm_jax.data import given_split
 from ddm_jax.judge.rivals import Rival
 from ddm_jax.run import answer_figures, figures, report
 from ddm_jax.run.choosing import Tuning
 from ddm_jax.run.drawing import SHOWN_QUERIES, png
 from ddm_jax.run.workdir import KeptAnswer
 from ddm_jax.tuning import Pool, Tried
+from ddm_jax.types import Batch
 from ddm_jax.updates import UpdateSettings
 
 SECONDS = {
@@ -172,6 +174,13 @@ def _texts(figure) -> str:
     return "\n".join(texts)
 
 
+def of_classes(labels, classes):
+    """A split of nothing but classes."""
+    y = np.eye(len(classes), dtype=np.float32)[labels]
+    batch = Batch(np.zeros((len(y), 1), np.float32), y)
+    return given_split(batch, batch, classes)
+
+
 def test_mistakes_show_the_most_confident_ones(stages, attribution):
     split = stages.plan.split
     logits = np.asarray(stages.plan.task.apply(stages.results.target.params, split.test.x))
@@ -184,7 +193,7 @@ def test_mistakes_show_the_most_confident_ones(stages, attribution):
     assert text.count("taken for") == SHOWN_QUERIES
     assert f"{labels[worst]},\ntaken for\n{logits[worst].argmax()}" in text
     hurt, helped = (attribution.scores[:, worst].argmin(), attribution.scores[:, worst].argmax())
-    titles = [f"group {g}: {attribution.scores[g, worst]:+.2f}" for g in (hurt, helped)]
+    titles = [f"group {g}: {attribution.scores[g, worst]:+.2g}" for g in (hurt, helped)]
     assert -1 < text.find(titles[0]) < text.find(titles[1]), "what hurt stands first"
 
 
@@ -206,22 +215,22 @@ def test_an_objective_that_is_not_per_query_says_so(stages, attribution):
 
 def test_the_matrix_is_sorted_by_class(attribution, stages):
     labels = stages.plan.split.test.y.argmax(1)
-    figure = figures.matrix_figure(attribution, labels, stages.plan.split.classes)
+    figure = figures.matrix_figure(attribution, stages.plan.split)
     drawn = np.asarray(figure.axes[0].images[0].get_array())
     assert drawn.shape == (10, 40)
     np.testing.assert_array_equal(drawn, attribution.scores[:, np.argsort(labels, kind="stable")])
     assert figure.axes[0].images[0].get_cmap().name == "RdBu"
     less = attribution._replace(metadata={"lower_is_better": True})
-    figure = figures.matrix_figure(less, labels, stages.plan.split.classes)
+    figure = figures.matrix_figure(less, stages.plan.split)
     assert figure.axes[0].images[0].get_cmap().name == "RdBu_r", "blue is what helps"
     one = make_attribution(attribution.scores[:, :1], attribution.groups)
-    figure = figures.matrix_figure(one, labels, stages.plan.split.classes)
+    figure = figures.matrix_figure(one, stages.plan.split)
     assert figure.axes[0].images[0].get_array().shape == (10, 1)
 
 
 def test_a_matrix_of_zeros_can_be_drawn(stages):
     zeros = make_attribution(np.zeros((2, 3)), [0, 1])
-    figure = figures.matrix_figure(zeros, np.array([0, 1, 1]), ("a", "b"))
+    figure = figures.matrix_figure(zeros, of_classes([0, 1, 1], ("a", "b")))
     assert png(figure).startswith(b"\x89PNG")
 
 
@@ -246,7 +255,7 @@ def test_groups_are_called_by_their_names(stages, attribution):
     for figure in drawn:
         assert "name " in _texts(figure)
         assert "group " not in _texts(figure)
-    ticks = figures.matrix_figure(attribution._replace(groups=groups), np.arange(2), ("a", "b"))
+    ticks = figures.matrix_figure(attribution._replace(groups=groups), stages.plan.split)
     assert [text.get_text() for text in ticks.axes[0].get_yticklabels()] == list(names)
 
 
@@ -303,8 +312,7 @@ def test_names_in_figures_are_text_and_no_formulas(stages, attribution):
     plan, results = stages.plan._replace(split=split), stages.results
     groups = as_groups(np.asarray(attribution.groups.ids), names=HOSTILE)
     named = attribution._replace(groups=groups)
-    labels = split.test.y.argmax(1)
-    two = np.zeros(2, int)
+    two, said = np.zeros(2, int), {0: "$\\frac$"}
     row = {
         "estimator": "$\\frac$",
         "score": "$\\frac$",
@@ -316,12 +324,12 @@ def test_names_in_figures_are_text_and_no_formulas(stages, attribution):
         "counterfactuals": 3,
     }
     drawn = [
-        figures.matrix_figure(named, labels, HOSTILE),
+        figures.matrix_figure(named, split),
         figures.mistakes_figure(plan, results.target, named),
         figures.synset_figure(plan, groups, results.synset.synset, np.arange(10.0)),
         figures.groups_figure(plan, groups),
         answer_figures.comparison_figure({"rows": [row]}),
-        answer_figures.points_figure(split, two, two, np.eye(120, 2, dtype=int), np.eye(120), 2),
+        answer_figures.points_figure(split, two, said, np.eye(120, 2, dtype=int), np.eye(120), 2),
         answer_figures.ranked_figure(split, {"$\\frac$": np.arange(120.0)}, 3),
         answer_figures.bars_figure({"$\\frac$": [1.0]}, ["$\\frac$"]),
         answer_figures.profiles_figure(np.ones(2), np.ones(2), "$\\frac$", "runs/$\\frac$"),
@@ -401,21 +409,19 @@ def test_the_page_shows_the_numbers_and_names_what_is_undefined(summary, stages)
     text = _page(stages, summary, agreement=[{**row, "ddm": 0.5, "ddm_interval": [-0.1, 0.9]}])
     assert "<td>0.500 (-0.10 to 0.90)</td>" in text
     assert "50 example gradients" in text
-    assert "<code>margin</code>, of which\nmore is better" in text
-    assert "of which\nless is better" in _page(stages, summary, lower_is_better=True)
+    assert "<code>margin</code>, of which more is better" in text
+    assert "of which less is better" in _page(stages, summary, lower_is_better=True)
 
 
 def test_all_text_of_the_page_is_escaped(summary, stages):
     """A key in metrics.json came into the page as it was."""
     bad = "<script>alert('1')</script>&"
-    config = stages.plan.config
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=bad))
-    stages = stages._replace(plan=stages.plan._replace(config=config))
     kept = KeptAnswer(bad, [bad], [[bad], [bad]], "", bad, {}, {})
     text = _page(
         stages,
         summary,
         [(kept, b"x")],
+        dataset=bad,
         versions={bad: bad},
         sizes={bad: 1},
         seconds={bad: 1.0},

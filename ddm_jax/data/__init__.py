@@ -15,15 +15,23 @@ from ddm_jax.checks import check_choice, check_integer, check_number
 from ddm_jax.data.digits import digits_source
 from ddm_jax.data.examples import Reading, some_of
 from ddm_jax.data.groups import read_groups
+from ddm_jax.data.language import documents
 from ddm_jax.data.own import is_own, own_source
-from ddm_jax.data.split import Source, Split, make_batch
+from ddm_jax.data.split import (
+    Source,
+    Split,
+    as_computed,
+    given_split,
+    make_batch,
+    standardise_targets,
+)
 from ddm_jax.data.tfds import tfds_source
 from ddm_jax.types import Batch
 
 LARGEST = 1e30  # of a number; squares of larger ones are beyond single precision
 SMALL_RANGE = 0.25  # of pixels, as of 12 or 14 bits in files of 16
 
-__all__ = ["Split", "is_own", "load", "make_batch"]
+__all__ = ["Split", "as_computed", "documents", "given_split", "is_own", "load", "make_batch"]
 
 
 def load(
@@ -175,7 +183,7 @@ def load(
         told += (f"  {grouped.count} groups; {none} of {len(train_ids)} examples in none",)
         told += (f"  no training example is left of the groups: {some_of(gone)}",) if gone else ()
     told += _what_is_odd(train_pixels, train_labels, source)
-    return Split(
+    found = Split(
         name=name,
         train=_batch((train_pixels - offset) / scale, train_labels, source),
         test=_batch((test_pixels - offset) / scale, test_labels, source),
@@ -193,6 +201,7 @@ def load(
         told=told,
         targets=source.targets,
     )
+    return standardise_targets(found) if found.targets == "any" else found
 
 
 def _listed(names: Any) -> Sequence[Any]:
@@ -211,6 +220,8 @@ def _batch(x: np.ndarray, labels: np.ndarray, source: Source) -> Batch:
     batch = make_batch(x, np.zeros(len(x), np.int64), 2)
     if np.abs(labels).max() > LARGEST:
         raise ValueError(f"the target reaches {np.abs(labels).max():.3g}; bring it in other units")
+    if source.targets == "any":  # rounded once they are standardised: 1.7e9 seconds are no float32
+        return batch._replace(y=labels)
     return batch._replace(y=labels.astype(batch.x.dtype))
 
 

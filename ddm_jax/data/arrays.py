@@ -132,6 +132,8 @@ def _check(x: np.ndarray, y: np.ndarray, where: str, which: str = "") -> None:
         raise ValueError(f"{where}: x{which} has shape {x.shape}; it must be [N, ...]")
     if not len(x):
         raise ValueError(f"{where}: x{which} has no examples")
+    if 0 in x.shape:
+        raise ValueError(f"{where}: x{which} has shape {x.shape}; an example must have numbers")
     if x.dtype.kind not in "fiub":
         raise ValueError(f"{where}: x{which} is {x.dtype}; it must hold numbers")
     if y.shape[:1] != (len(x),) or y.ndim > 2 or 0 in y.shape:

@@ -1,4 +1,7 @@
-"""Folders of files: a subfolder a class, of the whole or of each of a training and a test part."""
+"""Folders of files: a subfolder a class, of the whole or of each of a training and a test part.
+
+A folder inside of a class's holds the files of one source, which is their group.
+"""
 
 from __future__ import annotations
 
@@ -19,37 +22,47 @@ class Folder(NamedTuple):
     files: list[Path]  # M
     labels: np.ndarray  # [M] names of their subfolders
     test_from: int | None  # the first of the test part
+    groups: np.ndarray | None  # [M] the folder inside of its class's that a file is in, or None
     told: tuple[str, ...] = ()  # what was not used
 
 
 def find_files(path: Path, endings: tuple[str, ...]) -> Folder:
-    """Files with some endings, in the order of their names.
+    """Files with some endings, in the order of their names; those of a class before its sources'.
 
     Raises:
         ValueError: for a subfolder without any.
     """
+
+    def inside(folder: Path) -> list[Path]:
+        return sorted(
+            each
+            for each in folder.iterdir()
+            if each.suffix.lower() in endings and each.is_file() and _is_shown(each)
+        )
+
     parts = [path]
     held_out = next((name for name in TEST_PARTS if (path / name).is_dir()), None)
     if (path / "train").is_dir() and held_out is not None:
         parts = [path / "train", path / held_out]
     files: list[Path] = []
     labels: list[str] = []
+    groups: list[str | None] = []
     counts = []
     for part in parts:
         classes = sorted(each for each in part.iterdir() if each.is_dir() and _is_shown(each))
         for folder in classes:
-            inside = sorted(
-                each
-                for each in folder.iterdir()
-                if each.suffix.lower() in endings and each.is_file() and _is_shown(each)
-            )
-            if not inside:
+            found: list[tuple[Path, str | None]] = [(each, None) for each in inside(folder)]
+            sources = [each for each in folder.iterdir() if each.is_dir() and _is_shown(each)]
+            for source in sorted(sources):
+                found += [(each, source.name) for each in inside(source)]
+            if not found:
                 raise ValueError(
                     f"{folder} has no {', '.join(endings)} files; each subfolder is a class: put "
                     "examples in it, or remove it"
                 )
-            files += inside
-            labels += [folder.name] * len(inside)
+            files += [each for each, _ in found]
+            groups += [source for _, source in found]
+            labels += [folder.name] * len(found)
         if not classes:
             raise ValueError(f"{part} has no subfolders; put the files of each class in one")
         counts.append(len(files))
@@ -62,13 +75,15 @@ def find_files(path: Path, endings: tuple[str, ...]) -> Folder:
     first = counts[0] if len(parts) > 1 else None
     if len(parts) > 1 and held_out != TEST_PARTS[0]:
         told += (f"  {held_out} is the test part",)
-    return Folder(str(path), files, np.asarray(labels), first, told)
+    several = len({each for each in groups if each is not None}) > 1
+    by = np.asarray(groups, object) if several else None
+    return Folder(str(path), files, np.asarray(labels), first, by, told)
 
 
 def endings_in(path: Path) -> set[str]:
-    """The endings of the files in the subfolders of a folder, and in theirs."""
+    """The endings of the files in the subfolders of a folder, in theirs, and in theirs."""
     found: set[str] = set()
-    for pattern in ("*/*", "*/*/*"):
+    for pattern in ("*/*", "*/*/*", "*/*/*/*"):
         found |= {each.suffix.lower() for each in path.glob(pattern) if _is_shown(each)}
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ddm_jax.data.arrays import array_examples
@@ -98,6 +99,13 @@ def as_array(value: Any, where: str) -> np.ndarray:
     except Exception as error:  # whatever a tensor of any library raises
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{where}: a {type(value).__name__} is no array ({said})") from error
+    if np.ma.is_masked(value):  # what is under a mask would pass for data
+        raise ValueError(
+            f"{where}: {int(np.ma.getmaskarray(value).sum())} values are masked; fill them in "
+            "(`.filled(numpy.nan)` for data.missing=impute), or leave those examples out"
+        )
+    if found.dtype.kind == "V" and jax.dtypes.issubdtype(found.dtype, np.floating):
+        return found.astype(np.float32)  # bfloat16, which numpy has no kind for
     if found.dtype == object and found.size and all(isinstance(each, str) for each in found.flat):
         return found.astype(str)  # as pandas has texts
     return found

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ddm_jax.cluster import is_missing
 from ddm_jax.types import Groups
 
 
@@ -40,7 +41,7 @@ def read_groups(values: np.ndarray, rows: np.ndarray, where: str) -> tuple[Group
 
 def _plain(value: Any, where: str) -> str | None:
     """The name of a group, or None where there is none."""
-    if value is None or value != value:
+    if is_missing(value):
         return None
     if isinstance(value, float) and np.isinf(value):
         raise ValueError(f"{where}: a group is {value}; name it, or leave it empty")

@@ -42,6 +42,7 @@ def image_examples(folder: Folder) -> Examples:
         labels=folder.labels,
         fit=stacked(folder.where, heads, pixels),
         test_from=folder.test_from,
+        groups=folder.groups,
         told=(f"{folder.where}: {len(folder.files):,} images", *folder.told),
     )
 

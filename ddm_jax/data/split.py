@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from ddm_jax.checks import check_integer
-from ddm_jax.types import Batch, Groups
+from ddm_jax.checks import check_choice, check_integer
+from ddm_jax.types import Batch, Groups, length
 
 
 class Split(NamedTuple):
@@ -28,7 +28,7 @@ class Split(NamedTuple):
     flipped: np.ndarray  # [N] bool, training labels that were flipped
     offset: np.ndarray  # [D]
     scale: np.ndarray  # [D]
-    kind: str = "images"  # or table, texts, arrays
+    kind: str = "images"  # or table, texts, arrays, language, other
     features: tuple[tuple[str, str | None], ...] = ()  # D columns or words, and of which category
     shown_train: Any = None  # what to show: a DataFrame of N rows, or N texts
     shown_test: Any = None  # the same of Q
@@ -37,6 +37,10 @@ class Split(NamedTuple):
     # What y holds, in the words of `Task.targets`: "distribution", one-hot rows of classes;
     # "labels", 1 for each label that holds; or "any", numbers.
     targets: str = "distribution"
+    # [C] of targets that are numbers, where y = (target - offset) / scale; None: as they are.
+    target_offset: np.ndarray | None = None
+    target_scale: np.ndarray | None = None
+    decode: Callable[[Sequence[int]], str] | None = None  # of tokens, where these are examples
 
     def pixels(self, x: np.ndarray) -> np.ndarray:
         """Undo the normalisation: pixels in [0, 1]."""
@@ -45,6 +49,161 @@ class Split(NamedTuple):
     def numbers(self, x: np.ndarray) -> np.ndarray:
         """Undo the normalisation."""
         return np.asarray(x) * self.scale + self.offset
+
+    def target_numbers(self, y: np.ndarray) -> np.ndarray:
+        """Targets, or predictions of them, in the units of the data: [..., C]."""
+        if self.target_scale is None:
+            return np.asarray(y)
+        return np.asarray(y) * self.target_scale + self.target_offset
+
+
+TARGETS = ("distribution", "labels", "any")
+
+
+def given_split(
+    train: Batch, test: Batch, classes: Sequence[str] = (), targets: str | None = None
+) -> Split:
+    """A `Split` of examples that are there already, as a network takes them.
+
+    Numbers become as wide as JAX computes with, see `as_computed`.
+
+    Args:
+        train, test: any pytrees whose leaves have the examples in front.
+        classes: names of the C classes or labels; default their numbers.
+        targets: what y holds, as `Task.targets`; None: rows [N, C >= 2] that are no less than zero
+            and sum to one are classes, others of zeros and ones are labels, all else is numbers.
+
+    Raises:
+        ValueError: for parts of other shapes or types, no examples, integers [N] as targets, names
+            that are not one for each column; or as `as_computed`.
+    """
+    train, test = as_computed(train, "the training data"), as_computed(test, "the queries")
+    if targets is not None:
+        check_choice("targets", targets, TARGETS)
+    sizes = [length(part) for part in (train, test)]
+    if min(sizes) < 1:
+        raise ValueError(f"{sizes[0]} training examples and {sizes[1]} queries; both need some")
+    like = [jax.tree.map(lambda leaf: (leaf.shape[1:], leaf.dtype), part) for part in (train, test)]
+    if like[0] != like[1]:
+        raise ValueError(
+            f"training examples have shapes and types {like[0]}, queries {like[1]}; they must be "
+            "the same"
+        )
+    y = train.y if isinstance(train.y, np.ndarray | jax.Array) else None
+    if y is not None and y.ndim == 1 and y.dtype.kind in "iub" and targets is None:
+        raise ValueError(
+            f"targets are {y.dtype} [N]; make rows of classes of them with `data.make_batch`, or "
+            "pass a Task"
+        )
+    targets = _kind_of(y) if targets is None else targets
+    columns = y.shape[1] if y is not None and y.ndim == 2 else 0
+    if isinstance(classes, str) or np.ndim(classes) != 1:
+        raise ValueError(f"classes={classes!r}; give a list of names, one for each column")
+    classes = tuple(map(str, classes))
+    if classes and (len(classes) != columns or len(set(classes)) != columns):
+        raise ValueError(
+            f"{len(classes)} names of classes, {len(set(classes))} of them different; the targets "
+            f"have {columns} columns, and each needs a name of its own"
+        )
+    if not classes and targets in ("distribution", "labels"):
+        classes = tuple(map(str, range(columns)))
+    x = train.x if isinstance(train.x, np.ndarray | jax.Array) else None
+    offset, scale, kind = np.zeros(1, np.float32), np.ones(1, np.float32), "other"
+    if x is not None:
+        floats = jax.dtypes.issubdtype(x.dtype, np.floating)
+        images = x.ndim == 4 and x.shape[-1] in (1, 3) and floats
+        kind = "images" if images else "arrays"
+        low, high = float(np.min(x)), float(np.max(x))
+        if (
+            images and low < high and (low < 0 or high > 1)
+        ):  # normalised: shown from the darkest to the brightest
+            offset, scale = offset - low / (high - low), scale / (high - low)
+    return Split(
+        name="your data",
+        train=train,
+        test=test,
+        classes=classes,
+        train_ids=np.arange(sizes[0]),
+        test_ids=np.arange(sizes[1]),
+        flipped=np.zeros(sizes[0], bool),
+        offset=offset,
+        scale=scale,
+        kind=kind,
+        targets=targets,
+    )
+
+
+def as_computed(part: Batch, what: str) -> Batch:
+    """Examples with their numbers as wide as JAX computes with: float64 as float32, without x64.
+
+    What the stages keep is read back by its type, which is then the one that was computed.
+
+    Raises:
+        ValueError: for what is no batch of arrays of numbers that share a leading axis, or an
+            integer that does not fit.
+    """
+    if not isinstance(part, Batch):
+        raise ValueError(f"{what} is a {type(part).__name__}; pass a ddm.Batch(x, y) of arrays")
+    leaves = jax.tree.leaves(part)
+    odd = [leaf for leaf in leaves if not isinstance(leaf, np.ndarray | jax.Array)]
+    if odd or not jax.tree.leaves(part.x):
+        found = f"a {type(odd[0]).__name__}" if odd else "no inputs"
+        raise ValueError(f"{what} holds {found}; pass arrays, their examples in front")
+    if len({leaf.shape[:1] for leaf in leaves}) != 1 or not leaves[0].shape:
+        shapes = ", ".join(str(leaf.shape) for leaf in leaves)
+        raise ValueError(f"{what} has leaves of shapes {shapes}; they must share one leading axis")
+    return jax.tree.map(lambda leaf: _computed(leaf, what), part)
+
+
+def _computed(leaf: Any, what: str) -> Any:
+    floats = jax.dtypes.issubdtype(leaf.dtype, np.floating)
+    if not floats and leaf.dtype.kind not in "iub":
+        raise ValueError(f"{what} holds {leaf.dtype}; it must hold numbers")
+    if np.ma.is_masked(leaf):
+        raise ValueError(f"{what} holds masked values; fill them in, or leave those examples out")
+    wanted = jax.dtypes.canonicalize_dtype(leaf.dtype)
+    if wanted == leaf.dtype:  # which may lie in a file
+        return leaf
+    with np.errstate(over="ignore"):  # what is infinite then is refused with the task
+        found = leaf.astype(wanted)
+    if not floats and (found != leaf).any():
+        largest = max(int(leaf.max()), -int(leaf.min()))
+        raise ValueError(
+            f"{what} holds integers up to {largest}, beyond {wanted}; number them anew"
+        )
+    return found
+
+
+def standardise_targets(split: Split) -> Split:
+    """Numbers as targets with mean 0 and deviation 1 over the training part, so that any train.
+
+    Raises:
+        ValueError: for a target that is constant there.
+    """
+    y = np.asarray(split.train.y, np.float64)
+    constant = np.flatnonzero((y == y[:1]).all(0))
+    if constant.size:
+        which = f" {constant[0]}" if y.shape[1] > 1 else ""
+        raise ValueError(
+            f"{split.name}: the target{which} is {y[0, constant[0]]:g} in all {len(y)} training "
+            "examples, of which nothing can be learnt; bring others, or leave it out"
+        )
+    offset, scale = y.mean(0), y.std(0)
+    train, test = (
+        part._replace(y=((np.asarray(part.y) - offset) / scale).astype(part.x.dtype))
+        for part in (split.train, split.test)
+    )
+    return split._replace(train=train, test=test, target_offset=offset, target_scale=scale)
+
+
+def _kind_of(y: Any) -> str:
+    """What targets [N, C] are by their values, in the words of `Task.targets`."""
+    if y is None or y.ndim != 2 or y.shape[1] < 2:
+        zeros_and_ones = y is not None and y.ndim == 2 and bool(np.isin(y, (0, 1)).all())
+        return "labels" if zeros_and_ones else "any"
+    if (np.asarray(y) >= 0).all() and np.allclose(np.asarray(y, float).sum(1), 1, atol=1e-3):
+        return "distribution"
+    return "labels" if np.isin(y, (0, 1)).all() else "any"
 
 
 class Source(NamedTuple):

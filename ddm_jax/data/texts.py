@@ -71,7 +71,7 @@ def folder_examples(folder: Folder, reading: Reading) -> Examples:
         texts.append(read_text(path).replace("\r\n", "\n").replace("\r", "\n"))
     where = folder.where
     found = text_examples(texts, folder.labels, where, reading, test_from=folder.test_from)
-    return found._replace(told=(*found.told, *folder.told))
+    return found._replace(groups=folder.groups, told=(*found.told, *folder.told))
 
 
 def jsonl_examples(path: Path, reading: Reading) -> Examples:

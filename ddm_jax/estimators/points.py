@@ -67,8 +67,8 @@ def make_point_influence(task: Task, **settings: Any) -> PointInfluence:
         blocks: "whole", the default, or "layer": the curvature between layers is left out.
 
     Raises:
-        ValueError: for a setting out of range or a task whose targets are no classes, or (when
-            called) no damping and no weight decay, or a synset of too many items.
+        ValueError: for a setting out of range, "gauss_newton" for a task whose targets are no
+            classes, or (when called) no damping and no weight decay, or a synset of too many items.
     """
     of_items = _make_influence_of_items(task, **settings)
 
@@ -124,7 +124,8 @@ def _make_influence_of_items(
     check_damping(damping)
     check_choice("curvature", curvature, CURVATURES)
     check_choice("blocks", blocks, BLOCKS)
-    require_distributions(task, "the influence of single points")
+    if curvature == "gauss_newton":
+        require_distributions(task, "the Gauss-Newton matrix of single points")
 
     def influence(
         params: Params, items: Batch, weights: Array, data: Batch, query: Batch, weight_decay: Any
@@ -163,8 +164,8 @@ def curvature_rows(
         ValueError: where they would take more than a quarter of a device's memory.
     """
     weights = jnp.maximum(weights, 0.0)
-    classes = items.y.shape[1]
-    count = len(weights) * (classes if curvature == "gauss_newton" else 1)
+    classes = items.y.shape[1] if curvature == "gauss_newton" else 1
+    count = len(weights) * classes
     refuse_larger(
         f"the curvature of {len(weights)} synset items",
         count * bytes_of(jax.eval_shape(flatten, params)),

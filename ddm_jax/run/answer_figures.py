@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def points_figure(
     split: Split,
     queries: np.ndarray,
-    guesses: np.ndarray,
+    guesses: dict[int, str],
     order: np.ndarray,
     scores: np.ndarray,
     shown: int,
@@ -46,7 +46,7 @@ def points_figure(
     """
     rows, shown = [], fewer(split, shown)
     for place, query in enumerate(queries[:8]):
-        row = query_pictures(split, query, guesses[place], f"query {query}\n")
+        row = query_pictures(split, query, guesses[query], f"query {query}\n")
         for colour, chosen in ((BLUE, order[:shown]), (RED, order[::-1][:shown])):
             for point in chosen[:, place]:
                 value = f"  {scores[point, place]:+.2g}"
@@ -88,7 +88,7 @@ def bars_figure(values: dict[str, Any], measures: list[str]) -> Figure:
         for x, value in zip(left, found, strict=True):
             axes.text(x, value + 0.01, f"{value:.2f}", ha="center", fontsize=7)
     axes.set_xticks(range(len(measures)), measures)
-    axes.set_ylim(0, 1.12)
+    axes.set_ylim(0, 1.12 * max(1.0, *(float(max(found)) for found in values.values())))
     axes.legend(**SMALL, ncols=3, loc="upper center")
     return figure
 

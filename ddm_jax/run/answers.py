@@ -10,16 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddm_jax import metrics, unlearn
-from ddm_jax.checks import check_integer, require_distributions
+from ddm_jax.card import WhatIf
+from ddm_jax.checks import check_integer
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.placement import in_batches
+from ddm_jax.data import Split
 from ddm_jax.estimators.points import make_trajectory_influence, spread_points
 from ddm_jax.masks import moved_share
 from ddm_jax.metrics.intervals import LEVEL, half_widths, reach
 from ddm_jax.metrics.profiles import compare_profiles, profile
 from ddm_jax.objectives import explain
 from ddm_jax.run import check as checking
-from ddm_jax.run import stages
+from ddm_jax.run import targets
 from ddm_jax.run.answer_figures import (
     bars_figure,
     effects_figure,
@@ -31,8 +33,15 @@ from ddm_jax.run.check import Check
 from ddm_jax.run.choosing import of_synset
 from ddm_jax.run.finished import Answer, Finished
 from ddm_jax.run.jobs import predict
-from ddm_jax.types import Params, Task, take
-from ddm_jax.values import label_quality, novelty, typicality, usefulness
+from ddm_jax.types import Params, Task, length, take
+from ddm_jax.values import (
+    label_quality,
+    novelty,
+    training_loss,
+    triage,
+    typicality,
+    usefulness,
+)
 
 DAMPING = 0.01  # of single points; chosen on digits, see benchmarks/points.py
 CHECKPOINTS = 8
@@ -46,27 +55,22 @@ def points(run: Finished, queries: Sequence[int] = (), top: int = 5) -> Answer:
         ValueError: for queries that there are not, or a top out of range.
     """
     plan, split = run.plan, run.plan.split
-    count = len(split.test.x)
-    chosen = np.asarray(queries, int) if len(queries) else _worst(run)[:8]
-    if len(chosen) > MOST_QUERIES or (chosen < 0).any() or (chosen >= count).any():
-        raise ValueError(
-            f"queries {_listed(chosen)}: name at most {MOST_QUERIES} of 0..{count - 1}"
-        )
-    check_integer("top", top, 1, len(split.train.x))
-    if run.attribution.scores.shape[1] != count:
-        raise ValueError(f"the objective {plan.config.online.objective} is not one of each query")
-    scores = _influence(run, plan.task, chosen)
+    chosen = find_queries(run, queries) if len(queries) else _worst(run)[:8]
+    check_integer("top", top, 1, length(split.train))
+    scores = of_points(run, chosen)
     better = -1.0 if plan.task.lower_is_better else 1.0
     order = np.argsort(-better * scores, 0, kind="stable")
-    wanted = split.test.y.argmax(1)
-    guesses = _logits(run, run.target.params, split.test.x[chosen]).argmax(1)
-    rows = [["query", "label", "said", "helped most (training points)", "hurt most"]]
+    guesses = targets.said_of(split, plan.task, run.target.params, chosen)
+    sides = ["helped most (training points)", "hurt most"]
+    if ":" in plan.config.online.objective:  # of which neither more nor less is better
+        sides = ["raised it most (training points)", "lowered it most"]
+    rows = [["query", "label" if split.classes else "target", "said", *sides]]
     for place, q in enumerate(chosen):
         rows.append(
             [
                 str(q),
-                split.classes[wanted[q]],
-                split.classes[guesses[place]],
+                targets.label(split, take(split.test.y, q)),
+                guesses[q],
                 _listed(order[:top, place]),
                 _listed(order[::-1][:top, place]),
             ]
@@ -82,28 +86,75 @@ def points(run: Finished, queries: Sequence[int] = (), top: int = 5) -> Answer:
     return Answer("Single points", sentences + told, rows, figure, arrays | ids)
 
 
-def rank_quality(run: Finished, top: int = 20) -> Answer:
-    """The points that look mislabelled, odd, duplicated and harmful."""
+MEANINGS = {
+    "mislabelled": "like labels that were flipped on purpose in a training of its own",
+    "misread targets": "far from what the network says all through training, among all others",
+    "low quality": "far from all others of its class, blurred or noisy",
+    "redundant": "another point of its class is (nearly) the same",
+    "badly learnt": "a large loss in the end",
+    "harmful": "makes the network worse on {} of the test points",
+}
+
+
+def find_queries(run: Finished, queries: Sequence[int]) -> np.ndarray:
+    """The queries that are asked about.
+
+    Raises:
+        ValueError: for none, more than MOST_QUERIES, or some that there are not.
+    """
+    chosen, count = np.atleast_1d(queries), length(run.plan.split.test)
+    whole = chosen.ndim == 1 and np.issubdtype(chosen.dtype, np.integer) and len(chosen)
+    if not whole or (chosen < 0).any() or (chosen >= count).any():
+        asked = ", ".join(map(str, chosen.ravel()[:20])) + (", ..." if chosen.size > 20 else "")
+        raise ValueError(f"queries {asked}: name some of 0..{count - 1}")
+    if len(chosen) > MOST_QUERIES:
+        raise ValueError(f"{len(chosen)} queries; name at most {MOST_QUERIES} at once")
+    return chosen
+
+
+def half_of_queries(split: Split) -> np.ndarray:
+    """Queries by which training points are judged; the others can judge what comes of it."""
+    return np.arange(0, length(split.test), 2)[:MOST_QUERIES]
+
+
+def quality(run: Finished, queries: np.ndarray) -> dict[str, np.ndarray]:
+    """Rankings of the training points, [N] each, by what the targets are; higher is better.
+
+    Args:
+        queries: by which the harmful are known.
+    """
     plan, split = run.plan, run.plan.split
-    check_integer("top", top, 1, len(split.train.x))
     given = jax.random.key(plan.config.seed), run.target, jax.device_put(split.train)
-    half = np.arange(0, len(split.test.x), 2)[:MOST_QUERIES]
-    each = _influence(run, explain(plan.task, "margin"), half)
-    found = {  # higher is better: the suspects are read from below
-        "mislabelled": label_quality(plan.task, plan.trainer.train)(*given),
-        "low quality": typicality(plan.task)(*given),
-        "redundant": novelty(plan.task)(*given),
-        "harmful": usefulness(each),
-    }
+    classes = split.targets == "distribution" and plan.task.apply is not None
+    better = explain(plan.task, "margin" if classes else "loss")
+    harm = usefulness(influence(run, better, queries), better.lower_is_better)
+    found = {}
+    compared = classes and split.kind != "other"  # by their inputs, one array
+    if compared:
+        found["mislabelled"] = label_quality(plan.task, plan.trainer.train)(*given)
+        found["low quality"] = typicality(plan.task)(*given)
+        found["redundant"] = novelty(plan.task)(*given)
+    elif targets.are_numbers(split) and split.train.y.shape[1] == 1 and plan.task.apply is not None:
+        found["misread targets"] = triage(plan.task)(*given)
+    if not compared:
+        found["badly learnt"] = training_loss(plan.task)(*given)
+    return found | {"harmful": harm}
+
+
+def rank_quality(run: Finished, top: int = 20) -> Answer:
+    """The points that look mislabelled, odd, duplicated and harmful, by what the targets are."""
+    split = run.plan.split
+    check_integer("top", top, 1, length(split.train))
+    half = half_of_queries(split)
+    found = quality(run, half)
     rows = [["", f"the {top} worst training points, worst first"]]
     for name, values in found.items():
         rows.append([name, _listed(np.argsort(values, kind="stable")[:top])])
+    meant = [f"{name.capitalize()}: {MEANINGS[name].format(len(half))}." for name in found]
     sentences = [
-        "Each list is a ranking to look at, not a verdict. Mislabelled: like labels that were "
-        "flipped on purpose in a training of its own. Low quality: far from all others of its "
-        "class, blurred or noisy. Redundant: another point of its class is (nearly) the same. "
-        "Harmful: lowers the mean margin of "
-        f"{len(half)} of the test points. In the file of arrays higher is better.",
+        "Each list is a ranking to look at, not a verdict. "
+        + " ".join(meant)
+        + " In the file of arrays higher is better.",
     ]
     if split.flipped.any():
         worst = np.argsort(found["mislabelled"], kind="stable")[: int(split.flipped.sum())]
@@ -117,35 +168,52 @@ def rank_quality(run: Finished, top: int = 20) -> Answer:
     return Answer("Data quality", sentences + told, rows, figure, arrays | ids)
 
 
+def what_if(run: Finished, masks: np.ndarray) -> WhatIf:
+    """The queries' outputs with the groups weighted, [R, Q] for masks [R, K], and their intervals.
+
+    Intervals are None where the run has no check.
+    """
+    every = np.concatenate([np.ones((1, run.groups.count)), masks]).astype(np.float32)
+    outputs = predict(run.plan, run, every)
+    changes, wide = outputs[1:] - outputs[:1], None
+    if run.check is not None:
+        intervals = checking.intervals_of(run.check, run.groups)
+        away = moved_share(masks, run.groups.shares())
+        wide = half_widths(intervals, changes, away, reach(run.check.scores))
+    return WhatIf(outputs[1:], changes, wide)
+
+
 def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
     """What if these groups were gone, together, beside the sum of their single effects."""
     plan = run.plan
-    gone = _groups(run, without)
+    gone = find_groups(run, without)
     mask = np.ones((2, run.groups.count), np.float32)
     mask[1, gone] = 0
-    outputs = predict(plan, run, mask)
-    joint = outputs[0] - outputs[1]
+    found = what_if(run, mask[1:])
+    outputs = np.concatenate([found.outputs - found.changes, found.outputs])
+    joint = -found.changes[0]
     summed = run.attribution.scores[gone].sum(0)
     added = metrics.additivity(mask, outputs, run.attribution.scores)
     flipped = int(((outputs[0] > 0) != (outputs[1] > 0)).sum())
     objective = plan.config.online.objective
     sentences = [
         f"Without the groups {_named(run, gone)} ({int(run.groups.sizes()[gone].sum()):,} of "
-        f"{len(plan.split.train.x):,} training points) the mean {objective} of {len(joint)} "
+        f"{length(plan.split.train):,} training points) the mean {objective} of {len(joint)} "
         "queries "
         f"changes by {-joint.mean():+.4f}; adding up single effects gives {-summed.mean():+.4f}.",
+        "Both outputs are of networks after the same updates: what differs is what is gone.",
         f"Joint and summed effects correlate at {added.correlation:.3f}, slope {added.slope:.2f}.",
     ]
     if objective == "margin":
         sentences.append(f"{flipped} queries change from right to wrong or back.")
     order = np.argsort(-np.abs(joint), kind="stable")[:10]
-    rows = [["query", f"{objective} with", "without", "without, by adding single effects"]]
+    rows = [["query", f"{objective}, all kept", "without", "without, by adding single effects"]]
     arrays = {"outputs": outputs, "without": gone, "summed": summed}
-    found = check_of_run(run)
-    if found is not None:
+    check, wide = run.check, None
+    if check is not None and found.half_widths is not None:
+        wide = found.half_widths[0]
         away = moved_share(mask[1:], run.groups.shares())
-        intervals = checking.intervals_of(found, run.groups)
-        wide = half_widths(intervals, -joint[None], away, reach(found.scores))[0]
+        intervals = checking.intervals_of(check, run.groups)
         rows[0].insert(3, f"{LEVEL:.0%} of retrainings")
         arrays["half_width"] = wide
         sure = int((np.abs(joint) > wide).sum())
@@ -159,7 +227,7 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
                 "More is gone here than in any subset that the error bars were learnt on: they may "
                 "be too short."
             )
-        if lost := _unlike_any_learnt(run, found, gone):
+        if lost := _unlike_any_learnt(run, check, gone):
             sentences.append(
                 f"Of {', '.join(lost)} nothing is left. No subset that the error bars were learnt "
                 "on lost a class: such changes come out larger, and the bars do not hold for them."
@@ -171,11 +239,26 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
             f"{outputs[1, q]:.3f}",
             f"{outputs[0, q] - summed[q]:.3f}",
         ]
-        if found is not None:
+        if wide is not None:
             low, high = (outputs[1, q] + sign * wide[q] for sign in (-1, 1))
             row.insert(3, f"{low:.3f} to {high:.3f}")
         rows.append(row)
     return Answer("What if", sentences, rows, effects_figure(joint, summed), arrays)
+
+
+def forgotten_network(run: Finished, gone: np.ndarray) -> tuple[Params, bool, float]:
+    """A network without some groups, by the synset alone, and how it was made.
+
+    Returns:
+        The parameters, whether they were updated carefully (see `unlearn.forget_groups`), and by
+        how much of what the updates do.
+    """
+    mask = np.ones(run.groups.count, np.float32)
+    mask[gone] = 0
+    amount = _amount(run)
+    update = of_synset(run.tuning)
+    params, careful = unlearn.forget_groups(run.plan.task, run.synset, mask, update, amount)
+    return params, careful, amount
 
 
 def forget(
@@ -183,14 +266,11 @@ def forget(
 ) -> tuple[Answer, Params]:
     """Forget groups with the synset alone; with `check` beside exact retraining."""
     plan, split = run.plan, run.plan.split
-    gone = _groups(run, groups)
-    mask = np.ones(run.groups.count, np.float32)
-    mask[gone] = 0
-    amount = _amount(run)
-    update = of_synset(run.tuning)
-    params, careful = unlearn.forget_groups(plan.task, run.synset, mask, update, amount)
+    gone = find_groups(run, groups)
+    params, careful, amount = forgotten_network(run, gone)
     forgotten = np.isin(run.groups.ids, gone)
     networks = {"before": [run.target.params], "after forgetting": [params]}
+    measure = "accuracies" if split.classes else "mean losses"
     if check:
         keys = jax.random.split(jax.random.key(plan.config.seed + 1), plan.config.check.seeds)
         exact = compiled(plan.trainer.train)
@@ -211,7 +291,7 @@ def forget(
         )
     sentences = [
         f"{int(forgotten.sum()):,} of {len(forgotten):,} training points in the groups "
-        f"{_named(run, gone)} were forgotten without looking at any training data: accuracies on "
+        f"{_named(run, gone)} were forgotten without looking at any training data: {measure} on "
         "what was forgotten, kept and on the test set, and how well a loss threshold tells "
         "forgotten points from test points (.5: not at all).",
         "This is no proof of deletion: it says how the network behaves, and the synset and the "
@@ -241,6 +321,8 @@ def _unlike_any_learnt(run: Finished, check: Check, gone: np.ndarray) -> list[st
 def _classes_lost(run: Finished, gone: np.ndarray) -> list[str]:
     """The classes of which less than a hundredth is left without some groups."""
     split = run.plan.split
+    if not split.classes:
+        return []
     there = np.asarray(split.train.y)
     left = there[~np.isin(run.groups.ids, gone)].sum(0)
     lost = np.flatnonzero((left < unlearn.ABSENT * there.sum(0)) & (there.sum(0) > 0))
@@ -259,29 +341,44 @@ def _rows_of_file(run: Finished) -> tuple[list[str], dict[str, np.ndarray]]:
     return [told], {"train_ids": split.train_ids, "test_ids": split.test_ids}
 
 
-def check_of_run(run: Finished) -> Check | None:
-    """The run's own check; None where it has none that fits."""
-    try:
-        return stages.bring(run.plan, run.workdir, ("check",), compute=False).check
-    except stages.NotDoneError:
-        return None
-
-
 def _amount(run: Finished) -> float:
     """How far to forget, by the run's own check; one where it has none that fits."""
-    check = check_of_run(run)
+    check = run.check
     if check is None:
         return 1.0
     left_out = check.truth.groups
     return metrics.calibrated_amount(check.scores[left_out], check.truth.effects())
 
 
-def _influence(run: Finished, task: Task, queries: np.ndarray) -> np.ndarray:
+def of_points(run: Finished, queries: np.ndarray) -> np.ndarray:
+    """The influence of each training point on what the run explains of some queries, [N, Q].
+
+    Raises:
+        ValueError: for an objective that is not one of each query, or has no gradient.
+    """
+    objective = run.plan.config.online.objective
+    if run.plan.task.of_sets or run.attribution.scores.shape[1] != length(run.plan.split.test):
+        raise ValueError(
+            f"the objective {objective} is not one of each query; points are for one that is, such "
+            "as loss"
+        )
+    scores = influence(run, run.plan.task, queries)
+    if not scores.any():
+        raise ValueError(
+            f"the objective {objective} does not change with the parameters, so no point seems to "
+            "matter; points are for one with a gradient, such as loss"
+        )
+    return scores
+
+
+def influence(run: Finished, task: Task, queries: np.ndarray) -> np.ndarray:
     """Of each training point on some queries, along the trajectory, [N, Q]."""
     some = spread_points(run.target.checkpoints, CHECKPOINTS)
     train, query = jax.device_put(run.plan.split.train), take(run.plan.split.test, queries)
-    influence = compiled(make_trajectory_influence(task, damping=DAMPING))
-    return np.asarray(influence(some, run.synset.synset, train, query, run.target.weight_decay))
+    classes = run.plan.split.targets == "distribution" and task.apply is not None
+    curvature = "gauss_newton" if classes else "fisher"  # which any loss has
+    of_points = compiled(make_trajectory_influence(task, damping=DAMPING, curvature=curvature))
+    return np.asarray(of_points(some, run.synset.synset, train, query, run.target.weight_decay))
 
 
 def compare_networks(first: Finished, second: Finished, top: int = 5) -> Answer:
@@ -323,28 +420,60 @@ def compare_networks(first: Finished, second: Finished, top: int = 5) -> Answer:
     return Answer("Two networks", sentences, rows, figure, arrays)
 
 
-def _groups(run: Finished, groups: Sequence[int | str]) -> np.ndarray:
-    """The groups that are asked about, by their numbers, or their names where they have some."""
+def find_groups(run: Finished, groups: Any) -> np.ndarray:
+    """The groups that are asked about, each once, in order.
+
+    Args:
+        groups: their numbers, or their names where they have some; or one alone.
+
+    Raises:
+        ValueError: for what is neither, groups that there are not, none, or all of them.
+    """
+    gone, count = np.unique(places_of(run, groups)), run.groups.count
+    if not len(gone) or len(gone) == count:
+        raise ValueError(
+            f"groups {_listed(gone)}: name some of 0..{count - 1}, and not all of them"
+        )
+    return gone
+
+
+def places_of(run: Finished, groups: Any) -> np.ndarray:
+    """The number of each group that is named.
+
+    Raises:
+        ValueError: as `find_groups`, but for none and all.
+    """
     count, names = run.groups.count, run.groups.names or ()
     numbered = any(name.lstrip("-").isdigit() for name in names)  # a number is a name then
+    one = isinstance(groups, str) or not np.iterable(groups)
+    listed = [groups] if one else list(groups)
+
+    def place(each: Any) -> int:
+        each = each.item() if np.shape(each) == () and hasattr(each, "item") else each
+        if str(each) in names:
+            return names.index(str(each))
+        # A boolean or 1.7 would pass for a number: True for the group 1.
+        whole = isinstance(each, str | int) and not isinstance(each, bool)
+        if numbered or not whole:
+            raise ValueError(f"{each!r} is no group")
+        return int(each)
+
     try:
-        found = [
-            names.index(str(each)) if str(each) in names or numbered else int(each)
-            for each in groups
-        ]
+        found = np.asarray([place(each) for each in listed], int)
     except ValueError as error:
         shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
         allowed = f"some of {shown}" if names else f"integers in 0..{count - 1}"
+        told = (
+            f"groups {', '.join(map(str, listed[:20]))}: name {allowed}, with commas between (a "
+            "name with a comma in it quoted: '\"a, b\",c')"
+        )
+        raise ValueError(" ".join(told.split())) from error  # names may have several lines
+    wrong = found[(found < 0) | (found >= count)]
+    if len(wrong):
         raise ValueError(
-            f"groups {', '.join(map(str, groups))}: name {allowed}, with commas between (a name "
-            "with a comma in it quoted: '\"a, b\",c')"
-        ) from error
-    gone = np.unique(np.asarray(found, int))
-    wrong = gone[(gone < 0) | (gone >= count)]
-    if len(wrong) or not len(gone) or len(gone) == count:
-        told = f"there is no group {_listed(wrong)}" if len(wrong) else f"groups {_listed(gone)}"
-        raise ValueError(f"{told}: name some of 0..{count - 1}, and not all of them")
-    return gone
+            f"there is no group {_listed(wrong)}: name some of 0..{count - 1}, and not all of them"
+        )
+    return found
 
 
 def _named(run: Finished, groups: Any) -> str:
@@ -360,8 +489,12 @@ def groups_of_class(run: Finished, name: str) -> list[int]:
         ValueError: for a class that there is not, or that no group is of.
     """
     classes = run.plan.split.classes
+    if not classes:
+        raise ValueError(f"class {name!r}: the targets here are no classes; name groups to forget")
     if name not in classes:
         raise ValueError(f"class {name!r}; choose one of {', '.join(classes)}")
+    if run.plan.split.targets != "distribution":
+        raise ValueError("an example has several labels here: name groups to forget")
     labels, ids = run.plan.split.train.y.argmax(1), np.asarray(run.groups.ids)
     own = [np.bincount(labels[ids == group]).argmax() for group in range(run.groups.count)]
     found = np.flatnonzero(np.asarray(own) == classes.index(name)).tolist()
@@ -372,30 +505,19 @@ def groups_of_class(run: Finished, name: str) -> list[int]:
 
 def _judge(run: Finished, params: Params, forgotten: np.ndarray) -> metrics.Unlearned:
     split, task = run.plan.split, run.plan.task
-    losses = in_batches(task.loss)
-    right = [
-        _logits(run, params, data.x).argmax(1) == data.y.argmax(1)
-        for data in (split.train, split.test)
-    ]
-    return metrics.unlearned(
-        np.asarray(losses(params, split.train)),
-        right[0],
-        forgotten,
-        np.asarray(losses(params, split.test)),
-        right[1],
-    )
-
-
-def _logits(run: Finished, params: Params, x: Any) -> np.ndarray:
-    apply = require_distributions(run.plan.task, "a run")
-    return np.asarray(in_batches(apply)(params, x))
+    lost = [targets.losses(task, params, batch) for batch in (split.train, split.test)]
+    right = lost
+    if split.classes and task.apply is not None:
+        right = [
+            ~targets.wrong(split, np.asarray(in_batches(task.apply)(params, batch.x)), batch.y)
+            for batch in (split.train, split.test)
+        ]
+    return metrics.unlearned(lost[0], right[0], forgotten, lost[1], right[1])
 
 
 def _worst(run: Finished) -> np.ndarray:
-    """The test points by margin, the most confident mistakes first."""
-    margin = explain(run.plan.task, "margin").output
-    margins = in_batches(margin)(run.target.params, run.plan.split.test)
-    return np.argsort(np.asarray(margins), kind="stable")
+    """The test points that the network answers worst, first."""
+    return targets.worst(run.plan.split, run.plan.task, run.target.params, run.plan.split.test)
 
 
 def _listed(numbers: Any) -> str:

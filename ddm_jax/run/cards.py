@@ -10,9 +10,9 @@ import numpy as np
 from ddm_jax.card import Card, make_card
 from ddm_jax.estimators.ddm import make_ddm, make_outputs
 from ddm_jax.run import check as checking
-from ddm_jax.run.answers import check_of_run
 from ddm_jax.run.choosing import of_synset
 from ddm_jax.run.finished import Finished
+from ddm_jax.run.settings import GIVEN
 
 
 def card_of_run(run: Finished) -> Card:
@@ -22,15 +22,15 @@ def card_of_run(run: Finished) -> Card:
     training data for its own, what it checked itself on is predicted once more.
     """
     plan, update = run.plan, of_synset(run.tuning)
-    check = check_of_run(run)
+    check = run.check
     if check is not None and run.tuning.pool != "synset":
         masks, query = checking.masks_of(check.truth, run.groups.count), plan.split.test
         predicted = np.asarray(make_outputs(plan.task, update)(run.synset, masks, query))
         scores = np.asarray(make_ddm(plan.task, None, update).score(run.synset, query))
         check = check._replace(predicted=predicted, scores=scores)
     told: dict[str, Any] = {
-        "data": plan.config.data.name,
-        "model": asdict(plan.config.model),
+        "data": plan.split.name,
+        "model": GIVEN if plan.config.model.kind == GIVEN else asdict(plan.config.model),
         "objective": plan.config.online.objective,
         "lower_is_better": plan.task.lower_is_better,
     }

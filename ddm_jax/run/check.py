@@ -50,7 +50,8 @@ def intervals_of(check: Check, groups: Groups) -> Intervals:
 def half_widths_of(check: Check, groups: Groups) -> np.ndarray:
     """Half of the interval of each score, [K, Q]."""
     alone = moved_share(1 - np.eye(groups.count), groups.shares())
-    return half_widths(intervals_of(check, groups), -check.scores, alone, reach(check.scores))
+    wide = half_widths(intervals_of(check, groups), -check.scores, alone, reach(check.scores))
+    return wide.astype(np.float32)
 
 
 def open_truth(plan: Plan, problem: Problem, folder: Path, groups: Groups) -> Store:

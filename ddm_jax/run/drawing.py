@@ -12,7 +12,9 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
+from ddm_jax.run.targets import label
 from ddm_jax.run.wording import describe
+from ddm_jax.types import take
 
 if TYPE_CHECKING:
     from ddm_jax.data import Split
@@ -121,8 +123,8 @@ def point_picture(
 ) -> Shown:
     """A training point, by default under its label."""
     if title is None:
-        title = split.classes[split.train.y[row].argmax()] + after
-    return Shown(example(split, split.train.x[row], split.shown_train, row), title, colour)
+        title = label(split, take(split.train.y, row)) + after
+    return Shown(example(split, take(split.train.x, row), split.shown_train, row), title, colour)
 
 
 def example(split: Split, x: Any, originals: Any = None, row: Any = 0) -> np.ndarray | str:
@@ -131,7 +133,9 @@ def example(split: Split, x: Any, originals: Any = None, row: Any = 0) -> np.nda
         return split.pixels(np.asarray(x))
     if originals is None:
         return describe(split, x)
-    return describe(split, x, originals[row] if split.kind == "texts" else originals.iloc[row])
+    return describe(
+        split, x, originals[row] if isinstance(originals, list) else originals.iloc[row]
+    )
 
 
 def fewer(split: Split, count: int) -> int:
@@ -139,12 +143,13 @@ def fewer(split: Split, count: int) -> int:
     return count if split.kind == "images" else max(2 * count // 5, 1)
 
 
-def query_pictures(split: Split, query: Any, said: Any, head: str = "") -> Row:
+def query_pictures(split: Split, query: Any, said: str, head: str = "") -> Row:
     """The first two places of a row: what a query is, and was taken for, and its picture."""
-    wanted = split.test.y[query].argmax()
-    mistake = f",\ntaken for\n{split.classes[said]}" if said != wanted else ""
-    shown = example(split, split.test.x[query], split.shown_test, query)
-    return [f"{head}{split.classes[wanted]}{mistake}", Shown(shown, "", INK)]
+    wanted = label(split, take(split.test.y, query))
+    taken = "taken for" if split.classes else "said"
+    mistake = f",\n{taken}\n{said}" if said != wanted else ""
+    shown = example(split, take(split.test.x, query), split.shown_test, query)
+    return [f"{head}{wanted}{mistake}", Shown(shown, "", INK)]
 
 
 def spread_groups(count: int) -> np.ndarray:
@@ -153,8 +158,9 @@ def spread_groups(count: int) -> np.ndarray:
 
 
 def nearest(x: np.ndarray, members: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Members of a group, those nearest to the query first."""
-    away = ((x[members] - query) ** 2).reshape(len(members), -1).sum(1)
+    """Members of a group, those nearest to the query [F] among x [N, F] first."""
+    # Bytes would wrap, and booleans do not subtract.
+    away = ((x[members].astype(np.float64) - query) ** 2).sum(1)
     return members[np.argsort(away, kind="stable")]
 
 
@@ -171,9 +177,16 @@ def whole_ticks(axis) -> None:
     axis.set_major_locator(MaxNLocator(integer=True))
 
 
+class PlainLog(LogFormatter):
+    """Some of the ticks inside of a decade, 0.6 and not 6e-01."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def make_log(axes, which: str) -> None:
     """Make the axis "x" or "y" logarithmic, with ticks in plain text."""
     axes.set(**{f"{which}scale": "log"})
     axis = getattr(axes, f"{which}axis")
     axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+    axis.set_minor_formatter(PlainLog(minor_thresholds=(1, 0.4)))

@@ -36,7 +36,7 @@ from ddm_jax.run.workdir import (
     open_workdir,
     versions,
 )
-from ddm_jax.types import Groups, TrainRun
+from ddm_jax.types import Groups, TrainRun, length
 
 TRUTH = "truth"  # the folder of the store
 
@@ -67,7 +67,7 @@ class ComparisonError(ValueError):
 
 
 def fill_truth(
-    config: Config, workdir: Path, progress: Progress = SILENT, chunk: int | None = None
+    config: Config | Plan, workdir: Path, progress: Progress = SILENT, chunk: int | None = None
 ) -> dict[str, Any]:
     """Fill the truth store of a work directory, and say how noisy the truth is.
 
@@ -77,7 +77,7 @@ def fill_truth(
     Raises:
         ValueError: when the work directory or the store was made with other settings.
     """
-    _, found = _ready(make_plan(config), workdir, ("groups",), progress, chunk)
+    _, found = _ready(_plan(config), workdir, ("groups",), progress, chunk)
     summary = {
         "networks": sum(array[..., 0].size for array in (found.full, found.single, found.subsets)),
         "seconds_per_network": found.seconds,
@@ -100,16 +100,16 @@ def prepare(
     Raises:
         ValueError: when the work directory or the store was made with other settings.
     """
-    plan = config if isinstance(config, Plan) else make_plan(config)
+    plan = _plan(config)
     chosen = plan.config.truth
     keep = np.repeat(chosen.keep, chosen.subsets)
-    compare.split_parts(keep, len(plan.split.test.x), plan.config.seed)  # enough of both?
+    compare.split_parts(keep, length(plan.split.test), plan.config.seed)  # enough of both?
     found, judged = _ready(plan, workdir, ("target", "groups"), progress, chunk)
     return Ready(plan, found.target, found.groups, judged)
 
 
 def compare_estimators(
-    config: Config,
+    config: Config | Plan,
     workdir: Path,
     names: Sequence[str],
     progress: Progress = SILENT,
@@ -126,16 +126,16 @@ def compare_estimators(
         ValueError: for a wrong name or setting, before any work.
         ComparisonError: when estimators failed; they stand in the table with their error.
     """
-    plan = make_plan(config)
+    plan = _plan(config)
     compare.check_estimators(names, plan.truth, plan.split.test)
     if "ddm" in names:
         check_distillation_fits(plan)
     ready = prepare(plan, workdir, progress, chunk)
     given = (plan.truth, ready.target, plan.split.train, plan.split.test, ready.groups)
     result: dict[str, Any] = {
-        "dataset": config.data.name,
+        "dataset": plan.split.name,
         "command": " ".join(["ddm", *sys.argv[1:]]),
-        "settings": settings.as_json(config),
+        "settings": settings.as_json(plan.config),
         "seconds_per_retraining": ready.truth.seconds,
         "versions": versions(),
         "truth": truth.checksum(ready.truth),
@@ -180,6 +180,10 @@ def read_comparison(workdir: Path) -> dict[str, Any]:
     """
     mend = "delete it to judge again"
     return files.read_json(workdir / "compare.json", Comparison, mend)
+
+
+def _plan(config: Config | Plan) -> Plan:
+    return config if isinstance(config, Plan) else make_plan(config)
 
 
 def _ready(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
 
 from ddm_jax.attribution import Attribution
-from ddm_jax.checks import require_distributions
-from ddm_jax.compute.placement import in_batches
+from ddm_jax.cluster import flat_features
+from ddm_jax.items import items_of
+from ddm_jax.run import targets
 from ddm_jax.run.drawing import (
     BLUE,
     GREY,
@@ -37,8 +38,10 @@ from ddm_jax.run.drawing import (
     spread_groups,
     whole_ticks,
 )
+from ddm_jax.types import length, take
 
 if TYPE_CHECKING:
+    from ddm_jax.data import Split
     from ddm_jax.run.check import Check
     from ddm_jax.run.plan import Plan
     from ddm_jax.types import Groups, Synset, TrainRun
@@ -67,22 +70,22 @@ def agreement_figure(check: Check) -> Figure:
     return figure
 
 
-def matrix_figure(attribution: Attribution, labels: np.ndarray, classes: Sequence[str]) -> Figure:
-    """The attribution matrix as a heat map, queries sorted by class."""
-    scores = attribution.scores
+def matrix_figure(attribution: Attribution, split: Split) -> Figure:
+    """The attribution matrix as a heat map, queries sorted by what they are."""
+    scores, queries = attribution.scores, length(split.test)
     figure, axes = one_panel(9, 4.5, "outputs", "group left out")
-    if scores.shape[1] == len(labels):
-        order = np.argsort(labels, kind="stable")
+    if scores.shape[1] == queries:
+        order, ticks, by = targets.order(split, queries)
         scores = scores[:, order]
-        edges = np.searchsorted(labels[order], np.arange(len(classes) + 1))
-        for edge in edges[1:-1]:
-            axes.axvline(edge - 0.5, color=INK, linewidth=0.3)
-        middle = (edges[:-1] + edges[1:]) / 2
-        axes.set_xticks(middle, classes, rotation=0 if len(max(classes, key=len)) < 3 else 45)
-        axes.set_xlabel(f"{len(labels)} queries, sorted by class")
+        axes.set_xlabel(f"{queries} queries{by}")
+        if ticks:
+            for edge in targets.edges(split)[1:-1]:
+                axes.axvline(edge - 0.5, color=INK, linewidth=0.3)
+            places, names = zip(*ticks, strict=True)
+            axes.set_xticks(places, names, rotation=0 if len(max(names, key=len)) < 3 else 45)
     whole_ticks(axes.yaxis)
-    if (names := attribution.groups.names) is not None:
-        axes.set_yticks(range(len(names)), names, fontsize=max(3, min(9, 180 / len(names))))
+    if (groups := attribution.groups.names) is not None:
+        axes.set_yticks(range(len(groups)), groups, fontsize=max(3, min(9, 180 / len(groups))))
     reach = float(np.percentile(np.abs(scores), 99)) or 1.0
     blue_helps = "RdBu_r" if attribution.metadata.get("lower_is_better") else "RdBu"
     drawn = axes.imshow(
@@ -94,32 +97,37 @@ def matrix_figure(attribution: Attribution, labels: np.ndarray, classes: Sequenc
 
 
 def mistakes_figure(plan: Plan, target: TrainRun, attribution: Attribution) -> Figure:
-    """Misclassified queries beside members of the groups that harmed and helped them most."""
+    """The worst answers beside members of the groups that harmed and helped them most.
+
+    Of classes and labels those that are wrong; of numbers the ones that are farthest off.
+    """
     split, scores = plan.split, attribution.scores
-    apply = require_distributions(plan.task, "a run")
-    logits = np.asarray(in_batches(apply)(target.params, split.test.x))
-    labels = split.test.y.argmax(1)
-    wrong = np.flatnonzero(logits.argmax(1) != labels)
-    per_query = scores.shape[1] == len(labels)
-    if not len(wrong) or not per_query:
+    per_query = scores.shape[1] == length(split.test)
+    worst = np.zeros(0, int)
+    if per_query:
+        worst = targets.worst(split, plan.task, target.params, split.test)
+    said = targets.said_of(split, plan.task, target.params, worst)
+    if split.classes and per_query:
+        wrong = [said[query] != targets.label(split, split.test.y[query]) for query in worst]
+        worst = worst[np.asarray(wrong, bool)]
+    if not len(worst):
         figure = TextFigure(figsize=(9, 0.6))
         text = "No query is misclassified." if per_query else "The objective is not per query."
         figure.text(0.02, 0.4, text)
         return figure
-    # The most confident mistakes first.
-    wrong = wrong[np.argsort(logits[wrong, labels[wrong]] - logits[wrong].max(1))][:SHOWN_QUERIES]
     helps = -scores if plan.task.lower_is_better else scores
     names, members = group_names(attribution.groups), fewer(split, 4)
+    flat = flat_features(split.train.x), flat_features(split.test.x)
     rows = []
-    for query in wrong:
-        row = query_pictures(split, query, logits[query].argmax())
+    for query in worst[:SHOWN_QUERIES]:
+        row = query_pictures(split, query, said[query])
         order = np.argsort(helps[:, query], kind="stable")
         few = min(2, len(order) // 2)  # no group on both sides
         for colour, chosen in ((RED, order[:few]), (BLUE, order[::-1][:few])):
             for group in chosen:
                 inside = attribution.members(group)
-                near = nearest(split.train.x, inside, split.test.x[query])[:members]
-                titles = [f"{names[group]}: {scores[group, query]:+.2f}", *[""] * members]
+                near = nearest(flat[0], inside, flat[1][query])[:members]
+                titles = [f"{names[group]}: {scores[group, query]:+.2g}", *[""] * members]
                 shown = zip(near, titles, strict=False)
                 row += filled([point_picture(split, *each, colour) for each in shown], members)
         rows.append(row)
@@ -129,21 +137,20 @@ def mistakes_figure(plan: Plan, target: TrainRun, attribution: Attribution) -> F
 def synset_figure(plan: Plan, groups: Groups, synset: Synset, error: np.ndarray) -> Figure:
     """Synthetic items beside real members, for groups spread over the matching error [K]."""
     split, names = plan.split, group_names(groups)
-    labels, mass = np.asarray(synset.items.y).argmax(1), np.asarray(synset.mass)
+    examples = jax.tree.map(np.asarray, items_of(plan.task).batch(synset.items))
+    mass = np.asarray(synset.mass)
     owner = np.asarray(synset.group)
     most = min(int(np.bincount(owner[owner >= 0]).max()), fewer(split, 5))
     rows = []
     for group in np.argsort(error, kind="stable")[spread_groups(groups.count)]:
         items = np.flatnonzero(owner == group)
         heaviest = items[np.argsort(-np.abs(mass[items]))][:most]
-        shown = [
-            Shown(
-                example(split, synset.items.x[item]),
-                f"{split.classes[labels[item]]}, {mass[item]:.2g}",
-                BLUE,
-            )
-            for item in heaviest
-        ]
+        shown = []
+        for item in heaviest:
+            one = take(examples, item)
+            named = targets.label(split, one.y)
+            title = f"{named}, {mass[item]:.2g}" if named else f"{mass[item]:.2g}"
+            shown.append(Shown(example(split, one.x), title, BLUE))
         told = f"{names[group]}\nerror {error[group]:.2g}"
         rows.append([*filled(shown, most), told, *member_pictures(split, groups, group, 5)])
     return gallery(rows)

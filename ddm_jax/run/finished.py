@@ -19,10 +19,11 @@ from ddm_jax import checkpoints, files
 from ddm_jax.attribution import Attribution
 from ddm_jax.estimators.ddm import DDMState
 from ddm_jax.run import report
+from ddm_jax.run.check import Check
 from ddm_jax.run.choosing import Tuning
 from ddm_jax.run.drawing import png
-from ddm_jax.run.plan import Plan, make_plan
-from ddm_jax.run.stages import bring
+from ddm_jax.run.plan import Plan, plan_with
+from ddm_jax.run.stages import NotDoneError, Results, bring
 from ddm_jax.run.workdir import (
     ANSWERS,
     SILENT,
@@ -45,6 +46,7 @@ class Finished(NamedTuple):
     synset: DDMState
     tuning: Tuning
     attribution: Attribution
+    check: Check | None = None  # None where it has none that fits
 
 
 class Answer(NamedTuple):
@@ -57,25 +59,31 @@ class Answer(NamedTuple):
     arrays: dict[str, Any]
 
 
-def open_finished(workdir: Path, progress: Progress = SILENT) -> Finished:
+def open_finished(
+    workdir: Path, progress: Progress = SILENT, given: Plan | None = None
+) -> Finished:
     """Read a finished run.
+
+    Args:
+        given: the plan of the study that the run is of, where its data and task came from Python.
 
     Raises:
         ValueError: where the folder holds none, or one whose stages are not all done.
     """
-    plan = make_plan(read_config(workdir))
-    found = bring(plan, workdir, ("attribution",), progress, compute=False)
+    plan = plan_with(read_config(workdir), given)
+    try:
+        found = bring(plan, workdir, ("check",), progress, compute=False)
+    except NotDoneError:
+        found = bring(plan, workdir, ("attribution",), progress, compute=False)
     if not (workdir / "metrics.json").exists():
         raise ValueError(f"{workdir} has no report yet; `ddm run --workdir {workdir}` writes it")
-    return Finished(
-        workdir,
-        plan,
-        found.target,
-        found.groups,
-        found.synset,
-        found.tuning,
-        found.attribution,
-    )
+    return finished_of(workdir, plan, found)
+
+
+def finished_of(workdir: Path, plan: Plan, found: Results) -> Finished:
+    """A run of which the stages have been brought up to date."""
+    names = ("target", "groups", "synset", "tuning", "attribution", "check")
+    return Finished(workdir, plan, *(getattr(found, name) for name in names))
 
 
 def keep(run: Finished, name: str, answer: Answer, progress: Progress = SILENT) -> Answer:

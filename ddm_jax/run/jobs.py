@@ -28,12 +28,13 @@ from ddm_jax.estimators.ddm import (
     on_all_data,
 )
 from ddm_jax.estimators.grad_dot import make_grad_dot
+from ddm_jax.items import items_of
 from ddm_jax.judge.truth import read_truth
 from ddm_jax.run import check as checking
 from ddm_jax.run.check import Check
-from ddm_jax.run.plan import Plan, read_groups, split_groups
+from ddm_jax.run.plan import Plan, labels_of, read_groups, split_groups
 from ddm_jax.run.workdir import SILENT, Progress, versions
-from ddm_jax.types import Batch, Groups, Synset, TrainRun
+from ddm_jax.types import Groups, Synset, TrainRun, length, take
 
 
 class Results(NamedTuple):
@@ -65,12 +66,12 @@ def train_target(job: Job, loop: Loop) -> TrainRun:
     trainer, train = job.plan.trainer, job.plan.split.train
     kept = trainer.checkpoint_steps
     steps = int(kept[-1])
-    rows = jax.jit(trainer.batches, static_argnums=1)(job.key, len(train.x))
+    rows = jax.jit(trainer.batches, static_argnums=1)(job.key, length(train))
     advance = read_as_needed(compiled(trainer.advance), train, rows.shape[1])
     state = compiled(trainer.start)(job.key)
     start = jax.tree.map(np.asarray, state.params)
     kept_of = compiled(lambda state: (state.params, trainer.moments(state)))
-    weights = jnp.ones(len(train.x))
+    weights = jnp.ones(length(train))
     empty = jax.tree.map(
         lambda leaf: np.zeros((len(kept), *leaf.shape), leaf.dtype), jax.eval_shape(kept_of, state)
     )
@@ -97,10 +98,10 @@ def cut_groups(job: Job, loop: Loop) -> np.ndarray:
     """Cut the training set into groups; by the network's features it needs the target."""
     config, train, task = job.plan.config.cluster, job.plan.split.train, job.plan.task
     if config.method == "file":
-        return np.asarray(read_groups(config.file, len(train.x)).ids)
+        return np.asarray(read_groups(config.file, length(train)).ids)
     if config.method == "data":
         return np.asarray(split_groups(job.plan.split).ids)
-    features = train.x
+    features = cluster.flat_features(train.x)
     if config.features == "network":
         if task.features is None:
             raise ValueError("cluster.features=network; this task has no features: use pixels")
@@ -110,7 +111,7 @@ def cut_groups(job: Job, loop: Loop) -> np.ndarray:
     groups = cluster.make_groups(
         config.method,
         features=features,
-        labels=train.y.argmax(1),
+        labels=labels_of(job.plan.split, config.method),
         num_groups=config.num_groups,
         seed=job.plan.config.seed,
     )
@@ -143,15 +144,16 @@ def distil(job: Job, loop: Loop) -> tuple[Synset, DistillInfo]:
 
 def like_synset(job: Job) -> tuple[Synset, DistillInfo]:
     """The shapes of `distil`."""
-    config, train = job.plan.config.distill, job.plan.split.train
+    config, task, train = job.plan.config.distill, job.plan.task, job.plan.split.train
     groups, background = job.results.groups.count, bool(job.results.groups.background)
     items = (groups + background) * config.items
 
     def of(*shape: int, dtype: Any = np.float32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)
 
+    one = items_of(task).start(take(train, slice(1)))
     synset = Synset(
-        items=Batch(of(items, *train.x.shape[1:]), of(items, train.y.shape[1])),
+        items=jax.tree.map(lambda leaf: of(items, *leaf.shape[1:], dtype=leaf.dtype), one),
         group=of(items, dtype=np.int32),
         mass=of(items),
         share=of(groups),
@@ -196,12 +198,12 @@ def attribution_of(job: Job, scores: np.ndarray) -> Attribution:
     attribution = make_attribution(
         scores,
         groups,
-        plan.split.test_ids if width(job) == len(plan.split.test.x) else None,
+        plan.split.test_ids if width(job) == length(plan.split.test) else None,
         {
             "method": f"ddm, {config.online.update} update",
             "objective": config.online.objective,
             "lower_is_better": plan.task.lower_is_better,
-            "dataset": config.data.name,
+            "dataset": plan.split.name,
             "sizes": groups.sizes().tolist(),
             "seed": config.seed,
             "seconds": job.seconds,
@@ -249,7 +251,7 @@ def check_of(job: Job, kept: dict[str, Any]) -> Check:
     scores = job.results.attribution.scores
     check = Check(found, np.asarray(kept["ddm"]), scores, np.asarray(kept["grad_dot"]))
     if job.compute:  # what the attribution's own stage could not know
-        wide = checking.half_widths_of(check, groups).astype(np.float32)
+        wide = checking.half_widths_of(check, groups)
         job.results.attribution._replace(half_widths=wide).save(job.workdir / "attribution.npz")
     return check
 

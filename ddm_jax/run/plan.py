@@ -10,16 +10,18 @@ import numpy as np
 
 from ddm_jax import cluster, data, files, objectives, tuning
 from ddm_jax.blocks import blocks_needed
+from ddm_jax.checks import check_batch, check_loss
 from ddm_jax.compute.memory import bytes_of
 from ddm_jax.judge.problem import Problem, TruthSettings, make_problem
 from ddm_jax.matching import trajectory_indices
 from ddm_jax.models import make_module
 from ddm_jax.online import check_moments
-from ddm_jax.run.settings import Config
-from ddm_jax.tasks import classification
+from ddm_jax.run.settings import GIVEN, Config
+from ddm_jax.tasks import classification, multilabel, regression
 from ddm_jax.train import Trainer, recipe
-from ddm_jax.types import Groups, Task
+from ddm_jax.types import Groups, Task, length
 
+TASKS = {"distribution": classification, "labels": multilabel, "any": regression}
 TUNING_SEED, CHECK_SEED = 2**31, 2**30  # added to the run's
 
 
@@ -29,6 +31,7 @@ class Plan(NamedTuple):
     config: Config
     split: data.Split
     task: Task  # its output is online.objective
+    given: Task  # as it came, whose output is the objective "output"
     trainer: Trainer
     tune: Problem | None  # what the updates are chosen by; None where nothing is chosen
     check: Problem  # what the run itself is checked by
@@ -40,32 +43,52 @@ def make_plan(config: Config) -> Plan:
     """Load the data and build every stage, so that a wrong setting fails before any work.
 
     Raises:
-        ValueError: for a setting that does not fit the data.
+        ValueError: for a setting that does not fit the data, or a run of a model or data that were
+            given in Python.
     """
-    split = load_data(config)
-    shape, size = split.train.x.shape[1:], len(split.train.x)
-    model, cut, check = config.model, config.cluster, config.check
-    options: dict[str, dict[str, Any]] = {
-        "logistic": {"initial": model.initial},
-        "mlp": {"hidden": model.hidden, "dropout": model.dropout, "initial": model.initial},
-        "convnet": {"width": model.width, "depth": model.depth, "norm": model.norm},
-        "resnet": {"width": model.width, "blocks": model.blocks, "norm": model.norm},
-    }
-    if model.kind in ("convnet", "resnet") and len(shape) != 3:
+    given = [
+        name
+        for name, value in (("data", config.data.name), ("model", config.model.kind))
+        if value.partition(" ")[0] == GIVEN
+    ]
+    if given:
         raise ValueError(
-            f"model.kind={model.kind} is for images, and an example here has the shape {shape}; "
-            "use model.kind=mlp"
+            f"the {' and the '.join(given)} of this run came from Python: name the file that "
+            "defines its study with --study FILE, or go on in Python with ddm.study"
         )
-    module = make_module(model.kind, len(split.classes), **options[model.kind])
-    task = objectives.explain(classification(module, shape), config.online.objective)
-    inputs = {"data": files.digest(*split.train, *split.test)}
+    split = load_data(config)
+    return plan_of(config, split, task_of(config, split))
+
+
+def plan_with(config: Config, given: Plan | None = None) -> Plan:
+    """A plan of settings; of the data and the task of `given`, where they came from Python.
+
+    Raises:
+        ValueError: as `make_plan`.
+    """
+    return make_plan(config) if given is None else plan_of(config, given.split, given.given)
+
+
+def plan_of(config: Config, split: data.Split, task: Task) -> Plan:
+    """A plan of data and a task that are there.
+
+    Raises:
+        ValueError: for a setting that does not fit them, or a task that does not fit the data.
+    """
+    size = length(split.train)
+    cut, check = config.cluster, config.check
+    for batch, what in ((split.train, "the training data"), (split.test, "the queries")):
+        check_batch(task, batch, what)
+    check_loss(task, split.train, "the training data")
+    given, task = task, objectives.explain(task, config.online.objective)
+    inputs = {"data": digest_of(split)}
     if cut.method == "file":
         inputs["cluster.file"] = files.digest(read_groups(cut.file, size).ids)
     elif cut.method == "data":
         found = split_groups(split)
-        inputs["data.groups"] = files.digest(found.ids, np.asarray(found.names))
+        inputs["data.groups"] = files.digest(found.ids, np.asarray(found.names or ()))
     else:
-        cluster.check_num_groups(cut.method, split.train.y.argmax(1), cut.num_groups)
+        cluster.check_num_groups(cut.method, labels_of(split, cut.method), cut.num_groups)
     few = TruthSettings(
         objective=config.online.objective,
         groups=check.groups,
@@ -82,7 +105,7 @@ def make_plan(config: Config) -> Plan:
     # Each draws subsets and seeds of its own: what is chosen by one says nothing of another.
     tuned, checked, judged = (
         make_problem(
-            task,
+            given,
             config.train,
             config.distill,
             config.online,
@@ -103,6 +126,7 @@ def make_plan(config: Config) -> Plan:
         config=config,
         split=split,
         task=task,
+        given=given,
         trainer=trainer,
         tune=tuned if config.tune.subsets else None,
         check=checked,
@@ -111,19 +135,57 @@ def make_plan(config: Config) -> Plan:
     )
 
 
+def digest_of(split: data.Split) -> str:
+    """The digest of the examples."""
+    return files.digest(*jax.tree.leaves((split.train, split.test)))
+
+
 def load_data(config: Config) -> data.Split:
     """The data of a run.
 
     Raises:
-        ValueError: as `data.load`, and for a number as target.
+        ValueError: as `data.load`.
     """
-    split = data.load(**dataclasses.asdict(config.data), seed=config.seed)
-    if not split.classes:
+    return data.load(**dataclasses.asdict(config.data), seed=config.seed)
+
+
+def task_of(config: Config, split: data.Split) -> Task:
+    """The task of the library's own network of the settings, by what the targets are.
+
+    Raises:
+        ValueError: for a network that does not fit the examples.
+    """
+    model, shape = config.model, split.train.x.shape[1:]
+    options: dict[str, dict[str, Any]] = {
+        "logistic": {"initial": model.initial},
+        "mlp": {"hidden": model.hidden, "dropout": model.dropout, "initial": model.initial},
+        "convnet": {"width": model.width, "depth": model.depth, "norm": model.norm},
+        "resnet": {"width": model.width, "blocks": model.blocks, "norm": model.norm},
+    }
+    if model.kind in ("convnet", "resnet") and len(shape) != 3:
         raise ValueError(
-            f"{split.name}: a number as target is not yet for `ddm run`; use ddm.regression in "
-            "Python, or name a column of classes with data.target"
+            f"model.kind={model.kind} is for images, and an example here has the shape {shape}; "
+            "use model.kind=mlp"
         )
-    return split
+    module = make_module(model.kind, split.train.y.shape[1], **options[model.kind])
+    return TASKS[split.targets](module, shape)
+
+
+def labels_of(split: data.Split, method: str) -> np.ndarray:
+    """The class of each training point, [N]; for a method that asks for none, zeros.
+
+    Raises:
+        ValueError: where targets are no classes and the method asks for them.
+    """
+    if split.targets == "distribution":
+        return np.asarray(split.train.y).argmax(1)
+    if method in ("class", "class_kmeans"):
+        found = "several labels each" if split.targets == "labels" else "none"
+        raise ValueError(
+            f"cluster.method={method} is for classes, and the targets are {found}; use "
+            "cluster.method=kmeans"
+        )
+    return np.zeros(length(split.train), np.int64)
 
 
 def split_groups(split: data.Split) -> Groups:
@@ -155,13 +217,13 @@ def check_distillation_fits(plan: Plan) -> None:
 
 def count_groups(plan: Plan) -> int:
     """K, before anything is clustered."""
-    cut, points = plan.config.cluster, len(plan.split.train.x)
+    cut, points = plan.config.cluster, length(plan.split.train)
     if cut.method == "file":
         return read_groups(cut.file, points).count
     if cut.method == "data":
         return split_groups(plan.split).count
     if cut.method == "class":
-        return len(np.unique(plan.split.train.y.argmax(1)))
+        return len(np.unique(labels_of(plan.split, cut.method)))
     return points if cut.method == "point" else cut.num_groups
 
 

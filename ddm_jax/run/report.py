@@ -15,8 +15,6 @@ import numpy as np
 
 from ddm_jax import files
 from ddm_jax.attribution import AXES, SIGN
-from ddm_jax.checks import require_distributions
-from ddm_jax.compute.placement import in_batches
 from ddm_jax.judge.rivals import Rival, pays_after
 from ddm_jax.metrics.intervals import LEVEL
 from ddm_jax.run import check as checking
@@ -24,9 +22,11 @@ from ddm_jax.run import figures
 from ddm_jax.run.drawing import png
 from ddm_jax.run.plan import Plan
 from ddm_jax.run.settings import as_json
+from ddm_jax.run.targets import performance
 from ddm_jax.run.workdir import KeptAnswer, kept_answers, versions
 from ddm_jax.synset import batch_size
 from ddm_jax.tuning import Tried, describe
+from ddm_jax.types import length
 from ddm_jax.updates import settled
 
 if TYPE_CHECKING:
@@ -48,32 +48,29 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
     """The numbers of a run, JSON values only."""
     split, config, target = plan.split, plan.config, results.target
     synset, info, truth = results.synset.synset, results.synset.info, results.check.truth
-    apply = in_batches(require_distributions(plan.task, "a run"))
-
-    def accuracy(batch) -> float:
-        hits = np.asarray(apply(target.params, batch.x)).argmax(1) == batch.y.argmax(1)
-        return float(hits.mean())
-
+    good = performance(split, plan.task, target.params)
     num_groups, update = len(synset.share), settled(results.tuning.update)
-    pool = len(synset.mass) if results.tuning.pool == "synset" else len(split.train.x)
+    pool = len(synset.mass) if results.tuning.pool == "synset" else length(split.train)
     step_items = batch_size(pool, update.batch)
-    right = {"train": accuracy(split.train), "test": accuracy(split.test)}
+    classes = good.name == "accuracy"
     error = float(np.median(info.error))
     before = float(np.median(info.error_start))
     worse = int(np.sum(np.asarray(info.error) > np.asarray(info.error_start)))
     return {
-        "dataset": config.data.name,
+        "dataset": split.name,
         "settings": as_json(config),
         "sizes": {
-            "training points": len(split.train.x),
-            "queries": len(split.test.x),
+            "training points": length(split.train),
+            "queries": length(split.test),
             "groups": num_groups,
             "synset items": len(synset.mass),
             "items of an online step": step_items,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(target.params)),
-            "flipped training labels": int(split.flipped.sum()),
+            **({"flipped training labels": int(split.flipped.sum())} if classes else {}),
         },
-        "accuracy": right,
+        "performance": good._asdict(),
+        # Of networks that say classes, as it was before there were others.
+        **({"accuracy": {"train": good.train, "test": good.test}} if classes else {}),
         "objective": config.online.objective,
         "lower_is_better": plan.task.lower_is_better,
         "sign": SIGN,
@@ -102,8 +99,7 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
             ),
         },
         "sentences": [
-            f"The network is right on {right['test']:.1%} of {len(split.test.x)} queries "
-            f"({right['train']:.1%} of {len(split.train.x)} training points).",
+            good.sentence,
             f"Offline (clustering aside): {seconds['target']:.1f} s training, "
             f"{seconds['synset']:.1f} s distilling. Online: {seconds['attribution']:.1f} s for "
             f"{num_groups} held-out groups, compilation included. Retraining all of them takes "
@@ -225,10 +221,9 @@ def write(
     split, target, groups = plan.split, results.target, results.groups
     synset, info = results.synset.synset, results.synset.info
     error, before = np.asarray(info.error), np.asarray(info.error_start)
-    labels = split.test.y.argmax(1)
     drawn = {
         "agreement": figures.agreement_figure(results.check),
-        "matrix": figures.matrix_figure(results.attribution, labels, split.classes),
+        "matrix": figures.matrix_figure(results.attribution, split),
         "mistakes": figures.mistakes_figure(plan, target, results.attribution),
         "synset": figures.synset_figure(plan, groups, synset, error),
         "matching": figures.matching_figure(error, before),
@@ -275,6 +270,9 @@ def page(
     then = result.get("settings", now)  # which older runs did not write
     told = result | {
         "config": plan.config,
+        "targets": plan.split.targets,
+        # Of what the network says of one class or number neither more nor less is better.
+        "neither": ":" in plan.config.online.objective,
         "settings": json.dumps(then, indent=2),
         # The truth of `ddm truth` is no part of the report.
         "changed": sorted(name for name in now if name != "truth" and now[name] != then.get(name)),

@@ -29,6 +29,7 @@ from ddm_jax.tuning import TuneSettings
 from ddm_jax.updates import UpdateSettings
 
 Count = Annotated[int, Field(ge=1)]
+GIVEN = "given"  # data or a model that came from Python, where no setting describes them
 
 
 @checks.settings("data")
@@ -55,7 +56,7 @@ class DataSettings:
 class ModelSettings:
     """The network; each kind uses the settings that it has."""
 
-    kind: Literal["logistic", "mlp", "convnet", "resnet"] = "mlp"
+    kind: Literal["logistic", "mlp", "convnet", "resnet", "given"] = "mlp"
     hidden: tuple[Count, ...] = (64,)  # mlp
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # mlp
     initial: Literal["lecun", "uniform"] = "lecun"  # mlp, logistic
@@ -81,7 +82,9 @@ class ClusterSettings:
 class OnlineSettings(UpdateSettings):
     """Online: the leave-one-out updates, and what they explain."""
 
-    objective: str = "margin"  # margin, loss, probability, accuracy or logit:<class>
+    # margin, loss, probability, accuracy or logit:<class> of classes; loss, prediction:<target> or
+    # logit:<label> of others; output: that of a task that came from Python
+    objective: str = "margin"
 
 
 @checks.settings("check")

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddm_jax import checkpoints, files
+from ddm_jax import checkpoints, files, tuning
 from ddm_jax.distill import Loop, straight_through
 from ddm_jax.estimators.ddm import distilled_run
-from ddm_jax.judge.program import program_digest
+from ddm_jax.judge.program import program_digest, text_digest
 from ddm_jax.run import choosing, jobs, settings
 from ddm_jax.run import estimate as estimating
 from ddm_jax.run.jobs import Job, Results
-from ddm_jax.run.plan import Plan, check_distillation_fits, make_plan
+from ddm_jax.run.plan import Plan, check_distillation_fits, make_plan, plan_with
 from ddm_jax.run.settings import Config
 from ddm_jax.run.workdir import (
     COMMANDS,
@@ -38,7 +38,7 @@ from ddm_jax.run.workdir import (
     read_config,
     stale,
 )
-from ddm_jax.types import take
+from ddm_jax.types import length, take
 
 
 class NotDoneError(ValueError):
@@ -57,17 +57,18 @@ class Stage(NamedTuple):
     compute: Callable[[Job, Loop], Any]
     opened: Callable[[Job, Any], Any] = lambda job, kept: kept  # the result of what was kept
     place: str = ""  # default: its name
-    identity: Callable[[Any], Any] = lambda kept: kept  # of it, what later stages depend on
+    # Of what was kept, what later stages depend on.
+    identity: Callable[[Job, Any], Any] = lambda job, kept: kept
 
 
-def run(config: Config, workdir: Path, progress: Progress = SILENT) -> dict[str, Any]:
+def run(config: Config | Plan, workdir: Path, progress: Progress = SILENT) -> dict[str, Any]:
     """Run every stage that is not done yet; returns the metrics, as in metrics.json."""
-    plan = make_plan(config)
+    plan = config if isinstance(config, Plan) else make_plan(config)
     check_distillation_fits(plan)
     for line in plan.split.told:
         progress.say(line)
     with alone(workdir, progress):
-        open_workdir(workdir, config)
+        open_workdir(workdir, plan.config)
         if not _place(workdir, STAGES[0]).exists() and estimating.is_long(plan):
             found = estimating.estimate(plan)
             if sum(found.seconds.values()) > estimating.LONG:
@@ -75,24 +76,31 @@ def run(config: Config, workdir: Path, progress: Progress = SILENT) -> dict[str,
         return bring(plan, workdir, ("report",), progress).report
 
 
-def dry_run(config: Config) -> estimating.Estimate:
+def dry_run(config: Config | Plan) -> estimating.Estimate:
     """What `run` would take from its beginning: times one training step, and computes no more.
 
     Raises:
         ValueError: as `run` would, before any work.
     """
-    plan = make_plan(config)
+    plan = config if isinstance(config, Plan) else make_plan(config)
     check_distillation_fits(plan)
     return estimating.estimate(plan)
 
 
 def run_stage(
-    name: str, workdir: Path, assignments: Sequence[str] = (), progress: Progress = SILENT
+    name: str,
+    workdir: Path,
+    assignments: Sequence[str] = (),
+    progress: Progress = SILENT,
+    given: Plan | None = None,
 ) -> None:
     """Run one stage again with some settings changed, and those before it where they are missing.
 
     The settings of later stages may change freely; a stage whose settings changed is redone by
     the next `run`.
+
+    Args:
+        given: the plan of the study that the run is of, where its data and task came from Python.
 
     Raises:
         ValueError: for a change of settings that belong to an earlier stage, naming them.
@@ -102,7 +110,7 @@ def run_stage(
         old = read_config(workdir)
         new = settings.override(old, assignments)
         check_stage_change(name, old, new)
-        plan = make_plan(new)
+        plan = plan_with(new, given)
         if name not in ("target", "groups"):
             check_distillation_fits(plan)
         settings.save(new, workdir / CONFIG)
@@ -173,7 +181,7 @@ def bring(
                 stage.like(job),
                 partial(stage.compute, job),
                 progress,
-                stage.identity,
+                partial(stage.identity, job),
             )
             digests[stage.name], seconds[stage.name] = told["digest"], told["seconds"]
             found = stage.opened(job, kept)
@@ -206,7 +214,7 @@ def _made(stage: Stage, job: Job, digests: dict[str, str]) -> Made:
 
 
 def _training(plan: Plan) -> str:
-    weights = np.ones(len(plan.split.train.x), np.float32)
+    weights = np.ones(length(plan.split.train), np.float32)
     return program_digest(plan.trainer.train, jax.random.key(0), plan.split.train, weights)
 
 
@@ -214,6 +222,8 @@ def _slope(plan: Plan, of: Callable) -> str:
     """A function of parameters and examples, by its gradient."""
     params = jax.eval_shape(plan.task.init, jax.random.key(0))
     few = take(plan.split.train, slice(2))
+    if plan.task.of_sets and of is plan.task.output:  # which is of all queries at once
+        few = plan.split.test
     return program_digest(jax.grad(lambda params, batch: of(params, batch).sum()), params, few)
 
 
@@ -230,6 +240,8 @@ PROGRAMS: dict[str, Callable[[Plan], str]] = {
     "training": _training,
     "loss": lambda plan: _slope(plan, plan.task.loss),
     "output": lambda plan: _slope(plan, plan.task.output),
+    # What there was to choose from: a version with other recipes chooses anew.
+    "recipes": lambda plan: text_digest(repr((tuning.STEPS_ALIKE, tuning.DEFLATED))),
 }
 
 
@@ -244,7 +256,7 @@ STAGES = (
             job.plan.trainer.train,
             job.key,
             job.plan.split.train,
-            jax.ShapeDtypeStruct((len(job.plan.split.train.x),), np.float32),
+            jax.ShapeDtypeStruct((length(job.plan.split.train),), np.float32),
         ),
         compute=jobs.train_target,
     ),
@@ -258,7 +270,7 @@ STAGES = (
             *(("data.groups",) if config.cluster.method == "data" else ()),
         ),
         computes=(),
-        like=lambda job: np.empty(len(job.plan.split.train.x), np.int32),
+        like=lambda job: np.empty(length(job.plan.split.train), np.int32),
         compute=jobs.cut_groups,
         opened=jobs.groups_of,
     ),
@@ -279,7 +291,7 @@ STAGES = (
         ),
         sections=("online", "tune"),
         needs=lambda config: ("target", "groups", "synset"),
-        computes=("training", "loss", "output"),
+        computes=("training", "loss", "output", "recipes"),
         like=choosing.like_tuning,
         compute=choosing.tune_updates,
         opened=choosing.tuning_of,

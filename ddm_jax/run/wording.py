@@ -2,35 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 if TYPE_CHECKING:
     from ddm_jax.data import Split
 
 LINES, LETTERS, WIDTH = 5, 100, 26
+FEW = 15  # numbers that are all shown
+INTEGERS = 30  # of an example, such as its tokens
 
 
 def describe(split: Split, x: Any, original: Any = None) -> str:
     """At most five lines: the columns that differ most from the training mean, or a text's start.
 
     Args:
-        x: the example as the network sees it, [...].
+        x: the example as the network sees it, [...], or a pytree of such.
         original: what it was, a row of a DataFrame or a text; None of a synthetic item.
     """
-    x = np.asarray(x)
-    if split.kind == "texts":
+    if split.kind == "language" and split.decode is not None:
+        tokens, mask = np.asarray(x["tokens"]), np.asarray(x["mask"])
+        end = np.flatnonzero(mask > 0)[-1] + 1 if (mask > 0).any() else 1
+        original = split.decode(tokens[:end].tolist()) if original is None else original
+    if split.kind == "other":
+        return "\n".join(_parts(x))
+    if split.kind != "language":
+        x = np.asarray(x)
+    if split.kind in ("texts", "language"):
         text = original if original is not None else _words(split, x)
         text = " ".join(text.split())
         text = text if len(text) <= LETTERS else text[:LETTERS] + "..."
         return "\n".join(textwrap.wrap(text, WIDTH)) or "(no words)"
     if split.kind == "table":
         return "\n".join(_columns(split, x, original))
+    if x.dtype.kind in "iub":
+        return "\n".join(_parts(x))
     values = split.numbers(x)
+    if values.size <= FEW:
+        told = " ".join(f"{each:.3g}" for each in values.ravel())
+        return "\n".join(textwrap.wrap(told, WIDTH))
     shape = " x ".join(map(str, values.shape))
     return f"{shape}\nmean {values.mean():.3g}\n{values.min():.3g} to {values.max():.3g}"
+
+
+def _parts(x: Any) -> list[str]:
+    """The leaves of an example by their names: their first integers, or the mean of numbers."""
+    lines = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(x):
+        name, leaf = jax.tree_util.keystr(path, simple=True, separator="."), np.asarray(leaf)
+        shape = " x ".join(map(str, leaf.shape)) or "one number"
+        told = f"{shape}, mean {leaf.astype(np.float32).mean():.3g}"
+        if leaf.dtype.kind in "iub":
+            told = " ".join(map(str, leaf.ravel()[:INTEGERS]))
+            told += " ..." if leaf.size > INTEGERS else ""
+        lines += textwrap.wrap(f"{name}: {told}" if name else told, WIDTH)
+    return lines[:LINES]
 
 
 def _columns(split: Split, x: np.ndarray, original: Any) -> list[str]:
@@ -55,6 +85,9 @@ def _columns(split: Split, x: np.ndarray, original: Any) -> list[str]:
 def _said(value: Any) -> str:
     if value is None or value != value:
         return "missing"
+    if isinstance(value, str) and "." in value:  # a number as a file has it
+        with contextlib.suppress(ValueError):
+            value = float(value)
     return f"{value:.5g}" if isinstance(value, float | np.floating) else str(value)
 
 

@@ -122,17 +122,19 @@ def open_workdir(workdir: Path, config: Config) -> None:
         if changed:
             name = changed[0].split(" ")[0]
             command = COMMANDS.get(name.split(".")[0])
+            of_study = config.model.kind == settings.GIVEN
+            study = " --study FILE" if of_study else ""
             mend = (
                 ""
                 if command is None
                 else (
                     ", or change them with the command of their stage: "
-                    f"`ddm {command} --workdir {workdir} --set {name}=...`"
+                    f"`ddm {command} --workdir {workdir}{study} --set {name}=...`"
                 )
             )
             raise ValueError(
                 f"{workdir} was made with other settings ({'; '.join(changed)}); use another "
-                f"--workdir{mend}"
+                f"{'workdir' if of_study else '--workdir'}{mend}"
             )
         return
     settings.save(config, path)
