@@ -44,6 +44,7 @@ def retrained(task, train, data, ids, query):
     return lambda masks: truth.outputs(state, masks, query)
 
 
+@pytest.mark.slow
 def test_retraining_agrees_with_itself_up_to_the_ceiling(problem, right):
     found = ddm.against_retraining(*problem, right, key=KEY, subsets=6)
     assert found.value > 0.9

@@ -154,6 +154,7 @@ def test_less_memory_gives_the_same_synset(ready, monkeypatch):
     close(got, want, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_rounds_after_the_first_compile_nothing(ready, synset):
     """Three rounds of four blocks: points, start and steps have the same shapes in each."""
     blocks = blocks_of.group_blocks(ready.groups, 12)

@@ -170,6 +170,7 @@ def test_run_with_a_workdir_alone_goes_on_with_what_it_holds(planned, finished):
 # run and the stages: what they do
 
 
+@pytest.mark.slow
 def test_run_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "png", lambda figure: b"")  # drawing takes most of the seconds
     result = ddm("run", "digits", "--workdir", tmp_path / "run", *SET_TINY)
@@ -188,6 +189,7 @@ def test_run_end_to_end(tmp_path, monkeypatch):
         assert stage in result.stderr
 
 
+@pytest.mark.slow
 def test_a_stage_again_with_another_setting_and_the_run_after_it(finished, tmp_path):  # noqa: F811
     workdir = shutil.copytree(finished, tmp_path / "copy")
     before = Attribution.load(workdir / "attribution.npz").scores
@@ -231,6 +233,7 @@ def _assert_fits(text: str) -> None:
     assert "…" not in text, "a table is cut"
 
 
+@pytest.mark.slow
 def test_truth_twice_says_the_same_and_trains_once(filled, monkeypatch):
     workdir, first = filled
     assert first.exit_code == 0, first.output
@@ -299,6 +302,7 @@ def _random_scores(queries):
     return np.random.default_rng(0).normal(size=(10, queries))
 
 
+@pytest.mark.slow
 def test_compare_prints_one_table(copy, monkeypatch):
     _enter(monkeypatch, "sound", _random_scores)
     result = ddm("compare", "--workdir", copy, "--estimators", "sound")

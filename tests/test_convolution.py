@@ -104,6 +104,7 @@ def test_vmap_equals_a_loop(double, axes):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_vmap_over_vmap(double):
     x, kernel = draw(0, 2, 3, 4, 6, 5, 2), draw(1, 2, 3, 3, 2, 4)
     got = jax.vmap(jax.vmap(convolution.convolve, (0, None)))(x, kernel)

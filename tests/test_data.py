@@ -630,6 +630,7 @@ def test_a_damaged_image_is_named(tmp_path, monkeypatch):
 # The real sets, where they are
 
 
+@pytest.mark.slow
 @needs_shared_data
 def test_mnist_loads_whole():
     split = data.load("mnist", data_dir=str(SHARED), test_size=1000)

@@ -130,6 +130,7 @@ def test_the_second_call_trains_nothing(filled, copy, no_training):
     assert told == ["clustering: done before", f"{NETWORKS} retrained networks: done before"]
 
 
+@pytest.mark.slow
 def test_a_fresh_place_has_the_same_truth(filled, tmp_path):
     """Whatever the chunk: seeds and masks alone say what a network is."""
     summary = fill_truth(tiny_config(*TRUTH), tmp_path / "fresh", chunk=20)
@@ -380,6 +381,7 @@ def _fail(query):
     raise RuntimeError("out of memory\nallocating 3 GiB")
 
 
+@pytest.mark.slow
 def test_an_estimator_that_fails_does_not_stop_the_others(copy, no_training, enter):
     enter("broken", _fail)
     enter("diverging", lambda query: np.full((10, len(query.x)), np.nan))
@@ -420,6 +422,7 @@ def test_when_all_fail_there_is_a_table_and_no_figure(copy, no_training, enter):
     assert not (copy / "compare.png").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_keeps_what_it_has(copy, no_training, enter):
     def interrupt(query):
         raise KeyboardInterrupt

@@ -271,6 +271,7 @@ def test_lissa_is_its_recursion(network):
     np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
 
 
+@pytest.mark.slow
 def test_a_long_lissa_with_its_own_scale_is_exact_where_all_batches_are_alike(logistic):
     same = jax.tree.map(lambda leaf: jnp.repeat(leaf[:1], N, 0), logistic.data)
     alike = Problem(logistic.task, logistic.run.params, same, logistic.query)
@@ -295,6 +296,7 @@ def test_a_series_that_grows_without_bound_is_warned_of(groups, network):
     network.scores(make_influence_lissa, groups, damping=1.5)
 
 
+@pytest.mark.slow
 def test_a_newton_step_that_leads_nowhere_is_warned_of(network):
     """Along a gradient where the Hessian curves down it goes as far as the damping lets it."""
     settings = {"damping": 1e-4, "iterations": 3}

@@ -277,6 +277,7 @@ def test_the_updates_follow_the_kind_of_training(mixed):
         scores("preconditioned", plain)
 
 
+@pytest.mark.slow
 def test_final_parameters_are_enough(mixed):
     data, groups, _, run = mixed
     made = ddm.make_ddm(mixed_task(), ddm.DistillSettings(items=3, steps=20))

@@ -46,6 +46,7 @@ def test_group_gradients_equal_a_loop_and_add_up_to_the_whole(ready):
     np.testing.assert_allclose(total, flat(whole), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_group_gradients_under_vmap_and_pmap_equal_a_loop(ready):
     gradients = make_group_gradients(ready.task)
     batches = group_batches(ready.groups)

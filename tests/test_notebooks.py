@@ -12,6 +12,7 @@ FIGURES = {  # at least so many
     "bad_labels": 4,
     "digits": 5,
     "forget": 3,
+    "from_csv": 4,
     "is_it_right": 3,
     "many_devices": 3,
     "own_model_and_data": 5,
@@ -25,12 +26,13 @@ def test_there_is_a_notebook():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_from_top_to_bottom(path, monkeypatch):
+def test_a_notebook_runs_from_top_to_bottom(path, monkeypatch, tmp_path):
     # As a user has it: one device, whatever the tests set.
     monkeypatch.setenv("XLA_FLAGS", "")
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells), "commit it without outputs"
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    elsewhere = {"metadata": {"path": str(tmp_path)}}  # one writes files
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=elsewhere).execute()
     figures = [
         output
         for cell in notebook.cells

@@ -555,6 +555,7 @@ def test_it_is_the_response_to_each_mask(ready, synset):
     )
 
 
+@pytest.mark.slow
 def test_one_mask_will_do_and_the_rate_is_the_stable_one(ready, synset):
     keep = np.r_[np.zeros(1), np.ones(9)]
     rate = float(stable_rate(ready.task, ready.run.params, synset, batch=8))
@@ -824,6 +825,7 @@ def test_directions_are_orthonormal_where_the_iteration_runs_out_of_them(scale, 
     np.testing.assert_allclose(found, want, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_deflated_updates_need_fewer_steps(ridge):
     """To the same ridge regression, each at half of what is stable."""
     data, synset, query = ridge

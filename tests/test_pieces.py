@@ -67,6 +67,7 @@ def test_pieces_of_low_precision_add_up_in_float32(monkeypatch, dtype):
     assert gradient[0] == 400
 
 
+@pytest.mark.slow
 def test_doubles_stay_doubles(monkeypatch):
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), problem(13))
@@ -112,6 +113,7 @@ def test_mapped_pieces_equal_the_whole(size):
     np.testing.assert_array_equal(got["drawn"], jax.vmap(jax.random.bits)(keys))
 
 
+@pytest.mark.slow
 def test_small_networks_are_not_cut_and_convolutions_are():
     def scans(module, shape, batch):
         task = ddm.classification(module, shape)

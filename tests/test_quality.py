@@ -62,6 +62,7 @@ def test_signs_have_unit_deviation(planted, bad, asked):
     assert (signs[bad].mean(0) < -1).all()
 
 
+@pytest.mark.slow
 def test_a_sign_that_says_nothing_has_no_weight(planted, bad, monkeypatch, rng):
     """What is learnt from the planted labels follows the sign that finds them."""
     real = labels.label_signs

@@ -42,13 +42,14 @@ def scope(tmp_path_factory):
 
 def test_the_readme_is_a_page():
     assert len(TEXT["README.md"].splitlines()) <= 250
-    assert len(blocks("README.md", "python")) == 3
+    assert len(blocks("README.md", "python")) == 4
 
 
 @pytest.mark.slow
 def test_the_readme_runs(scope):
     assert scope["attribution"].scores.shape == (50, 797)
     printed = scope["printed"]
+    assert "(50,) (50,)" in printed
     assert "(50, 797)" in printed
     assert "(10, 200)" in printed
     assert "(3, 797)" in printed
@@ -89,19 +90,57 @@ for number, recipe in enumerate(recipes):
 """
 
 
-@pytest.mark.slow
-def test_the_recipes_run_and_agree_with_retraining(tmp_path):
-    page = blocks("your-model.md", "python")
+# The blocks go on from each other.
+PAGE = """
+import json, sys
+scope = {}
+for number, block in enumerate(json.load(sys.stdin)):
+    exec(compile(block, f"block {number}", "exec"), scope)
+"""
+
+
+def run_elsewhere(page, program, folder):
+    """What the blocks of a page print, in a process of their own."""
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", RECIPES],
+        [sys.executable, "-W", "error::UserWarning", "-c", program],
         input=json.dumps(page),
-        cwd=tmp_path,
+        cwd=folder,
         env=os.environ | FAST | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+@pytest.mark.slow
+def test_the_study_runs_and_answers(tmp_path):
+    printed = run_elsewhere(blocks("study.md", "python"), PAGE, tmp_path).stdout
+    assert "Study(digits: 300 training points, 100 queries, margin; runs/study)" in printed
+    one_by_one = re.search(r"all pairs, Pearson; ddm (\d\.\d\d);", printed)
+    assert float(one_by_one.group(1)) > 0.8
+    assert printed.count("Study(your data: 160 training points, 40 queries, margin;") == 4
+    assert "\n('Bonn', 'Lima', 'Oslo', 'Rome')\n" in printed
+    assert "\nTrue\n" in printed
+    assert "(1, 100) (1, 100)" in printed
+    assert (tmp_path / "runs" / "study" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_the_page_of_language_models_runs(tmp_path):
+    printed = run_elsewhere(blocks("language.md", "python"), PAGE, tmp_path).stdout
+    assert "6 documents in 3 groups: 4,501 tokens" in printed
+    assert "['sea' 'sea' 'sea' 'sea' 'sea' 'sea' 'sea' 'sea']" in printed
+    own = re.search(r"one group left out \(3 groups\), per query, Spearman (\d\.\d+)", printed)
+    assert float(own.group(1)) > 0.6
+    assert "\n(3, 4)\n" in printed
+
+
+@pytest.mark.slow
+def test_the_recipes_run_and_agree_with_retraining(tmp_path):
+    page = blocks("your-model.md", "python")
+    done = run_elsewhere(page, RECIPES, tmp_path)
     told = re.split(r"^recipe \d+\n", done.stdout, flags=re.MULTILINE)[1:]
     assert len(told) == len(page) - 1
     for recipe, lines in zip(page[1:], told, strict=True):

@@ -485,6 +485,7 @@ def bowl_problem(rng):
     return SimpleNamespace(task=bowl(), data=data, query=query, groups=np.arange(12) % 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

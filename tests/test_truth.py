@@ -176,6 +176,7 @@ def test_effects_are_full_minus_single_of_the_same_seed(filled):
     assert (np.abs(effects).max(-1) > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "seed"), [(0, 0), (0, 1), (4, 1), (12, 0), (18, 1)])
 def test_a_row_is_a_network_retrained_by_hand(filled, row, seed):
     expected = _by_hand(small_problem(**KEEP), filled.masks[row], _key(seed))

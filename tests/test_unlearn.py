@@ -48,6 +48,7 @@ def test_where_every_class_stays_it_is_a_difference_of_fine_tunes(ready, halves,
     assert unlearn.where_to_start(halves, keep, 0.5, 0.75) == (0.5, 0.75)
 
 
+@pytest.mark.slow
 def test_a_class_that_is_gone_is_no_longer_named(ready, halves):
     keep = jnp.ones(20).at[jnp.array([6, 7])].set(0)
     forget = jax.jit(ddm.make_forget(ready.task, steps=60, optimizer=OPTIMIZER))
@@ -107,6 +108,7 @@ def test_outputs_that_share_everything_leave_a_class_no_parameters(ready, halves
     )
 
 
+@pytest.mark.slow
 def test_a_class_goes_through_its_own_parameters_first(ready, halves):
     """So what is said of the other classes changes less than by the same steps on everything."""
     keep = jnp.ones(20).at[jnp.array([6, 7])].set(0)

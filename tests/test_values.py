@@ -229,6 +229,7 @@ EVERY = {
 CLASSES = sorted(set(EVERY) - {"training_loss", "self_influence"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(EVERY) - {"novelty"}))
 def test_wrong_labels_are_worth_less(name, planted):
     """One sign: six zeros called one are below the other points on average."""
