@@ -105,9 +105,9 @@ def _made(maker: Any) -> tuple[Any, Callable[[Array], Any]]:
         if _framework(made) == framework:
             return made, fresh
         told.append(f"it makes a {type(made).__name__}")
-    if not told:
-        a_class = isinstance(maker, type)
-        told.append(f"pass a module, {_name(maker)}(...)" if a_class else "it makes none")
+    if isinstance(maker, type) and issubclass(maker, nn.Module):  # which no key makes
+        told = [f"pass a module, {_name(maker)}(...)"]
+    told = told or ["it makes none"]
     raise ValueError(
         f"{_name(maker)} is no module of flax or equinox, nor a function of nnx.Rngs or of a key "
         f"that makes one ({'; '.join(told)}); a function apply(params, x) needs init= or params="
