@@ -82,6 +82,7 @@ def test_subsets_may_be_weights_of_ones_own(problem, right):
     assert found.value > 0.9
 
 
+@pytest.mark.slow
 def test_a_background_is_always_there(problem):
     task, train, data, ids, query = problem
     asked = np.where(ids == 3, -1, ids)
@@ -105,6 +106,7 @@ def test_sets_of_queries_have_an_answer_each(problem):
     assert found.value > 0.9
 
 
+@pytest.mark.slow
 def test_a_python_loop_is_kept_in_its_folder(problem, tmp_path):
     task, _, data, ids, query = problem
     slopes = np.array([[0.0], [1.0], [2.0], [4.0]]) * query.x.T  # what a group adds, [K, Q]

@@ -193,6 +193,7 @@ def test_gradients_in_bfloat16_give_nearly_the_same_synset(ready, synset):
     assert abs(full - half) < 0.02 * abs(start - full)
 
 
+@pytest.mark.slow
 def test_bfloat16_takes_half_the_memory(ready, monkeypatch):
     size = 4 * 4 * sum(leaf.size for leaf in jax.tree.leaves(ready.run.params))
     give(monkeypatch, 4 * size)
@@ -232,6 +233,7 @@ def test_rows_are_read_from_a_file_a_block_at_a_time(ready, tmp_path, monkeypatc
     np.testing.assert_allclose(got.items.x, want.items.x, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_data_are_arguments_and_never_constants_of_a_program(ready, synset):
     """What a program closes over is compiled into it: slow, and twice in memory."""
     points = make_match_points(ready.task)

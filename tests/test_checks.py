@@ -341,6 +341,7 @@ def test_groups_and_points_of_which_none_could_be_left_out(ready, asked):
     assert not calls
 
 
+@pytest.mark.slow
 def test_a_run_of_another_network_is_refused(ready, asked):
     estimator, calls = asked
     fit = lambda run: refusal(estimator.fit, jax.random.key(0), run, ready.data, ready.groups)  # noqa: E731
@@ -506,6 +507,7 @@ def test_sets_of_other_queries_are_refused_by_shape():
     assert told.startswith("the output of the task fails on the query: the sets are of 4 queries")
 
 
+@pytest.mark.slow
 def test_a_loss_that_mixes_examples_is_refused():
     """`[B, 1] - [B]` is `[B, B]`: every example against every target."""
 

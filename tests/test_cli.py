@@ -313,6 +313,7 @@ def test_compare_prints_one_table(copy, monkeypatch):
     assert f"scores: {copy / 'compare.md'}, figure: {copy / 'compare.png'}" in result.stdout
 
 
+@pytest.mark.slow
 def test_compare_with_an_estimator_that_fails_prints_the_others_and_ends_with_1(copy, monkeypatch):
     def fail(queries):
         raise RuntimeError("out of [bold] memory[/nothing]\nand more of it")
@@ -575,6 +576,7 @@ def command(*arguments, code: str = "", **environment) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.slow
 def test_a_platform_that_there_is_not_is_one_line(tmp_path):
     result = command("run", "--workdir", tmp_path / "run", JAX_PLATFORMS="bogus")
     assert result.returncode == 1
@@ -594,6 +596,7 @@ def test_an_ascii_terminal_gets_what_it_can_show(tmp_path):
     assert " .1?.2 " in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no such pipe")
 def test_a_reader_that_has_enough_ends_the_command_in_silence():
     line = f"{sys.executable} -m ddm_jax settings | head -1; echo ${{PIPESTATUS[0]}}"
@@ -612,6 +615,7 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch, tmp_path):
     assert result.stderr == "interrupted; the same command picks up where it was\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_modules_load_is_no_traceback(number):
     """Whatever is being imported: also a module that makes another error of it."""
@@ -743,6 +747,7 @@ def test_the_command_uses_every_core_and_keeps_compiled_programs(tmp_path):
     assert any((tmp_path / "ddm_jax").rglob("*-cache"))
 
 
+@pytest.mark.slow
 def test_what_the_user_set_stands(tmp_path):
     own = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own"), "JAX_PLATFORMS": "cpu"}
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}

@@ -744,6 +744,7 @@ def test_an_objective_without_an_output_a_query_is_refused():
         _check(["ddm"], small_problem(objective="accuracy"))
 
 
+@pytest.mark.slow
 def test_what_helps_a_query_turns_its_sign_with_the_objective(run):
     """By the task alone: no candidate does it."""
     for name in ("class_fraction", "knn_shapley", "representation", "training_loss", "group_size"):

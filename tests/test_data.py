@@ -385,11 +385,13 @@ def _without(hidden: tuple[str, ...], name: str, **settings) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_digits_need_no_tfds_and_no_opencv():
     hidden = ("cv2", "tensorflow_datasets", "array_record", "importlib_resources")
     assert _without(hidden, "digits", image_size=4) == "(1000, 4, 4, 1)"
 
 
+@pytest.mark.slow
 @needs_shared_data
 def test_tfds_data_need_no_opencv():
     settings = {"data_dir": str(SHARED), "train_size": 5, "image_size": 20}

@@ -62,12 +62,14 @@ def test_only_what_is_learnt_moves(ready, points, start, learn):
         assert bool((before == after).all()) == (name not in learn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", ["whitened", "squared"])
 def test_every_distance_is_lowered(ready, points, start, distance):
     _, losses = distil(ready, points, start, 100, distance=distance, points_per_step=4)
     assert losses[-10:].mean() < 0.93 * losses[0]
 
 
+@pytest.mark.slow
 def test_groups_do_not_touch_each_other(ready, points, start):
     x = start.items.x.at[0].set(0.3)
     changed = start._replace(items=start.items._replace(x=x))
@@ -92,6 +94,7 @@ def test_chunks_and_jit_change_nothing(ready, points, start, chunk):
     np.testing.assert_allclose(one.synset.items.x, other.synset.items.x, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_in_pieces_is_bitwise_the_same_as_in_other_pieces_of_that_size(ready, points, start):
     distiller = made(ready)
     advance = jax.jit(distiller.advance, static_argnums=3)

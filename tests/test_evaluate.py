@@ -490,6 +490,7 @@ def test_what_was_judged_before_is_not_judged_again(copy, no_training, enter):
     assert judged("first") == ([], ["first", "second"])
 
 
+@pytest.mark.slow
 def test_what_makes_a_comparison_stale_is_said(copy, no_training, enter):
     enter("sound", _constant_work)
     compare_estimators(tiny_config(*TRUTH), copy, ["sound"])
@@ -528,6 +529,7 @@ def test_the_data_are_loaded_once(copy, no_training, enter, monkeypatch):
     assert len(loaded) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", None])
 def test_a_damaged_or_edited_comparison_is_told_and_left_alone(copy, no_training, enter, text):
     """0.8 believed an edited score, and judged no more."""
@@ -543,6 +545,7 @@ def test_a_damaged_or_edited_comparison_is_told_and_left_alone(copy, no_training
     assert path.read_text() == text
 
 
+@pytest.mark.slow
 def test_what_is_judged_is_the_truth_of_the_store(copy, no_training, enter):
     """An estimator that reads the store scores 1: rows, queries and signs are the store's."""
     outputs = store.read(store.inspect_store(copy / "truth")).mean(0)

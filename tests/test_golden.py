@@ -167,6 +167,7 @@ def test_influence_with_the_whole_hessian(golden, side):
     assert_close(scores, N * golden["captum"][f"{name}.influence_exact"])
 
 
+@pytest.mark.slow
 def test_influence_by_conjugate_gradients(golden, side):
     """Both libraries start from the gradient and not from zero: compared where it converges."""
     name, ours = side
@@ -242,6 +243,7 @@ def test_datainf(golden, sides):
     assert_close(scores, N * golden["pydvl"]["mlp.datainf_by_layer"])
 
 
+@pytest.mark.slow
 def test_ekfac(golden, sides):
     """pyDVL's, with the exact Fisher matrix; ours draws labels, here 200 for each point.
 
@@ -322,6 +324,7 @@ def test_representer(golden, sides):
     assert_near(scores, golden["dattri"]["mlp.representer"], 0.02, 0.99)
 
 
+@pytest.mark.slow
 def test_projected_trak(golden, sides):
     """Two random projections to as many dimensions; theirs alone correlates .99 with none."""
     ours = sides["linear"]
@@ -356,6 +359,7 @@ def ridge_side(sides):
     return Side(task, data, sides["linear"].query, run), train
 
 
+@pytest.mark.slow
 def test_leave_one_out(golden, sides):
     """pyDVL's, of 8 groups."""
     side, train = ridge_side(sides)
@@ -364,6 +368,7 @@ def test_leave_one_out(golden, sides):
     assert_close(scores, golden["pydvl"]["ridge.leave_one_out"])
 
 
+@pytest.mark.slow
 def test_banzhaf(golden, sides):
     """pyDVL's exact values, over sets of groups of any size; ours are over sets of half of them.
 
@@ -381,6 +386,7 @@ def test_banzhaf(golden, sides):
         assert np.corrcoef(ours, exact)[0, 1] > 0.975
 
 
+@pytest.mark.slow
 def test_data_oob(golden, sides):
     """4,000 bags of scikit-learn's, and 2,000 of ours, which are less their mean."""
     side, train = ridge_side(sides)

@@ -18,6 +18,7 @@ def tiny(ready):
     return few, flat, unravel
 
 
+@pytest.mark.slow
 def test_rows_are_the_gradients_of_each_example(ready, tiny):
     few, flat, unravel = tiny
     got = gradients.example_gradients(ready.task.loss, ready.run.params, few)

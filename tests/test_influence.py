@@ -178,6 +178,7 @@ def test_one_number_by_hand():
     np.testing.assert_allclose(got * 2.75, [[1.0, 2.5], [3.0, 2.0]], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "settings"),
     [(make_influence_exact, {}), (make_influence_arnoldi, {"iterations": 43, "rank": 43})],
@@ -237,6 +238,7 @@ def test_conjugate_gradients_stop_where_the_hessian_curves_down():
     np.testing.assert_allclose(both, [2 / 2.2, 2 / 2.2], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_few_ritz_pairs_are_the_largest_eigenvalues_by_size(logistic):
     values, vectors = np.linalg.eigh(logistic.hessian)
     leading = np.argsort(-np.abs(values))[:4]
@@ -248,6 +250,7 @@ def test_few_ritz_pairs_are_the_largest_eigenvalues_by_size(logistic):
     )
 
 
+@pytest.mark.slow
 def test_lissa_is_its_recursion(network):
     """By hand, on the batches of the state; every point is a group, so queries are solved for."""
     estimator = make_influence_lissa(network.task, damping=0.3, scale=4.0, depth=7, batch=3)
@@ -308,6 +311,7 @@ def test_a_newton_step_that_leads_nowhere_is_warned_of(network):
 # Gauss-Newton
 
 
+@pytest.mark.slow
 def test_gauss_newton_of_all_points_is_the_hessian_of_logistic_regression(logistic):
     logistic.check(
         make_gauss_newton, inverse(logistic.hessian), damping=DAMPING, weight_decay=DECAY
@@ -349,6 +353,7 @@ def test_gauss_newton_refuses_large_systems_and_labels_that_are_none(network, ri
             make(ridge.task, **settings)
 
 
+@pytest.mark.slow
 def test_gauss_newton_products_side_by_side_equal_one_by_one():
     """With a thousand examples, where a fusion of XLA:CPU was wrong under vmap."""
     task = ddm.classification(ddm.models.Logistic(10), (5,))
@@ -475,6 +480,7 @@ def test_a_gradient_too_small_to_square_still_has_its_activation():
 # DataInf
 
 
+@pytest.mark.slow
 def test_datainf_is_a_mean_of_inverses_by_layer(network):
     """With explicit matrices; layers are bias, kernel, bias, kernel."""
     whole = np.zeros((network.size, network.size))
@@ -500,6 +506,7 @@ def test_datainf_bears_a_layer_that_no_point_moves(network):
 # The second order
 
 
+@pytest.mark.slow
 def test_a_newton_step_is_leave_group_out_for_ridge_regression(ridge):
     """And for any groups that are gone together."""
     estimator = make_influence_second_order(ridge.task, damping=0.0, iterations=10)
@@ -553,6 +560,7 @@ def test_a_newton_step_away_from_the_optimum(name, curvature, request):
 # The frame
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:influence_exact. .* go uphill")
 @pytest.mark.parametrize("name", ["influence_exact", "ekfac"])
 def test_pieces_change_nothing(name, network, monkeypatch):
@@ -564,6 +572,7 @@ def test_pieces_change_nothing(name, network, monkeypatch):
     np.testing.assert_allclose(got, want, atol=1e-3 * np.abs(want).max())
 
 
+@pytest.mark.slow
 def test_an_output_of_all_queries_has_one_column(logistic):
     def mean_margin(params, batch):
         return jnp.mean(logistic.output(params, batch), keepdims=True)

@@ -18,6 +18,7 @@ from ddm_jax.masks import (
 )
 
 
+@pytest.mark.slow
 def test_masks():
     masks = leave_one_out_masks(3)
     np.testing.assert_array_equal(masks, [[1, 1, 1], [0, 1, 1], [1, 0, 1], [1, 1, 0]])
@@ -112,6 +113,7 @@ def test_where_there_is_a_background_no_group_need_be_kept():
         check_masks([[1e7, 0]], 2, background=True)
 
 
+@pytest.mark.slow
 def test_random_weights_have_every_level_as_often():
     weights = np.asarray(random_weights(jax.random.key(0), 40, 8))
     assert weights.shape == (40, 8)

@@ -130,6 +130,7 @@ def test_whitening_equals_the_closed_form(rng):
     np.testing.assert_allclose(got, want, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_empty_synset_costs_one_when_whitened(ready):
     points = make_match_points(ready.task)(
         ready.run.checkpoints, ready.data, group_batches(ready.groups), jnp.array([3, 9])

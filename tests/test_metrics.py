@@ -395,6 +395,7 @@ def test_noise_ceiling_of_ranks_is_close(rng):
     assert ceiling.perfect == pytest.approx(measured.mean(), abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooled", [False, True])
 def test_the_ceilings_interval_covers_the_known_ceiling(pooled):
     rng = np.random.default_rng(3)

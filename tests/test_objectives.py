@@ -123,6 +123,7 @@ def test_unknown_names_are_refused(name):
         objectives.explain(_task(_apply), name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["margin", "loss", "probability"])
 def test_many_networks_on_many_queries_are_as_each_alone(name, rng):
     """JAX 0.10.2 sums wrongly from 32,769 results on, which is why it is not allowed."""

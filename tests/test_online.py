@@ -404,6 +404,7 @@ def test_the_background_has_its_turn_and_a_weight_of_its_own():
     np.testing.assert_allclose(weights, own * np.asarray(synset.mass), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_pass_is_dealt_anew():
     together = [
         {frozenset(batch.tolist()) for batch in rows} for rows in passes_of(many_items(40), 8, 4)
@@ -417,6 +418,7 @@ def test_each_pass_is_dealt_anew():
         np.testing.assert_array_equal(deal(many_items(40), 8, steps), rows[:steps])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [SHARE, SHARE[::-1]])
 def test_batches_weigh_alike(share):
     synset = many_items(40, 40, 40)
@@ -507,6 +509,7 @@ def test_the_stable_rate_is_that_of_the_sharpest_batch():
     np.testing.assert_allclose([whole, some], [1 / 5.0, 1 / 8.0], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_not_every_batch_of_many_is_looked_at(monkeypatch):
     items = ddm.Batch(jnp.eye(3)[:1] * jnp.arange(1.0, 6.0)[:, None], jnp.zeros((5, 2)))
     synset = ddm.Synset(items, jnp.zeros(5, jnp.int32), jnp.full(5, 0.2), jnp.ones(1))
@@ -570,6 +573,7 @@ def test_one_mask_will_do_and_the_rate_is_the_stable_one(ready, synset):
     assert np.abs(half - found).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_second_call_compiles_nothing(ready, synset):
     masks = np.ones((3, 10), np.float32)
     counterfactual = asked(ready, steps=3)
@@ -582,6 +586,7 @@ def test_a_second_call_compiles_nothing(ready, synset):
     assert compilations(call) == 0
 
 
+@pytest.mark.slow
 def test_settings_of_the_same_shapes_share_what_is_compiled(ready, synset):
     """Of which steps and batch decide; each says what it says alone."""
     masks, parts = 1 - np.eye(10, dtype=np.float32)[:3], make_parts(ready.task)
@@ -738,6 +743,7 @@ def synset_of_curvature(directions, curvatures):
     return ddm.Synset(items, jnp.arange(count), jnp.ones(count), jnp.full(count, 1 / count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [0.0, 3.0])
 def test_the_sharpest_directions_are_those_of_the_hessian(known, monkeypatch, decay):
     directions, synset = known
@@ -750,6 +756,7 @@ def test_the_sharpest_directions_are_those_of_the_hessian(known, monkeypatch, de
     np.testing.assert_allclose(found.left, want, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_few_iterations_find_the_sharpest_of_many_directions(monkeypatch):
     """Curvatures that fall off: half as many products as parameters will do."""
     directions = np.linalg.qr(np.random.default_rng(1).normal(size=(60, 60)))[0].T
@@ -773,6 +780,7 @@ def test_a_gradient_is_shrunk_along_these_directions_alone(known):
         np.testing.assert_allclose(moved["b"], factor * row[3:], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_left_is_as_sharp_as_the_next_direction(known, monkeypatch):
     """Which the stable rate is that of; beyond it the deflated steps diverge."""
     _, synset = known
@@ -805,6 +813,7 @@ def test_no_direction_is_shrunk_to_less_than_the_flattest_that_counts(decay):
     np.testing.assert_allclose(rate, 1 / max(flattest, 1e-3), rtol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_directions_are_orthonormal_where_the_iteration_runs_out_of_them(scale, decay):

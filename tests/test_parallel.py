@@ -72,6 +72,7 @@ def test_it_runs_inside_jit_and_under_grad(size):
     np.testing.assert_allclose(got, 4 * x, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_arguments_that_were_replicated_stay_where_they_are():
     shared = placement.replicate(SHARED)
     assert len(shared[0].devices()) == 4

@@ -222,6 +222,7 @@ def test_the_attribution_is_the_method_on_the_synset(finished):  # noqa: F811
     assert set(attribution.metadata["versions"]) >= {"ddm_jax", "jax", "device"}
 
 
+@pytest.mark.slow
 def test_the_check_is_a_truth_of_what_the_run_explains(finished):  # noqa: F811
     plan, found = read_stages(finished)
     check = found.check
@@ -609,6 +610,7 @@ def test_a_run_by_adamw_goes_on_with_the_same_bits_and_is_asked(tmp_path, withou
     assert all(np.isfinite(values).all() for values in answer.arrays.values())
 
 
+@pytest.mark.slow
 def test_a_partial_result_of_other_settings_is_not_used(tmp_path):
     other = tiny_config("train.learning_rate=0.2")
     with pytest.raises(KeyboardInterrupt):
@@ -793,6 +795,7 @@ def test_other_settings_run_to_the_attribution(tmp_path, changes, shape):
     np.testing.assert_array_equal(kept.scores, attribution.scores)
 
 
+@pytest.mark.slow
 def test_the_objective_alone_leaves_the_offline_stages(copy, without_report):
     before = _written(copy)
     stages.run_stage("tuning", copy, ["online.objective=loss"])

@@ -109,6 +109,7 @@ def test_along_the_trajectory_is_the_mean_and_items_take_turns(small):
     np.testing.assert_allclose(found, np.mean(expected, 0), rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_one_output_of_all_queries_has_one_column(small):
     ready, synset, some, few = small
     mean = lambda params, batch: jnp.mean(ready.task.loss(params, batch), keepdims=True)  # noqa: E731

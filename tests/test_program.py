@@ -206,6 +206,7 @@ def test_the_code_of_what_works_on_the_host_counts(ready, monkeypatch, module, o
     assert bool(changed) == (module != "run.report")
 
 
+@pytest.mark.slow
 def test_the_digest_is_the_same_in_another_process():
     """Where addresses and the order of sets are others."""
     code = f"SOURCE = {STEP!r}\nimport sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"

@@ -50,6 +50,7 @@ def test_wrong_labels_come_last(planted, bad):
     assert spearmanr(found, other).statistic > 0.9
 
 
+@pytest.mark.slow
 def test_signs_have_unit_deviation(planted, bad, asked):
     signs = labels.label_signs(planted.task, planted.run, planted.data)
     assert signs.shape == (150, 2)

@@ -240,6 +240,7 @@ def test_groups_of_one_point_can_be_drawn(stages):
     assert "group 119\n1 points" in _texts(figure)
 
 
+@pytest.mark.slow
 def test_groups_are_called_by_their_names(stages, attribution):
     names = tuple(f"name {n}" for n in range(10))
     groups = as_groups(np.asarray(attribution.groups.ids), names=names)
@@ -346,6 +347,7 @@ def test_ticks_of_logarithms_are_numbers():
     assert not any("$" in tick for tick in ticks)
 
 
+@pytest.mark.slow
 def test_what_harms_a_query_depends_on_what_is_better(stages, attribution):
     plan = stages.plan._replace(task=stages.plan.task._replace(lower_is_better=True))
     texts = [

@@ -90,6 +90,7 @@ def test_subsets_are_halves_that_differ():
     assert len(np.unique(state.masks, axis=0)) > 5
 
 
+@pytest.mark.slow
 def test_a_ridge_datamodel_recovers_a_planted_linear_function():
     """Halves of six: all effects up to a common shift, and the penalty makes that zero."""
     estimator = estimators.make_datamodel(TASK, remember, subsets=60, penalty=1e-5)
@@ -316,6 +317,7 @@ def test_trak_of_two_networks_is_the_mean_of_each_part(logistic):
     np.testing.assert_allclose(got, want, atol=1e-3 * np.abs(want).max())
 
 
+@pytest.mark.slow
 def test_a_projection_keeps_the_ranking_of_the_points(logistic):
     """The ridge is in units of the mean diagonal, which a projection to D spreads out."""
     points = np.arange(60)

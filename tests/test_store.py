@@ -674,6 +674,7 @@ def test_a_writer_killed_at_any_moment_loses_nothing_that_was_done(tmp_path, sta
     _assert_whole(opened)
 
 
+@pytest.mark.slow
 def test_two_writers_share_the_rows_and_compute_each_once(tmp_path, start):
     one, other = start("one", 3, 0.02), start("other", 2, 0.02)
     _go(tmp_path, "one", "other")  # which make the store too
@@ -686,6 +687,7 @@ def test_two_writers_share_the_rows_and_compute_each_once(tmp_path, start):
     assert filling.status(opened)[:3] == (80, 80, 0)
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_killed_writer_are_finished_by_the_other(tmp_path, start):
     opened = _open(tmp_path / "truth", MANY)
     stuck, other = start("stuck", 5, 60.0), start("other", 7, 0.0)

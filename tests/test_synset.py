@@ -119,6 +119,7 @@ def test_pursuit_matches_gradients_far_better_than_random_members(ready):
     assert pursuit < 0.5 * random
 
 
+@pytest.mark.slow
 def test_gradient_sketches_keep_inner_products(ready):
     sketch = jax.jit(starts.make_gradient_sketch(ready.task, 256))
     few = take(ready.data, slice(0, 40))
@@ -163,6 +164,7 @@ def test_hard_labels_are_sharp():
     np.testing.assert_array_equal(logits, SHARPNESS * np.eye(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pursuit", "random"])
 def test_items_start_with_the_labels_that_they_had(ready, method, rng):
     soft = jax.nn.softmax(3 * jnp.asarray(rng.normal(size=(150, 10)), jnp.float32))

@@ -57,6 +57,7 @@ def pictures():
     return ddm.Batch(x, jax.nn.one_hot(jnp.arange(20) % 10, 10))
 
 
+@pytest.mark.slow
 def test_dropout_is_random_in_training_alone(pictures):
     task = ddm.classification(models.MLP(10, (32,), dropout=0.5), (8, 8, 1))
     plain = ddm.classification(models.MLP(10, (32,)), (8, 8, 1))
@@ -376,6 +377,7 @@ def mixed(rows):
     return {"tokens": jnp.arange(rows * 5).reshape(rows, 5) % 7, "table": jnp.ones((rows, 2))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [
@@ -457,6 +459,7 @@ def in_eval(model):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [

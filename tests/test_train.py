@@ -201,6 +201,7 @@ def test_settings_that_do_not_fit_each_other_or_the_data_are_named(ready, wrong,
         recipe(ready.task, settings, 150)
 
 
+@pytest.mark.slow
 def test_runs_with_one_key_share_initialisation_and_batches(ready):
     weights = jnp.stack([jnp.ones(150), jnp.ones(150).at[:20].set(0)])
     both = jax.jit(jax.vmap(ready.train, (None, None, 0)))(jax.random.key(5), ready.data, weights)
@@ -212,6 +213,7 @@ def test_runs_with_one_key_share_initialisation_and_batches(ready):
         assert jnp.abs(a[0] - a[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_advance_in_pieces_equals_advance_at_once(ready):
     trainer = make_trainer(ready.task, steps=6, batch_size=50, learning_rate=0.1, momentum=0.9)
     rows = trainer.batches(jax.random.key(0), 150)
@@ -438,6 +440,7 @@ def test_a_batch_larger_than_the_data_is_refused(regression):
         train(jax.random.key(0), regression, jnp.ones(20))
 
 
+@pytest.mark.slow
 def test_training_takes_arrays_of_the_host_without_jit(ready):
     train = ddm.make_train(ready.task, steps=2, batch_size=50, learning_rate=0.1)
     host = jax.tree.map(np.asarray, ready.data)
@@ -584,6 +587,7 @@ def test_trainings_that_cannot_be_are_refused(settings, message):
         )
 
 
+@pytest.mark.slow
 def test_a_recipe_names_its_optimiser(ready):
     settings = TrainSettings(
         epochs=2, learning_rate=0.01, final_learning_rate=0.001, optimizer="adamw", clip=1.0

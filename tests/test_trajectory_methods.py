@@ -70,6 +70,7 @@ def assert_close(got, want, shape, tolerance):
     np.testing.assert_allclose(got / largest, want / largest, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_tracin_at_the_last_checkpoint_is_grad_dot_times_the_rate(ready):
     rates = ready.run.learning_rates.at[-1].set(0.07)
     run = ready.run._replace(learning_rates=rates)
@@ -78,6 +79,7 @@ def test_tracin_at_the_last_checkpoint_is_grad_dot_times_the_rate(ready):
     assert_close(got, 0.07 * dots, (10, 50), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("points_are_groups", [False, True])
 def test_tracin_adds_up_checkpoints_with_the_rate_of_the_step_before_each(ready, points_are_groups):
     rates = jnp.linspace(0.5, 0.1, 60)
@@ -137,6 +139,7 @@ def test_source_cuts_rates_and_checkpoints_at_the_same_steps(steps, segments, in
     np.testing.assert_allclose(times.sum(), rates.sum(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_all_steps_replayed_end_at_the_trained_network(ready):
     got = replayed(ready.task, ready.run, ready.data, 60)
     halfway = replayed(ready.task, ready.run, ready.data, 30)
@@ -293,6 +296,7 @@ def test_one_small_step_of_unlearning_is_grad_dot_times_the_rate(name, settings,
     assert_close(fitted_scores(estimator, trained), 1e-2 * trained.dots, (4, 5), 0.05)
 
 
+@pytest.mark.slow
 def test_untrac_walks_over_the_batches_of_a_group_with_its_share(trained):
     estimator = estimators.make_untrac(
         trained.task, steps=2, learning_rate=0.3, optimizer="sgd", batch_size=12
@@ -312,6 +316,7 @@ def test_untrac_walks_over_the_batches_of_a_group_with_its_share(trained):
         assert_close(got, params - np.asarray(flat), flat.shape, 1e-4)
 
 
+@pytest.mark.slow
 def test_the_three_settings_of_a_query_update_are_the_losses_after_it(trained):
     """Against steps by hand, at a rate where up and down differ."""
     flat, unravel = ravel_pytree(trained.run.params)
@@ -332,6 +337,7 @@ def test_the_three_settings_of_a_query_update_are_the_losses_after_it(trained):
     assert np.abs(found[1] - found[-1]).max() > 0.1 * np.abs(found[1]).max()
 
 
+@pytest.mark.slow
 def test_merging_averages_the_parameters_of_steps_by_hand(trained):
     estimator = estimators.make_merging(trained.task, rewind=0.5, steps=2, learning_rate=0.1)
     run = with_numbers(trained.run, 0.0, 0.05)
@@ -380,6 +386,7 @@ def test_source_without_curvature_is_the_time_times_grad_dot_at_the_checkpoints(
     assert_close(got, by_group(want, trained.groups), (4, 5), 1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("points_are_groups", [False, True])
 def test_source_is_its_formula_with_exponentials_of_whole_matrices(points_are_groups, rng):
     """A loss |theta - x|^2 / 2, whose gradients do not need labels, and outputs <theta, x>."""

@@ -219,6 +219,7 @@ def test_a_few_single_groups_are_those_of_all(filled, tmp_path):
     assert found.masks.shape == (0, 10)
 
 
+@pytest.mark.slow
 def test_unpaired_rows_have_a_key_each(tmp_path):
     outputs = {}
     for paired in (True, False):
@@ -291,6 +292,7 @@ def test_removal_by_subset_trains_on_the_kept_points_alone(tmp_path):
         np.testing.assert_allclose(found.subsets[seed, row], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_subsets_of_another_size_than_is_trained_on_are_refused(tmp_path):
     """Version 0.8 trained on what was there and the first point once more for each that lacked."""
     problem = small_problem(**SUBSETS, removal="subset")

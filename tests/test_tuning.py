@@ -245,6 +245,7 @@ def test_what_does_not_fit_is_refused(problem, state, retrained, change, told):
         tuning.tune(problem.task, state, query=split().test, **given)
 
 
+@pytest.mark.slow
 def test_all_members_stand_for_themselves():
     """Fine-tuning on them is fine-tuning on the real data: the gradients are the same."""
     groups = ddm.as_groups(np.where(np.arange(120) % 7 == 0, -1, np.arange(120) % 5))

@@ -64,6 +64,7 @@ def test_a_class_that_is_gone_is_no_longer_named(ready, halves):
     assert unlearn.where_to_start(halves, keep, 0.5, 0.75) == (pytest.approx(0.025), 0.0)
 
 
+@pytest.mark.slow
 def test_a_class_has_parameters_of_its_own(ready, halves):
     params = ready.run.params
     classes = jnp.zeros(10).at[jnp.array([3, 5])].set(1)

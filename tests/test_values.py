@@ -202,6 +202,7 @@ def test_a_group_is_worth_the_sum_of_what_is_above_the_mean(linear, lower, sign)
     np.testing.assert_allclose(found, np.repeat(expected[:, None], 12, 1), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(values.VALUES))
 def test_every_value_is_an_estimator_and_the_same_for_every_query(name, ready):
     args = (ready.train,) if name == "data_oob" else ()
