@@ -5,6 +5,7 @@ Every check names the value, what is allowed and the mend in one line, as a Valu
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, dataclass_transform
@@ -124,6 +125,25 @@ def one_line(error: pydantic.ValidationError, section: str = "") -> str:
         return str(found["ctx"]["error"])
     allowed = found["msg"].removeprefix("Input should be ")
     return f"{name}={value!r}; it must be {allowed}"
+
+
+def require_extra(package: str, extra: str, what: str) -> Any:
+    """A module of a package that is only for some uses.
+
+    Args:
+        extra: which of the project's extras brings it.
+        what: what needs it.
+
+    Raises:
+        ValueError: where it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        name = package.partition(".")[0]
+        raise ValueError(
+            f"{what} needs {name}, which is not installed: python -m pip install 'ddm_jax[{extra}]'"
+        ) from error
 
 
 def require_distributions(task: Task, method: str) -> Callable[[Params, Any], Array]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,12 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddm_jax import terminal
+from ddm_jax import options, terminal
 
 if TYPE_CHECKING:
     from ddm_jax.run.finished import Answer
-    from ddm_jax.run.plan import Plan
-    from ddm_jax.run.settings import Config
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # typer has no name for it
 
@@ -28,49 +25,14 @@ app = typer.Typer(
     "Distilled datamodels in JAX.",
 )
 
-Dataset = Annotated[
-    str | None,
-    typer.Argument(
-        help="digits (the default), a file or folder of your own, a TFDS name such as mnist, or a "
-        "Python file that makes a ddm.study."
-    ),
-]
-Workdir = Annotated[
-    Path | None,
-    typer.Option(help="Where the run is kept. Default: runs/<preset or data set>."),
-]
-Preset = Annotated[
-    str | None,
-    typer.Option(help="Start from these settings; `ddm settings` lists them."),
-]
-Override = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Change a setting, for example distill.items=2. Repeatable."),
-]
-Chunk = Annotated[
-    int | None,
-    typer.Option(help="Networks trained at once. Default: enough to fill two seconds."),
-]
-DataDir = Annotated[
-    str | None, typer.Option(help="Where TFDS keeps prepared data. Default: TFDS's own.")
-]
-
-
-StudyFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--study", help="The Python file that makes the study, where the run is of one. It is run."
-    ),
-]
-
 
 @app.command()
 def run(
-    dataset: Dataset = None,
-    workdir: Workdir = None,
-    preset: Preset = None,
-    set_: Override = None,
-    data_dir: DataDir = None,
+    dataset: options.Dataset = None,
+    workdir: options.Workdir = None,
+    preset: options.Preset = None,
+    set_: options.Override = None,
+    data_dir: options.DataDir = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what a run would take, and compute nothing.")
     ] = False,
@@ -83,7 +45,7 @@ def run(
 
     begin = time.perf_counter()
     with terminal.progress() as progress:
-        chosen, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
+        chosen, workdir = options.chosen(dataset, workdir, preset, set_, data_dir)
         if dry_run:
             found = stages.dry_run(chosen)
         else:
@@ -98,13 +60,13 @@ def run(
 def _stage_command(name: str, stage: str, about: str) -> None:
     def command(
         workdir: Annotated[Path, typer.Option(help="The work directory of a run.")],
-        set_: Override = None,
-        study: StudyFile = None,
+        set_: options.Override = None,
+        study: options.StudyFile = None,
     ) -> None:
         from ddm_jax.run import stages
 
         with terminal.progress() as progress:
-            stages.run_stage(stage, workdir, set_ or [], progress, _given(study))
+            stages.run_stage(stage, workdir, set_ or [], progress, options.plan_of_file(study))
         if stage != "report":
             again = f"ddm run --workdir {workdir}"
             if study is not None:  # whose file says other settings than these
@@ -126,12 +88,12 @@ _stage_command("report", "report", "Write metrics.json, the figures and report.h
 
 @app.command()
 def truth(
-    dataset: Dataset = None,
-    workdir: Workdir = None,
-    preset: Preset = None,
-    set_: Override = None,
-    data_dir: DataDir = None,
-    chunk: Chunk = None,
+    dataset: options.Dataset = None,
+    workdir: options.Workdir = None,
+    preset: options.Preset = None,
+    set_: options.Override = None,
+    data_dir: options.DataDir = None,
+    chunk: options.Chunk = None,
     inspect: Annotated[
         bool, typer.Option("--inspect", help="Say what the store holds, and compute nothing.")
     ] = False,
@@ -145,11 +107,11 @@ def truth(
     from ddm_jax.run import evaluate
 
     if inspect:
-        workdir = workdir or _default_workdir(dataset, preset)
+        workdir = workdir or options.default_workdir(dataset, preset)
         terminal.print_status(store.inspect_store(workdir / evaluate.TRUTH))
         return
     with terminal.progress() as progress:
-        chosen, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
+        chosen, workdir = options.chosen(dataset, workdir, preset, set_, data_dir)
         summary = evaluate.fill_truth(chosen, workdir, progress, chunk)
     terminal.print_ceilings(summary)
     typer.echo(f"\ntruth: {workdir / evaluate.TRUTH}")
@@ -157,15 +119,15 @@ def truth(
 
 @app.command()
 def compare(
-    dataset: Dataset = None,
+    dataset: options.Dataset = None,
     estimators: Annotated[
         str, typer.Option(help="Which, with commas between; a wrong name lists all.")
     ] = "ddm,grad_dot",
-    workdir: Workdir = None,
-    preset: Preset = None,
-    set_: Override = None,
-    data_dir: DataDir = None,
-    chunk: Chunk = None,
+    workdir: options.Workdir = None,
+    preset: options.Preset = None,
+    set_: options.Override = None,
+    data_dir: options.DataDir = None,
+    chunk: options.Chunk = None,
 ) -> None:
     """Judge estimators on exact retraining: one table with intervals, ceilings and seconds.
 
@@ -177,7 +139,7 @@ def compare(
 
     names = [name.strip() for name in estimators.split(",") if name.strip()]
     with terminal.progress() as progress:
-        chosen, workdir = _chosen(dataset, workdir, preset, set_, data_dir)
+        chosen, workdir = options.chosen(dataset, workdir, preset, set_, data_dir)
         try:
             result = evaluate.compare_estimators(chosen, workdir, names, progress, chunk)
         except evaluate.ComparisonError:
@@ -187,15 +149,12 @@ def compare(
     typer.echo(f"\nscores: {workdir / 'compare.md'}, figure: {workdir / 'compare.png'}")
 
 
-Finished = Annotated[Path, typer.Option(help="The work directory of a finished run.")]
-
-
 def _answered(workdir: Path, study: Path | None, name: str, ask: Callable[..., Answer]) -> None:
     """Ask a finished run, `ask(answers, run)`, keep the answer, show it."""
     from ddm_jax.run import answers, finished
 
     with terminal.progress() as progress:
-        run = finished.open_finished(workdir, progress, _given(study))
+        run = finished.open_finished(workdir, progress, options.plan_of_file(study))
         answer = finished.keep(run, name, ask(answers, run))
     terminal.print_answer(answer)
     typer.echo(f"\n{workdir / 'answers' / name}.npz, and a page of {workdir}/report.html")
@@ -203,23 +162,23 @@ def _answered(workdir: Path, study: Path | None, name: str, ask: Callable[..., A
 
 @app.command()
 def points(
-    workdir: Finished,
+    workdir: options.Finished,
     query: Annotated[
         str, typer.Option(help="Test points, commas between. Default: the worst mistakes.")
     ] = "",
     top: Annotated[int, typer.Option(help="Training points to list.")] = 5,
-    study: StudyFile = None,
+    study: options.StudyFile = None,
 ) -> None:
     """Which single training points did it."""
-    chosen = _numbers(query, "--query")
+    chosen = options.numbers(query, "--query")
     _answered(workdir, study, "points", lambda answers, run: answers.points(run, chosen, top))
 
 
 @app.command()
 def quality(
-    workdir: Finished,
+    workdir: options.Finished,
     top: Annotated[int, typer.Option(help="Training points to list.")] = 20,
-    study: StudyFile = None,
+    study: options.StudyFile = None,
 ) -> None:
     """Rank training points that look mislabelled, odd, duplicated or harmful."""
     _answered(workdir, study, "quality", lambda answers, run: answers.rank_quality(run, top))
@@ -227,14 +186,14 @@ def quality(
 
 @app.command()
 def counterfactual(
-    workdir: Finished,
+    workdir: options.Finished,
     without: Annotated[
         str, typer.Option(help="Groups to leave out together, numbers or names, commas between.")
     ],
-    study: StudyFile = None,
+    study: options.StudyFile = None,
 ) -> None:
     """What if these groups were gone, together."""
-    gone = _parts(without)
+    gone = options.parts(without)
     _answered(
         workdir, study, "counterfactual", lambda answers, run: answers.counterfactual(run, gone)
     )
@@ -242,18 +201,18 @@ def counterfactual(
 
 @app.command()
 def forget(
-    workdir: Finished,
+    workdir: options.Finished,
     groups: Annotated[str, typer.Option(help="Groups to forget, commas between.")] = "",
     class_: Annotated[
         str | None, typer.Option("--class", help="Or all groups of a class, by its name.")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Beside exact retraining.")] = False,
-    study: StudyFile = None,
+    study: options.StudyFile = None,
 ) -> None:
     """Forget groups with the synset alone, and keep the network."""
     if bool(groups) == (class_ is not None):
         raise ValueError("name either --groups, for example 3,7, or a --class")
-    chosen = _parts(groups)
+    chosen = options.parts(groups)
     place = workdir / "answers" / "forgotten"
 
     def ask(answers: Any, run: Any) -> Answer:
@@ -270,20 +229,20 @@ def forget(
 
 @app.command()
 def card(
-    workdir: Finished,
+    workdir: options.Finished,
     output: Annotated[Path, typer.Option(help="The file.")] = Path("model.ddm"),
     include_examples: Annotated[
         bool,
         typer.Option("--include-examples", help="Even if items are training examples."),
     ] = False,
-    study: StudyFile = None,
+    study: options.StudyFile = None,
 ) -> None:
     """Write a run as one file that answers what if, without the training data."""
     from ddm_jax.card import save_card
     from ddm_jax.run import cards, finished
 
     with terminal.progress() as progress:
-        run = finished.open_finished(workdir, progress, _given(study))
+        run = finished.open_finished(workdir, progress, options.plan_of_file(study))
         made = cards.card_of_run(run)
         plan = run.plan
         save_card(output, made, plan.task, plan.split.train, include_examples=include_examples)
@@ -292,10 +251,10 @@ def card(
 
 @app.command("compare-networks")
 def compare_networks(
-    workdir: Finished,
+    workdir: options.Finished,
     other: Annotated[Path, typer.Option("--with", help="The work directory of another run.")],
     top: Annotated[int, typer.Option(help="Most helpful groups to compare.")] = 5,
-    study: StudyFile = None,
+    study: options.StudyFile = None,
     other_study: Annotated[
         Path | None, typer.Option(help="The same of the other run. Default: the first one's.")
     ] = None,
@@ -305,27 +264,14 @@ def compare_networks(
     def ask(answers: Any, run: Any) -> Answer:
         from ddm_jax.run.finished import open_finished
 
-        given = _given(other_study or study)
+        given = options.plan_of_file(other_study or study)
         return answers.compare_networks(run, open_finished(other, given=given), top)
 
     _answered(workdir, study, "compare-networks", ask)
 
 
-def _numbers(text: str, option: str) -> list[int]:
-    try:
-        return [int(part) for part in _parts(text)]
-    except ValueError as error:
-        raise ValueError(f"{option} {text!r}; write integers with commas between") from error
-
-
-def _parts(text: str) -> list[str]:
-    """What stands between commas; a part with a comma in it is quoted, '"Rome, centre",Oslo'."""
-    parts = next(csv.reader([text], skipinitialspace=True), [])
-    return [part.strip() for part in parts if part.strip()]
-
-
 @app.command("settings")
-def show_settings(preset: Preset = None, workdir: Workdir = None) -> None:
+def show_settings(preset: options.Preset = None, workdir: options.Workdir = None) -> None:
     """List the presets, and all settings of one preset or of a run with what they may be."""
     from ddm_jax.run import settings
 
@@ -343,55 +289,6 @@ def show_settings(preset: Preset = None, workdir: Workdir = None) -> None:
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
         line = f"{name}={'none' if shown is None else shown}"
         typer.echo(f"{line:<36}  {allowed[name]}".rstrip())
-
-
-def _given(study: Path | None) -> Plan | None:
-    """The plan of a study's file."""
-    from ddm_jax.run.study import load_study
-
-    return None if study is None else load_study(study).plan
-
-
-def _default_workdir(dataset: str | None, preset: str | None) -> Path:
-    from ddm_jax.data import is_own
-    from ddm_jax.run import settings
-
-    if dataset is not None and (is_own(dataset) or dataset.endswith(".py")):
-        return Path("runs") / (Path(dataset).absolute().stem or "own")
-    return Path("runs") / (preset or dataset or settings.default_preset("digits"))
-
-
-def _chosen(
-    dataset: str | None,
-    workdir: Path | None,
-    preset: str | None,
-    assignments: list[str] | None,
-    data_dir: str | None,
-) -> tuple[Config | Plan, Path]:
-    """The settings, or the plan of a study's file, and the work directory that options mean."""
-    from ddm_jax.data import is_own
-    from ddm_jax.run import settings
-
-    if dataset is not None and dataset.endswith(".py"):
-        from ddm_jax.run import study
-
-        if preset is not None or data_dir is not None:
-            raise ValueError(f"{dataset} says what --preset and --data-dir would; leave them out")
-        made = study.load_study(dataset)
-        place = workdir or made.kept_in or _default_workdir(dataset, None)
-        return study.with_settings(made.plan, assignments or []), place
-    if workdir is not None and (workdir / "config.json").exists() and not (dataset or preset):
-        config = settings.load(workdir / "config.json")
-    elif dataset is not None and preset is None and is_own(dataset, data_dir):
-        from ddm_jax.run import own
-
-        config = own.fitting(dataset, assignments or [])
-    else:
-        config = settings.preset(preset or settings.default_preset(dataset or "digits"))
-    named = {"data.name": dataset, "data.data_dir": data_dir}
-    named_too = [f"{name}={value}" for name, value in named.items() if value is not None]
-    config = settings.override(config, [*named_too, *(assignments or [])])
-    return config, workdir or _default_workdir(dataset, preset)
 
 
 def call(arguments: Sequence[str]) -> None:

@@ -11,9 +11,9 @@ import pytest
 from command import ddm
 from tiny_run import finished, read_stages, tiny_config  # noqa: F401
 
-from ddm_jax import checkpoints, cli, metrics, unlearn
+from ddm_jax import checkpoints, metrics, options, unlearn
 from ddm_jax.attribution import Attribution
-from ddm_jax.run import answers, stages
+from ddm_jax.run import answers, questions, stages
 from ddm_jax.run.finished import Answer, keep, open_finished
 from ddm_jax.run.workdir import kept_answers
 
@@ -157,11 +157,11 @@ def test_a_class_is_forgotten_beside_exact_retraining(run):
 
 def test_groups_are_forgotten_by_what_the_check_says(run, monkeypatch):
     check = read_stages(run.workdir).results.check
-    amount = answers._amount(run)
+    amount = questions.amount_of(run)
     estimated, retrained = check.scores[check.truth.groups], check.truth.effects()
     assert amount == metrics.calibrated_amount(estimated, retrained)
     assert amount != 1.0
-    assert answers._amount(run._replace(check=None)) == 1.0
+    assert questions.amount_of(run._replace(check=None)) == 1.0
     monkeypatch.setattr(unlearn, "ABSENT", 0.0)  # here a group is a class, and would be gone
     answer, moved = answers.forget(run, [2])
     assert f"moved by {amount:.2f} times" in " ".join(answer.sentences)
@@ -286,9 +286,9 @@ def test_a_mistake_is_one_line(finished, words, said):  # noqa: F811
 def test_groups_are_asked_by_name_and_never_by_place_where_names_are_numbers(run):
     names = ("10", "20", "Rome, centre", *(f"g{k}" for k in range(7)))
     named = run._replace(groups=dataclasses.replace(run.groups, names=names))
-    assert answers.find_groups(named, ["20", "Rome, centre"]).tolist() == [1, 2]
+    assert questions.find_groups(named, ["20", "Rome, centre"]).tolist() == [1, 2]
     with pytest.raises(ValueError, match="name some of 10, 20"):
-        answers.find_groups(named, ["3"])
+        questions.find_groups(named, ["3"])
     plain = run._replace(groups=dataclasses.replace(run.groups, names=("a, b", *"cdefghijk")))
-    assert answers.find_groups(plain, ["3"]).tolist() == [3]
-    assert cli._parts('"a, b",c') == ["a, b", "c"]
+    assert questions.find_groups(plain, ["3"]).tolist() == [3]
+    assert options.parts('"a, b",c') == ["a, b", "c"]

@@ -19,6 +19,7 @@ from ddm_jax.checks import (
     check_number,
     count_outputs,
     require_distributions,
+    require_extra,
     settings,
 )
 from ddm_jax.estimators.contract import joint_estimator, make_estimator
@@ -533,3 +534,8 @@ def test_labels_are_between_nothing_and_one():
     data = ddm.Batch(np.ones((6, 2), np.float32), np.array([[1, -1]] * 6, np.float32))
     with pytest.raises(ValueError, match=r"the labels of data are -1 to 1; they must be in 0\.\.1"):
         check_batch(task, data)
+
+
+def test_a_package_that_is_not_there_is_named_with_its_extra():
+    with pytest.raises(ValueError, match=r"x needs nowhere, .* 'ddm_jax\[language\]'"):
+        require_extra("nowhere.at_all", "language", "x")

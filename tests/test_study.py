@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from command import ddm as command
-from tiny_run import TINY, tiny_config
+from tiny_run import tiny_config
 
 import ddm_jax as ddm
 from ddm_jax import data
 from ddm_jax.distill import DistillSettings
 from ddm_jax.run import answers, report, settings, stages
 from ddm_jax.run.settings import CheckSettings, OnlineSettings
-from ddm_jax.run.study import Study, load_study, with_settings
+from ddm_jax.run.study import Study
+from ddm_jax.run.study_file import load_study, with_settings
 from ddm_jax.run.workdir import SILENT
 from ddm_jax.tuning import TuneSettings
 from ddm_jax.updates import UpdateSettings
@@ -488,7 +489,7 @@ def test_a_file_that_makes_no_study_is_refused(tmp_path, text, message):
 
 
 def test_several_studies_need_one_called_study(tmp_path, monkeypatch):
-    from ddm_jax.run import study as module
+    from ddm_jax.run import study_file as module
 
     _, y = examples()
     one, two = (
@@ -503,7 +504,7 @@ def test_several_studies_need_one_called_study(tmp_path, monkeypatch):
 def test_two_names_of_one_study_are_one_and_the_path_is_as_it_was(tmp_path, monkeypatch):
     import sys
 
-    from ddm_jax.run import study as module
+    from ddm_jax.run import study_file as module
 
     _, y = examples()
     one = ddm.study(ddm.models.MLP(2, (8,)), batches(y), groups=SITES, **QUICK)
@@ -518,10 +519,6 @@ def test_two_names_of_one_study_are_one_and_the_path_is_as_it_was(tmp_path, monk
     assert load_study(tmp_path / "two.py") is one
     assert sys.path == ["added by the file", *before]
     sys.path[:] = before
-
-
-def test_the_settings_of_the_tiny_run_are_those_compared_above():
-    assert "online.rewind=0.75" in TINY
 
 
 def refused(ask) -> str:
@@ -685,3 +682,18 @@ def test_groups_that_are_given_are_not_set():
     plan = ddm.study(ddm.models.MLP(2, (8,)), batches(y), groups=SITES, **QUICK).plan
     with pytest.raises(ValueError, match=r"cluster.num_groups=3: the study's file says that"):
         with_settings(plan, ["cluster.num_groups=3"])
+
+
+def test_a_loss_that_mixes_examples_is_refused_before_any_work():
+    _, y = examples()
+    task = ddm.regression(ddm.models.MLP(2, (8,)), (4,))
+    mixed = task._replace(loss=lambda params, batch: task.loss(params, batch).cumsum())
+    with pytest.raises(ValueError, match="the loss of example 1 is another one among others"):
+        ddm.study(mixed, batches(y), groups=SITES, **QUICK)
+
+
+def test_a_class_that_only_queries_have_is_refused():
+    """It was right on none of them, and nobody said why."""
+    labels = np.r_[np.arange(80) % 2, np.full(20, 2)]
+    with pytest.raises(ValueError, match="class 2 is among the queries alone"):
+        ddm.study(ddm.models.MLP(3, (8,)), batches(np.eye(3, dtype=np.float32)[labels]), **QUICK)

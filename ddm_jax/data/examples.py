@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +59,22 @@ def close_to(name: str, known: Any) -> str:
 def some_of(names: Sequence[str]) -> str:
     """The first eight names, with commas between."""
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def read_lines(path: Path) -> list[tuple[int, Any]]:
+    """The JSON values of a file of lines, each with the number of its line.
+
+    Raises:
+        ValueError: for a line that is none, or bytes that are no UTF-8.
+    """
+    found = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            try:
+                found.append((number, json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}, line {number}: no JSON object ({error})") from error
+    return found
 
 
 def read_text(path: Path) -> str:

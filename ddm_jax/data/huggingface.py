@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ddm_jax.checks import require_extra
 from ddm_jax.data.examples import Examples, Reading, close_to
 from ddm_jax.data.folders import TEST_PARTS
 from ddm_jax.data.images import pixels_of, stacked
@@ -29,13 +29,7 @@ def saved_examples(path: Path, reading: Reading) -> Examples:
     Raises:
         ValueError: without the package, or for columns that are not as said.
     """
-    try:
-        datasets: Any = importlib.import_module("datasets")
-    except ImportError as error:
-        raise ValueError(
-            f"{path} was saved by Hugging Face's datasets, which is not installed: pip install "
-            "'ddm_jax[datasets]'"
-        ) from error
+    datasets = require_extra("datasets", "datasets", f"{path}, which Hugging Face's saved,")
     loaded, where, test = datasets.load_from_disk(str(path)), str(path), None
     if isinstance(loaded, dict):
         if "train" not in loaded:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddm_jax.checks import check_integer, check_number
-from ddm_jax.data.examples import close_to, read_text
+from ddm_jax.checks import check_integer, check_number, require_extra
+from ddm_jax.data.examples import close_to, read_lines, read_text
 from ddm_jax.data.split import Split, given_split
 from ddm_jax.tasks.language import sequences
 from ddm_jax.types import Groups, take
@@ -47,15 +46,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a tokenizer.json, as Hugging Face's tokenizers write it.
 
     Raises:
-        ValueError: for a file that is none.
-        ImportError: without the package tokenizers, `pip install 'ddm_jax[language]'`.
+        ValueError: for a file that is none, or without the package tokenizers.
     """
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ImportError(
-            "tokenizer.json is read by tokenizers; python -m pip install 'ddm_jax[language]'"
-        ) from error
+    tokenizers = require_extra("tokenizers", "language", "tokenizer.json")
     path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; name a tokenizer.json, or a folder that has one")
@@ -87,14 +80,8 @@ def read_documents(path: str | Path, *, group: str | None = None) -> list[Docume
     if path.suffix.lower() != ".jsonl" or not path.is_file():
         raise ValueError(f"{path}: name a folder of texts, or a file of lines of JSON (.jsonl)")
     found = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, row in read_lines(path):
         where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: no JSON object ({error})") from error
         for name in ("text", *((group,) if group else ())):
             if not isinstance(row, dict) or name not in row:
                 fields = row if isinstance(row, dict) else ()

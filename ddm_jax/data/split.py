@@ -97,6 +97,8 @@ def given_split(
         )
     targets = _kind_of(y) if targets is None else targets
     columns = y.shape[1] if y is not None and y.ndim == 2 else 0
+    if targets == "distribution" and columns:
+        _check_present(np.asarray(y), np.asarray(test.y))
     if isinstance(classes, str) or np.ndim(classes) != 1:
         raise ValueError(f"classes={classes!r}; give a list of names, one for each column")
     classes = tuple(map(str, classes))
@@ -131,6 +133,16 @@ def given_split(
         kind=kind,
         targets=targets,
     )
+
+
+def _check_present(y: np.ndarray, asked: np.ndarray) -> None:
+    """What no training example is of, no network says of a query."""
+    absent = np.flatnonzero((asked.sum(0) > 0) & (y.sum(0) == 0))
+    if absent.size:
+        raise ValueError(
+            f"class {absent[0]} is among the queries alone; bring training examples of it, or "
+            "leave those queries out"
+        )
 
 
 def as_computed(part: Batch, what: str) -> Batch:

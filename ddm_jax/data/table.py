@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ddm_jax.checks import require_extra
 from ddm_jax.data.columns import (
     MOST_CATEGORIES,
     Column,
@@ -99,12 +100,9 @@ def parquet_examples(path: Path, reading: Reading) -> Examples:
     """
     import pandas
 
+    require_extra("pyarrow", "parquet", str(path))
     try:
         frame = pandas.read_parquet(path)
-    except ImportError as error:
-        raise ValueError(
-            f"{path}: parquet needs pyarrow: pip install 'ddm_jax[parquet]'"
-        ) from error
     except Exception as error:  # pyarrow raises many kinds
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} cannot be read as parquet: {said}") from error

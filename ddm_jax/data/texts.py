@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ddm_jax.data.examples import Examples, Fitted, Reading, close_to, read_text
+from ddm_jax.data.examples import Examples, Fitted, Reading, close_to, read_lines, read_text
 from ddm_jax.data.folders import Folder
 from ddm_jax.data.table import TARGETS
 from ddm_jax.data.targets import as_labels
@@ -80,18 +80,11 @@ def jsonl_examples(path: Path, reading: Reading) -> Examples:
     Raises:
         ValueError: for a line that is no such object.
     """
-    lines: list[int] = []
-    rows = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: no JSON object ({error})") from error
-            lines.append(number)
-    if not rows:
+    found = read_lines(path)
+    if not found:
         raise ValueError(f'{path} is empty; write lines of {{"text": ..., "label": ...}}')
-    return row_examples(rows, str(path), lambda row: f"{path}, line {lines[row]}", reading)
+    rows = [row for _, row in found]
+    return row_examples(rows, str(path), lambda row: f"{path}, line {found[row][0]}", reading)
 
 
 def row_examples(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ddm_jax.checks import check_integer
+from ddm_jax.checks import check_integer, require_extra
 from ddm_jax.types import Array
 
 START = 0.02  # the deviation of fresh weights
@@ -46,7 +46,7 @@ class GPT(nnx.Module):
             width, depth, heads: of the blocks; heads divide the width.
             tied: whether tokens are read and written by the same embedding.
             lora: the rank of adapters beside attention's layers, `nnx.LoRAParam`, which begin at
-                zero; 0 has none. `ddm.language(model, context, trainable=nnx.LoRAParam)` lets
+                zero; 0 has none. `tasks.language(model, context, trainable=nnx.LoRAParam)` lets
                 nothing else learn.
 
         Raises:
@@ -144,22 +144,17 @@ def _linear(
 def load_gpt2(folder: str | Path, *, lora: int = 0) -> GPT:
     """Read a GPT-2 that Hugging Face's transformers saved: config.json and model.safetensors.
 
-    Its logits are those of `GPT2LMHeadModel`, without dropout. Pass it to `ddm.language`: every
+    Its logits are those of `GPT2LMHeadModel`, without dropout. Pass it to `tasks.language`: every
     training then begins at these weights.
 
     Args:
         lora: as of `GPT`.
 
     Raises:
-        ValueError: where a file is missing, or the model is another one than GPT-2.
-        ImportError: without the package safetensors, `pip install 'ddm_jax[language]'`.
+        ValueError: where a file is missing, the model is another one than GPT-2, or the package
+            safetensors is not there.
     """
-    try:
-        from safetensors.numpy import load_file
-    except ImportError as error:
-        raise ImportError(
-            "GPT-2 is read by safetensors; python -m pip install 'ddm_jax[language]'"
-        ) from error
+    load_file = require_extra("safetensors.numpy", "language", "GPT-2").load_file
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():

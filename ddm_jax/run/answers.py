@@ -1,4 +1,4 @@
-"""Questions put to a finished run: points, data quality, subsets, forgetting, another network."""
+"""Answers about a finished run in words, tables and figures; the numbers are of `questions`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddm_jax import metrics, unlearn
-from ddm_jax.card import WhatIf
 from ddm_jax.checks import check_integer
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.placement import in_batches
-from ddm_jax.data import Split
-from ddm_jax.estimators.points import make_trajectory_influence, spread_points
 from ddm_jax.masks import moved_share
-from ddm_jax.metrics.intervals import LEVEL, half_widths, reach
+from ddm_jax.metrics.intervals import LEVEL
 from ddm_jax.metrics.profiles import compare_profiles, profile
-from ddm_jax.objectives import explain
 from ddm_jax.run import check as checking
-from ddm_jax.run import targets
+from ddm_jax.run import questions, targets
 from ddm_jax.run.answer_figures import (
     bars_figure,
     effects_figure,
@@ -30,22 +26,8 @@ from ddm_jax.run.answer_figures import (
     ranked_figure,
 )
 from ddm_jax.run.check import Check
-from ddm_jax.run.choosing import of_synset
 from ddm_jax.run.finished import Answer, Finished
-from ddm_jax.run.jobs import predict
-from ddm_jax.types import Params, Task, length, take
-from ddm_jax.values import (
-    label_quality,
-    novelty,
-    training_loss,
-    triage,
-    typicality,
-    usefulness,
-)
-
-DAMPING = 0.01  # of single points; chosen on digits, see benchmarks/points.py
-CHECKPOINTS = 8
-MOST_QUERIES = 200
+from ddm_jax.types import Params, length, take
 
 
 def points(run: Finished, queries: Sequence[int] = (), top: int = 5) -> Answer:
@@ -55,9 +37,9 @@ def points(run: Finished, queries: Sequence[int] = (), top: int = 5) -> Answer:
         ValueError: for queries that there are not, or a top out of range.
     """
     plan, split = run.plan, run.plan.split
-    chosen = find_queries(run, queries) if len(queries) else _worst(run)[:8]
+    chosen = questions.find_queries(run, queries) if len(queries) else _worst(run)[:8]
     check_integer("top", top, 1, length(split.train))
-    scores = of_points(run, chosen)
+    scores = questions.of_points(run, chosen)
     better = -1.0 if plan.task.lower_is_better else 1.0
     order = np.argsort(-better * scores, 0, kind="stable")
     guesses = targets.said_of(split, plan.task, run.target.params, chosen)
@@ -71,8 +53,8 @@ def points(run: Finished, queries: Sequence[int] = (), top: int = 5) -> Answer:
                 str(q),
                 targets.label(split, take(split.test.y, q)),
                 guesses[q],
-                _listed(order[:top, place]),
-                _listed(order[::-1][:top, place]),
+                questions.listed(order[:top, place]),
+                questions.listed(order[::-1][:top, place]),
             ]
         )
     figure = points_figure(split, chosen, guesses, order, scores, min(top, 6))
@@ -96,60 +78,15 @@ MEANINGS = {
 }
 
 
-def find_queries(run: Finished, queries: Sequence[int]) -> np.ndarray:
-    """The queries that are asked about.
-
-    Raises:
-        ValueError: for none, more than MOST_QUERIES, or some that there are not.
-    """
-    chosen, count = np.atleast_1d(queries), length(run.plan.split.test)
-    whole = chosen.ndim == 1 and np.issubdtype(chosen.dtype, np.integer) and len(chosen)
-    if not whole or (chosen < 0).any() or (chosen >= count).any():
-        asked = ", ".join(map(str, chosen.ravel()[:20])) + (", ..." if chosen.size > 20 else "")
-        raise ValueError(f"queries {asked}: name some of 0..{count - 1}")
-    if len(chosen) > MOST_QUERIES:
-        raise ValueError(f"{len(chosen)} queries; name at most {MOST_QUERIES} at once")
-    return chosen
-
-
-def half_of_queries(split: Split) -> np.ndarray:
-    """Queries by which training points are judged; the others can judge what comes of it."""
-    return np.arange(0, length(split.test), 2)[:MOST_QUERIES]
-
-
-def quality(run: Finished, queries: np.ndarray) -> dict[str, np.ndarray]:
-    """Rankings of the training points, [N] each, by what the targets are; higher is better.
-
-    Args:
-        queries: by which the harmful are known.
-    """
-    plan, split = run.plan, run.plan.split
-    given = jax.random.key(plan.config.seed), run.target, jax.device_put(split.train)
-    classes = split.targets == "distribution" and plan.task.apply is not None
-    better = explain(plan.task, "margin" if classes else "loss")
-    harm = usefulness(influence(run, better, queries), better.lower_is_better)
-    found = {}
-    compared = classes and split.kind != "other"  # by their inputs, one array
-    if compared:
-        found["mislabelled"] = label_quality(plan.task, plan.trainer.train)(*given)
-        found["low quality"] = typicality(plan.task)(*given)
-        found["redundant"] = novelty(plan.task)(*given)
-    elif targets.are_numbers(split) and split.train.y.shape[1] == 1 and plan.task.apply is not None:
-        found["misread targets"] = triage(plan.task)(*given)
-    if not compared:
-        found["badly learnt"] = training_loss(plan.task)(*given)
-    return found | {"harmful": harm}
-
-
 def rank_quality(run: Finished, top: int = 20) -> Answer:
     """The points that look mislabelled, odd, duplicated and harmful, by what the targets are."""
     split = run.plan.split
     check_integer("top", top, 1, length(split.train))
-    half = half_of_queries(split)
-    found = quality(run, half)
+    half = questions.half_of_queries(split)
+    found = questions.quality(run, half)
     rows = [["", f"the {top} worst training points, worst first"]]
     for name, values in found.items():
-        rows.append([name, _listed(np.argsort(values, kind="stable")[:top])])
+        rows.append([name, questions.listed(np.argsort(values, kind="stable")[:top])])
     meant = [f"{name.capitalize()}: {MEANINGS[name].format(len(half))}." for name in found]
     sentences = [
         "Each list is a ranking to look at, not a verdict. "
@@ -168,28 +105,13 @@ def rank_quality(run: Finished, top: int = 20) -> Answer:
     return Answer("Data quality", sentences + told, rows, figure, arrays | ids)
 
 
-def what_if(run: Finished, masks: np.ndarray) -> WhatIf:
-    """The queries' outputs with the groups weighted, [R, Q] for masks [R, K], and their intervals.
-
-    Intervals are None where the run has no check.
-    """
-    every = np.concatenate([np.ones((1, run.groups.count)), masks]).astype(np.float32)
-    outputs = predict(run.plan, run, every)
-    changes, wide = outputs[1:] - outputs[:1], None
-    if run.check is not None:
-        intervals = checking.intervals_of(run.check, run.groups)
-        away = moved_share(masks, run.groups.shares())
-        wide = half_widths(intervals, changes, away, reach(run.check.scores))
-    return WhatIf(outputs[1:], changes, wide)
-
-
 def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
     """What if these groups were gone, together, beside the sum of their single effects."""
     plan = run.plan
-    gone = find_groups(run, without)
+    gone = questions.find_groups(run, without)
     mask = np.ones((2, run.groups.count), np.float32)
     mask[1, gone] = 0
-    found = what_if(run, mask[1:])
+    found = questions.what_if(run, mask[1:])
     outputs = np.concatenate([found.outputs - found.changes, found.outputs])
     joint = -found.changes[0]
     summed = run.attribution.scores[gone].sum(0)
@@ -246,28 +168,13 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
     return Answer("What if", sentences, rows, effects_figure(joint, summed), arrays)
 
 
-def forgotten_network(run: Finished, gone: np.ndarray) -> tuple[Params, bool, float]:
-    """A network without some groups, by the synset alone, and how it was made.
-
-    Returns:
-        The parameters, whether they were updated carefully (see `unlearn.forget_groups`), and by
-        how much of what the updates do.
-    """
-    mask = np.ones(run.groups.count, np.float32)
-    mask[gone] = 0
-    amount = _amount(run)
-    update = of_synset(run.tuning)
-    params, careful = unlearn.forget_groups(run.plan.task, run.synset, mask, update, amount)
-    return params, careful, amount
-
-
 def forget(
     run: Finished, groups: Sequence[int | str], check: bool = False
 ) -> tuple[Answer, Params]:
     """Forget groups with the synset alone; with `check` beside exact retraining."""
     plan, split = run.plan, run.plan.split
-    gone = find_groups(run, groups)
-    params, careful, amount = forgotten_network(run, gone)
+    gone = questions.find_groups(run, groups)
+    params, careful, amount = questions.forgotten_network(run, gone)
     forgotten = np.isin(run.groups.ids, gone)
     networks = {"before": [run.target.params], "after forgetting": [params]}
     measure = "accuracies" if split.classes else "mean losses"
@@ -341,46 +248,6 @@ def _rows_of_file(run: Finished) -> tuple[list[str], dict[str, np.ndarray]]:
     return [told], {"train_ids": split.train_ids, "test_ids": split.test_ids}
 
 
-def _amount(run: Finished) -> float:
-    """How far to forget, by the run's own check; one where it has none that fits."""
-    check = run.check
-    if check is None:
-        return 1.0
-    left_out = check.truth.groups
-    return metrics.calibrated_amount(check.scores[left_out], check.truth.effects())
-
-
-def of_points(run: Finished, queries: np.ndarray) -> np.ndarray:
-    """The influence of each training point on what the run explains of some queries, [N, Q].
-
-    Raises:
-        ValueError: for an objective that is not one of each query, or has no gradient.
-    """
-    objective = run.plan.config.online.objective
-    if run.plan.task.of_sets or run.attribution.scores.shape[1] != length(run.plan.split.test):
-        raise ValueError(
-            f"the objective {objective} is not one of each query; points are for one that is, such "
-            "as loss"
-        )
-    scores = influence(run, run.plan.task, queries)
-    if not scores.any():
-        raise ValueError(
-            f"the objective {objective} does not change with the parameters, so no point seems to "
-            "matter; points are for one with a gradient, such as loss"
-        )
-    return scores
-
-
-def influence(run: Finished, task: Task, queries: np.ndarray) -> np.ndarray:
-    """Of each training point on some queries, along the trajectory, [N, Q]."""
-    some = spread_points(run.target.checkpoints, CHECKPOINTS)
-    train, query = jax.device_put(run.plan.split.train), take(run.plan.split.test, queries)
-    classes = run.plan.split.targets == "distribution" and task.apply is not None
-    curvature = "gauss_newton" if classes else "fisher"  # which any loss has
-    of_points = compiled(make_trajectory_influence(task, damping=DAMPING, curvature=curvature))
-    return np.asarray(of_points(some, run.synset.synset, train, query, run.target.weight_decay))
-
-
 def compare_networks(first: Finished, second: Finished, top: int = 5) -> Answer:
     """What two networks rely on: attribution profiles over the same groups and queries.
 
@@ -420,66 +287,12 @@ def compare_networks(first: Finished, second: Finished, top: int = 5) -> Answer:
     return Answer("Two networks", sentences, rows, figure, arrays)
 
 
-def find_groups(run: Finished, groups: Any) -> np.ndarray:
-    """The groups that are asked about, each once, in order.
-
-    Args:
-        groups: their numbers, or their names where they have some; or one alone.
-
-    Raises:
-        ValueError: for what is neither, groups that there are not, none, or all of them.
-    """
-    gone, count = np.unique(places_of(run, groups)), run.groups.count
-    if not len(gone) or len(gone) == count:
-        raise ValueError(
-            f"groups {_listed(gone)}: name some of 0..{count - 1}, and not all of them"
-        )
-    return gone
-
-
-def places_of(run: Finished, groups: Any) -> np.ndarray:
-    """The number of each group that is named.
-
-    Raises:
-        ValueError: as `find_groups`, but for none and all.
-    """
-    count, names = run.groups.count, run.groups.names or ()
-    numbered = any(name.lstrip("-").isdigit() for name in names)  # a number is a name then
-    one = isinstance(groups, str) or not np.iterable(groups)
-    listed = [groups] if one else list(groups)
-
-    def place(each: Any) -> int:
-        each = each.item() if np.shape(each) == () and hasattr(each, "item") else each
-        if str(each) in names:
-            return names.index(str(each))
-        # A boolean or 1.7 would pass for a number: True for the group 1.
-        whole = isinstance(each, str | int) and not isinstance(each, bool)
-        if numbered or not whole:
-            raise ValueError(f"{each!r} is no group")
-        return int(each)
-
-    try:
-        found = np.asarray([place(each) for each in listed], int)
-    except ValueError as error:
-        shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-        allowed = f"some of {shown}" if names else f"integers in 0..{count - 1}"
-        told = (
-            f"groups {', '.join(map(str, listed[:20]))}: name {allowed}, with commas between (a "
-            "name with a comma in it quoted: '\"a, b\",c')"
-        )
-        raise ValueError(" ".join(told.split())) from error  # names may have several lines
-    wrong = found[(found < 0) | (found >= count)]
-    if len(wrong):
-        raise ValueError(
-            f"there is no group {_listed(wrong)}: name some of 0..{count - 1}, and not all of them"
-        )
-    return found
-
-
 def _named(run: Finished, groups: Any) -> str:
     """Groups by their names where they have some, else by their numbers."""
     names = run.groups.names
-    return _listed(groups) if names is None else ", ".join(names[int(each)] for each in groups)
+    if names is None:
+        return questions.listed(groups)
+    return ", ".join(names[int(each)] for each in groups)
 
 
 def groups_of_class(run: Finished, name: str) -> list[int]:
@@ -518,7 +331,3 @@ def _judge(run: Finished, params: Params, forgotten: np.ndarray) -> metrics.Unle
 def _worst(run: Finished) -> np.ndarray:
     """The test points that the network answers worst, first."""
     return targets.worst(run.plan.split, run.plan.task, run.target.params, run.plan.split.test)
-
-
-def _listed(numbers: Any) -> str:
-    return ", ".join(str(int(number)) for number in numbers) or "none"

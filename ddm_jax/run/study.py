@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import runpy
 import shutil
-import sys
 import tempfile
-import traceback
 import weakref
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -18,25 +13,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddm_jax import data as loading
 from ddm_jax.attribution import Attribution, make_attribution
 from ddm_jax.card import Card, WhatIf, save_card
-from ddm_jax.checks import check_integer, check_number
-from ddm_jax.cluster import as_groups
-from ddm_jax.data import Split
+from ddm_jax.checks import check_alone, check_integer, check_number
+from ddm_jax.compute.compiled import compiled
 from ddm_jax.distill import DistillSettings
-from ddm_jax.run import answers, check, own, settings, stages
+from ddm_jax.run import brought, check, questions, stages
 from ddm_jax.run.cards import card_of_run
 from ddm_jax.run.finished import Finished, finished_of
-from ddm_jax.run.plan import TASKS, Plan, digest_of, plan_of
-from ddm_jax.run.settings import GIVEN, CheckSettings, Config
+from ddm_jax.run.plan import Plan, digest_of, plan_of
+from ddm_jax.run.settings import GIVEN, CheckSettings
 from ddm_jax.run.workdir import SILENT, Progress, alone, open_workdir
 from ddm_jax.train import TrainSettings
 from ddm_jax.tuning import TuneSettings
-from ddm_jax.types import Batch, Groups, Params, Task, length, take
+from ddm_jax.types import Groups, Params, Task, length
 from ddm_jax.updates import UpdateSettings
 
-TEST_PART = 5  # a fifth, of examples that are not cut yet
 PRINTED = SILENT._replace(say=print)
 
 
@@ -102,8 +94,8 @@ class Study:
         """What the queries' outputs would be if some groups were gone, together: [Q] each."""
         run = self.results()
         mask = np.ones((1, run.groups.count), np.float32)
-        mask[0, answers.find_groups(run, groups)] = 0
-        return _first(answers.what_if(run, mask))
+        mask[0, questions.find_groups(run, groups)] = 0
+        return _first(questions.what_if(run, mask))
 
     def weigh(self, weights: Mapping[int | str, float]) -> WhatIf:
         """The same with groups counted otherwise: 0 gone, 1 as they are, 2 double."""
@@ -113,28 +105,28 @@ class Study:
             raise ValueError(
                 f"weights={weights!r}; pass a dict, the weight of each group by its name"
             )
-        places = answers.places_of(run, list(weights))
+        places = questions.places_of(run, list(weights))
         if len(set(places.tolist())) < len(places):
             raise ValueError(f"weights={weights!r} name a group twice, by its number and its name")
         for place, (group, weight) in zip(places, weights.items(), strict=True):
             mask[0, place] = check_number(f"the weight of group {group!r}", weight, least=0)
         if not mask.any():
             raise ValueError("all groups have weight 0; keep some")
-        return _first(answers.what_if(run, mask))
+        return _first(questions.what_if(run, mask))
 
     def forget(self, groups: Sequence[int | str]) -> Params:
         """The parameters of a network that forgot some groups, by the synset alone."""
         run = self.results()
-        return answers.forgotten_network(run, answers.find_groups(run, groups))[0]
+        return questions.forgotten_network(run, questions.find_groups(run, groups))[0]
 
     def points(self, queries: Sequence[int]) -> np.ndarray:
         """The influence of each training point on the output of some queries, [N, len(queries)]."""
         run = self.results()
-        return answers.of_points(run, answers.find_queries(run, queries))
+        return questions.of_points(run, questions.find_queries(run, queries))
 
     def quality(self) -> dict[str, np.ndarray]:
         """Rankings of the training points, [N] each by its name; higher is better data."""
-        return answers.quality(self.results(), answers.half_of_queries(self.plan.split))
+        return questions.quality(self.results(), questions.half_of_queries(self.plan.split))
 
     def slice(self, queries: Any) -> Attribution:
         """The effect of each group on the mean output of some queries, [K, 1].
@@ -241,7 +233,7 @@ def study(
     if not isinstance(workdir, str | PathLike | None):
         raise ValueError(f"workdir={workdir!r}; pass the path of a folder")
     sections: dict[str, Any] = {
-        name: _of_type(given, kind, name)
+        name: brought.of_type(given, kind, name)
         for name, given, kind in (
             ("train", train, TrainSettings),
             ("distill", distill, DistillSettings),
@@ -252,19 +244,19 @@ def study(
     }
     sections["online"] = sections.pop("update")
     column = groups if isinstance(groups, str) else None
-    split = _split_of(data, task, check_integer("seed", seed, 0, 2**32 - 1), column)
+    split = brought.split_of(data, task, check_integer("seed", seed, 0, 2**32 - 1), column)
     named = isinstance(data, str | Path)
     if groups is None or column is not None:
         groups = split.groups
     if groups is not None and not isinstance(groups, int | np.integer):
-        groups = _groups_of(_of_training(groups, split), length(split.train))
+        groups = brought.groups_of(brought.of_training(groups, split), length(split.train))
         split = split._replace(groups=groups)
     if not isinstance(task, Task):
-        _check_differ(split)
-        task = _task_of(task, split)
+        brought.check_differ(split)
+        task = brought.task_of(task, split)
         if objective is None:
             objective = "margin" if split.targets == "distribution" else "loss"
-    config = _config(
+    config = brought.config_of(
         split,
         sections,
         num_groups=int(groups) if isinstance(groups, int | np.integer) else None,
@@ -272,138 +264,11 @@ def study(
         seed=seed,
         name=str(data) if named else f"{GIVEN} {digest_of(split)[:12]}",
     )
+    plan = plan_of(config, split, task)
+    params = compiled(task.init)(jax.random.key(seed))
+    check_alone(task, params, split.train)
     place = None if workdir is None else Path(workdir)
-    return Study(plan_of(config, split, task), place, PRINTED if progress is None else progress)
-
-
-def load_study(path: str | Path) -> Study:
-    """Run a Python file that makes a study, and return it.
-
-    Raises:
-        ValueError: for a file that fails, or makes none, or several and none called `study`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; name a Python file that makes a ddm.study")
-    folder = str(path.parent.absolute())
-    sys.path.insert(0, folder)  # as Python does for a script
-    try:
-        found = runpy.run_path(str(path), run_name="ddm_study")
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    except (Exception, SystemExit) as error:  # whatever is in the file
-        lines = [row.lineno for row in traceback.extract_tb(error.__traceback__)
-                 if row.filename == str(path)]  # fmt: skip
-        where = f", line {lines[-1]}" if lines else ""
-        raise ValueError(f"{path}{where}: {type(error).__name__}: {error}") from error
-    finally:
-        with contextlib.suppress(ValueError):  # where the file took it out itself
-            sys.path.remove(folder)
-    made = {name: each for name, each in found.items() if isinstance(each, Study)}
-    if "study" in made or len(set(made.values())) == 1:
-        return made.get("study") or next(iter(made.values()))
-    told = "several studies, and none is called `study`" if made else "no study"
-    raise ValueError(f"{path} makes {told}; write `study = ddm.study(...)` in it")
-
-
-def with_settings(plan: Plan, assignments: Sequence[str]) -> Plan:
-    """The plan of a study with other settings, section.field=value.
-
-    Raises:
-        ValueError: for settings of the data, of groups that are given, or of the model, which the
-            study's file says.
-    """
-    own = ("data.", "model.", "seed", *(("cluster.",) if plan.split.groups is not None else ()))
-    wrong = [each for each in assignments if each.strip().startswith(own)]
-    if wrong:
-        raise ValueError(f"--set {wrong[0]}: the study's file says that; change it there")
-    if not assignments:
-        return plan
-    return plan_of(settings.override(plan.config, assignments), plan.split, plan.given)
-
-
-def _of_type(given: Any, kind: type, name: str) -> Any:
-    if given is not None and not isinstance(given, kind):
-        raise ValueError(f"{name}={given!r}; pass {kind.__name__}(...)")
-    return given
-
-
-def _of_training(groups: Any, split: Split) -> Any:
-    """Groups of the training points, where they are given of all examples that were cut."""
-    if isinstance(groups, Groups) or not hasattr(groups, "__len__"):
-        return groups
-    rows = np.concatenate([split.train_ids, split.test_ids])
-    if len(groups) != len(rows) or not np.array_equal(np.sort(rows), np.arange(len(rows))):
-        return groups
-    each = list(groups)
-    return [each[row] for row in split.train_ids]
-
-
-def _split_of(data: Any, task: Any, seed: int, column: str | None) -> Split:
-    targets = task.targets if isinstance(task, Task) else None
-    if column is not None:
-        pair = isinstance(data, tuple | list) and any(isinstance(part, Batch) for part in data)
-        if pair or isinstance(data, Split | Batch):
-            raise ValueError(
-                f"groups={column!r} names a column, and the data have none; give the group of each "
-                "training point"
-            )
-        split = loading.load(data, seed=seed, groups=column)
-        return split if isinstance(data, str | Path) else split._replace(name="your data")
-    if isinstance(data, Split):
-        train = loading.as_computed(data.train, "the training data")
-        return data._replace(train=train, test=loading.as_computed(data.test, "the queries"))
-    if isinstance(data, Batch):
-        whole = loading.as_computed(data, "the data")
-        order = np.random.default_rng(seed).permutation(length(whole))
-        cut = max(len(order) // TEST_PART, 1)
-        test_ids, train_ids = np.sort(order[:cut]), np.sort(order[cut:])
-        parts = take(whole, train_ids), take(whole, test_ids)
-        split = loading.given_split(*parts, targets=targets)
-        return split._replace(train_ids=train_ids, test_ids=test_ids)
-    pair = isinstance(data, tuple | list) and len(data) == 2
-    if pair and all(isinstance(part, Batch) for part in data):
-        return loading.given_split(data[0], data[1], targets=targets)
-    split = loading.load(data, seed=seed)
-    return split if isinstance(data, str | Path) else split._replace(name="your data")
-
-
-def _groups_of(groups: Any, count: int) -> Groups:
-    """Groups of one's own, checked, those that are `Groups` already as well."""
-    if not isinstance(groups, Groups):
-        return as_groups(groups, count)
-    return as_groups(groups.ids, count, count=groups.count, names=groups.names)
-
-
-def _task_of(model: Any, split: Split) -> Task:
-    """The task of a model, by what the targets are.
-
-    Raises:
-        ValueError: for a model that fails on the inputs, in its library's words.
-    """
-    inputs = _example_of(split.train.x)
-    try:
-        return TASKS[split.targets](model, inputs)
-    except Exception as error:  # whatever a model of any library raises
-        *_, last = traceback.extract_tb(error.__traceback__)
-        ours = Path(last.filename).is_relative_to(Path(__file__).parents[1])
-        if isinstance(error, ValueError) and ours:
-            raise
-        shapes = ", ".join(str(leaf.shape[1:]) for leaf in jax.tree.leaves(split.train.x))
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"the model fails on examples of shape {shapes}: {said}") from error
-
-
-def _check_differ(split: Split) -> None:
-    """Targets that are all the same teach a model nothing; a task of one's own may mean them so."""
-    y = split.train.y
-    if not isinstance(y, np.ndarray | jax.Array) or len(y) < 2 or (y != y[:1]).any():
-        return
-    shown = np.asarray(y[0]).ravel()[:8].tolist()
-    raise ValueError(
-        f"all {len(y)} training examples have the target {shown}, of which nothing can be learnt; "
-        "bring others, or a Task"
-    )
+    return Study(plan, place, PRINTED if progress is None else progress)
 
 
 def _first(found: WhatIf) -> WhatIf:
@@ -413,39 +278,3 @@ def _first(found: WhatIf) -> WhatIf:
         found.changes[0],
         None if found.half_widths is None else found.half_widths[0],
     )
-
-
-def _example_of(x: Any) -> Any:
-    """The shape of one example, as the makers of tasks take it."""
-    if isinstance(x, np.ndarray | jax.Array) and jax.dtypes.issubdtype(x.dtype, np.floating):
-        return x.shape[1:]
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
-
-
-def _config(
-    split: Split,
-    given: dict[str, Any],
-    *,
-    num_groups: int | None,
-    objective: str,
-    seed: int,
-    name: str,
-) -> Config:
-    """The settings of a study: what is given, and what fits the data."""
-    base = settings.preset("own")
-    sections = {section: value for section, value in given.items() if value is not None}
-    if "online" in sections:
-        found = sections["online"]
-        if type(found) is not UpdateSettings:  # those with an objective have another place for it
-            raise ValueError(
-                f"update={found!r}; pass ddm.UpdateSettings, and what is explained as objective="
-            )
-        sections["online"] = settings.OnlineSettings(**vars(sections["online"]))
-    base = dataclasses.replace(base, seed=seed, **sections)
-    fitted = [each for each in own.fitted(base, split) if each.partition(".")[0] not in sections]
-    if num_groups is not None:
-        fitted += [f"cluster.num_groups={num_groups}"]
-        fitted = [each for each in fitted if each != "cluster.method=data"]
-    fitted += [f"data.name={name}", f"model.kind={GIVEN}"]
-    fitted += [f"{section}.objective={objective}" for section in ("online", "truth")]
-    return settings.override(base, fitted)
