@@ -136,7 +136,7 @@ def test_documents_are_attributed_by_the_whole_method():
                            checkpoint_every=20)  # fmt: skip
     run = jax.jit(train)(jax.random.key(0), data, jnp.ones(48))
     estimator = ddm.make_ddm(task, ddm.DistillSettings(items=10, steps=0), ddm.UpdateSettings(
-        steps=30, rewind=0.5))  # fmt: skip
+        steps=60, rewind=0.5))  # fmt: skip
     state = estimator.fit(jax.random.key(1), run, data, ddm.as_groups(document))
     scores = np.asarray(estimator.score(state, query))
     np.testing.assert_array_equal(scores.argmax(0), np.arange(4))

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from ddm_jax.checks import check_choice, check_integer, count_outputs, require_distributions
+from ddm_jax.checks import check_choice, check_integer, count_outputs
 from ddm_jax.compute.memory import bytes_of, refuse_larger
 from ddm_jax.compute.pieces import map_pieces
 from ddm_jax.estimators._shared import sum_over
@@ -124,8 +124,12 @@ def _make_influence_of_items(
     check_damping(damping)
     check_choice("curvature", curvature, CURVATURES)
     check_choice("blocks", blocks, BLOCKS)
-    if curvature == "gauss_newton":
-        require_distributions(task, "the Gauss-Newton matrix of single points")
+    if curvature == "gauss_newton" and task.targets != "distribution":
+        raise ValueError(
+            "the influence of single points by curvature='gauss_newton' needs classes, and this task "
+            f"has targets={task.targets!r}: take curvature='fisher', or a method that holds for any "
+            "loss, such as influence_cg"
+        )
 
     def influence(
         params: Params, items: Batch, weights: Array, data: Batch, query: Batch, weight_decay: Any
