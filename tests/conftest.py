@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-# Tests compile much and compute little: without the compiler's optimisations they take half the time.
+# Tests compile much and compute little: without the compiler's optimisations that takes less.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=0",

@@ -126,9 +126,9 @@ def _make_influence_of_items(
     check_choice("blocks", blocks, BLOCKS)
     if curvature == "gauss_newton" and task.targets != "distribution":
         raise ValueError(
-            "the influence of single points by curvature='gauss_newton' needs classes, and this task "
-            f"has targets={task.targets!r}: take curvature='fisher', or a method that holds for any "
-            "loss, such as influence_cg"
+            "the influence of single points by curvature='gauss_newton' needs classes, and this "
+            f"task has targets={task.targets!r}: take curvature='fisher', or a method that holds "
+            "for any loss, such as influence_cg"
         )
 
     def influence(
