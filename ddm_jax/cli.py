@@ -207,6 +207,9 @@ def forget(
         str | None, typer.Option("--class", help="Or all groups of a class, by its name.")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Beside exact retraining.")] = False,
+    prompt: Annotated[
+        str | None, typer.Option(help="Of a language model: what to go on from, before and after.")
+    ] = None,
     study: options.StudyFile = None,
 ) -> None:
     """Forget groups with the synset alone, and keep the network."""
@@ -219,7 +222,7 @@ def forget(
         from ddm_jax import checkpoints
 
         gone = chosen if class_ is None else answers.groups_of_class(run, class_)
-        answer, params = answers.forget(run, gone, check)
+        answer, params = answers.forget(run, gone, check, prompt)
         checkpoints.save(place, params, {"groups": answer.arrays["groups"].tolist()})
         return answer
 

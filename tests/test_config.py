@@ -150,7 +150,7 @@ def test_a_subset_of_points_is_no_subset_of_groups():
 def test_what_is_allowed_is_said_of_every_setting():
     said = config.allowed()
     assert said.keys() == config.settings(config.Config()).keys()
-    assert said["model.kind"] == "logistic, mlp, convnet, resnet, given"
+    assert said["model.kind"] == "logistic, mlp, convnet, resnet, gpt, given"
     assert said["distill.points_per_step"] == "a whole number, at least 1"
     assert said["train.momentum"] == "a number, at least 0, below 1"
     assert said["train.optimizer"] == "text"
@@ -283,9 +283,29 @@ ONLINE_OF_010 = {
 }
 
 
+def _nested_of_011() -> dict:
+    """The settings of the preset mnist as 0.11 wrote them: there were no documents."""
+    nested = config.as_json(config.preset("mnist"))
+    for name in ("context", "tokenizer"):
+        del nested["data"][name]
+    for name in ("heads", "lora", "start"):
+        del nested["model"][name]
+    return nested
+
+
+def test_a_file_of_011_is_read(tmp_path):
+    path = _write(tmp_path / "config.json", "0.11.0", _nested_of_011())
+    assert config.load(path) == config.preset("mnist")
+    _write(path, "0.12.0", _nested_of_011())
+    with pytest.raises(
+        ValueError, match=r"data\.context, data\.tokenizer, model\.heads, .* missing"
+    ):
+        config.load(path)
+
+
 def _nested_of_010(**online) -> dict:
     """The settings of the preset mnist as 0.10 wrote them: 20 items of each of 50 groups."""
-    nested = config.as_json(config.preset("mnist"))
+    nested = _nested_of_011()
     del nested["tune"]
     return nested | {"online": ONLINE_OF_010 | online}
 

@@ -174,3 +174,48 @@ def test_another_model_is_refused(tmp_path, change, message):
         (tmp_path / "model.safetensors").write_bytes(weights)
     with pytest.raises(ValueError, match=message):
         models.load_gpt2(tmp_path)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_gpt_that_was_saved_is_read_again(tmp_path, tied):
+    model = gpt(tied=tied)
+    moved = jax.tree.map(lambda leaf: leaf + 0.1, tasks.language(model, 8).init(jax.random.key(1)))
+    models.save_gpt2(model, tmp_path, moved)
+    found, tokens = models.load_gpt2(tmp_path), jnp.asarray([[1, 2, 3]])
+    expected = ddm.merge(model, moved)(tokens)
+    np.testing.assert_array_equal(found(tokens), expected)
+    assert not np.allclose(expected, model(tokens))
+    (tmp_path / "model.npz").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"model.npz cannot be read"):
+        models.load_gpt2(tmp_path)
+    with pytest.raises(ValueError, match="adapters"):
+        models.save_gpt2(gpt(lora=2), tmp_path)
+
+
+def test_the_likeliest_tokens_one_by_one(task, params):
+    said, tokens = tasks.generate(task, params, [1, 2], 9, context=8), [1, 2]
+    for _ in range(9):  # past the context, of which the last eight tokens are seen
+        seen = jnp.asarray([tokens[-8:]])
+        tokens.append(int(ddm.merge(gpt(), params)(seen)[0, -1].argmax()))
+    assert said == tokens[2:]
+    drawn = [
+        tasks.generate(task, params, [1], 30, context=8, temperature=1.0, key=jax.random.key(seed))
+        for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) > 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": []}, "prompt is empty"),
+        ({"temperature": 1.0}, "pass a key"),
+        ({"count": 0}, "count=0"),
+        ({"task": ddm.classification(models.MLP(3), (2,))._replace(apply=None)}, "no logits"),
+    ],
+)
+def test_what_cannot_go_on_is_refused(task, params, change, message):
+    asked = {"task": task, "params": params, "prompt": [1], "count": 2, "context": 8} | change
+    with pytest.raises(ValueError, match=message):
+        tasks.generate(**asked)

@@ -15,7 +15,7 @@ from ddm_jax.checks import check_choice, check_integer, check_number
 from ddm_jax.data.digits import digits_source
 from ddm_jax.data.examples import Reading, some_of
 from ddm_jax.data.groups import read_groups
-from ddm_jax.data.language import documents
+from ddm_jax.data.language import CORPUS, documents
 from ddm_jax.data.own import is_own, own_source
 from ddm_jax.data.split import (
     Source,
@@ -26,9 +26,10 @@ from ddm_jax.data.split import (
     standardise_targets,
 )
 from ddm_jax.data.tfds import tfds_source
-from ddm_jax.types import Batch
+from ddm_jax.types import Batch, Groups, take
 
 LARGEST = 1e30  # of a number; squares of larger ones are beyond single precision
+LANGUAGE, CONTEXT = "language", 64  # the corpus, and its tokens of a sequence
 SMALL_RANGE = 0.25  # of pixels, as of 12 or 14 bits in files of 16
 
 __all__ = ["Split", "as_computed", "documents", "given_split", "is_own", "load", "make_batch"]
@@ -51,6 +52,8 @@ def load(
     drop: str | Sequence[str] = (),
     missing: str = "refuse",
     words: int = 512,
+    context: int | None = None,
+    tokenizer: str | None = None,
 ) -> Split:
     """Load data by a path or a name.
 
@@ -60,6 +63,9 @@ def load(
     Hugging Face's datasets saved. In Python they may be a dict of such arrays or a pair (x, y), a
     torch Dataset or any sequence of pairs (x, y), a list of dicts with a text and a label, or
     (train, test) of two such. Where they have no test part, a fifth of each class becomes one.
+
+    With a `context`, a folder of texts or lines of JSON are documents for a language model, see
+    `documents`; "language" is a small corpus that the library carries.
 
     Several targets are `y [N, C]`: labels, of which any number may hold, where all are 0 or 1, or
     true or false, or lists of texts; else numbers. `Split.targets` says which.
@@ -91,6 +97,8 @@ def load(
         drop: columns to leave out.
         missing: "refuse" missing values, or "impute" the median, and a category of their own.
         words: buckets that the words of texts are counted in.
+        context: tokens of a sequence of a document; None where texts are no documents.
+        tokenizer: of documents, a tokenizer.json or a folder that has one; None for bytes.
 
     Raises:
         ValueError: for an unknown name, data that cannot be read as they are, or a setting out of
@@ -120,6 +128,19 @@ def load(
         missing=missing,
         words=words,
     )
+    if context is not None or name == LANGUAGE:
+        if not isinstance(name, str):
+            raise ValueError("context cuts documents by a path; of others use data.documents")
+        found = documents(
+            CORPUS if name == LANGUAGE else name,
+            context=CONTEXT if context is None else context,
+            group=reading.groups,
+            tokenizer=tokenizer,
+            seed=seed,
+        )
+        return _some_of_documents(found._replace(name=name), draw, train_size, test_size)
+    if tokenizer is not None:
+        raise ValueError(f"tokenizer={tokenizer!r} is of documents; name their context too")
     if is_own(name, data_dir):
         source = own_source(name, reading, draw, original)
         name = name if isinstance(name, str) else type(name).__name__
@@ -202,6 +223,38 @@ def load(
         targets=source.targets,
     )
     return standardise_targets(found) if found.targets == "any" else found
+
+
+def _some_of_documents(
+    split: Split, draw: np.random.Generator, train_size: int | None, test_size: int | None
+) -> Split:
+    """Some of the sequences, in their order."""
+    sizes = {"train_size": train_size, "test_size": test_size}
+    parts = zip(sizes.items(), (split.train_ids, split.test_ids), strict=True)
+    rows = [
+        np.sort(_choose(draw, np.arange(len(ids)), size, setting, split.name, size is None))
+        for (setting, size), ids in parts
+    ]
+    if split.groups is None:
+        return split
+    groups, gone = (
+        split.groups,
+        np.setdiff1d(np.arange(split.groups.count), np.asarray(split.groups.ids)[rows[0]]),
+    )
+    if len(gone) and groups.names is not None:
+        raise ValueError(
+            f"train_size={train_size}; no sequence is left of {groups.names[gone[0]]!r}: take more"
+        )
+    return split._replace(
+        train=take(split.train, rows[0]),
+        test=take(split.test, rows[1]),
+        train_ids=split.train_ids[rows[0]],
+        test_ids=split.test_ids[rows[1]],
+        flipped=split.flipped[rows[0]],
+        shown_train=_rows_of(split.shown_train, rows[0]),
+        shown_test=_rows_of(split.shown_test, rows[1]),
+        groups=Groups(np.asarray(groups.ids)[rows[0]], groups.count, groups.names),
+    )
 
 
 def _listed(names: Any) -> Sequence[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +10,13 @@ import numpy as np
 
 from ddm_jax.checks import check_integer, check_number, require_extra
 from ddm_jax.data.examples import close_to, read_lines, read_text
-from ddm_jax.data.split import Split, given_split
+from ddm_jax.data.split import Split, Tokenizer, given_split
 from ddm_jax.tasks.language import sequences
 from ddm_jax.types import Groups, take
 
 ENDINGS = (".txt", ".md", ".py", ".c", ".h", ".rst", ".html", ".tex", ".csv", ".json")
 BYTES = 256
+CORPUS = Path(__file__).with_name("corpus") / "texts"  # see SOURCES.md beside it
 SHINGLE, ALIKE = 8, 0.5  # words in a row, and the part of them that documents share
 
 
@@ -25,14 +26,6 @@ class Document(NamedTuple):
     name: str
     group: str
     text: str
-
-
-class Tokenizer(NamedTuple):
-    """How texts become tokens, and tokens texts."""
-
-    encode: Callable[[str], list[int]]
-    decode: Callable[[Sequence[int]], str]
-    vocabulary: int  # V
 
 
 def _of_bytes(tokens: Sequence[int]) -> str:
@@ -195,7 +188,7 @@ def documents(
         shown_test=[shown[row] for row in parts[1]],
         groups=Groups(np.asarray(owner, np.int32)[parts[0]], len(names), tuple(names)),
         told=told,
-        decode=tokens.decode,
+        tokenizer=tokens,
     )
 
 

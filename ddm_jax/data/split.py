@@ -12,6 +12,14 @@ from ddm_jax.checks import check_choice, check_integer
 from ddm_jax.types import Batch, Groups, length
 
 
+class Tokenizer(NamedTuple):
+    """How texts become tokens, and tokens texts."""
+
+    encode: Callable[[str], list[int]]
+    decode: Callable[[Sequence[int]], str]
+    vocabulary: int  # V
+
+
 class Split(NamedTuple):
     """A data set cut into a training and a test part.
 
@@ -40,7 +48,7 @@ class Split(NamedTuple):
     # [C] of targets that are numbers, where y = (target - offset) / scale; None: as they are.
     target_offset: np.ndarray | None = None
     target_scale: np.ndarray | None = None
-    decode: Callable[[Sequence[int]], str] | None = None  # of tokens, where these are examples
+    tokenizer: Tokenizer | None = None  # where examples are sequences of tokens
 
     def pixels(self, x: np.ndarray) -> np.ndarray:
         """Undo the normalisation: pixels in [0, 1]."""

@@ -15,8 +15,12 @@ from ddm_jax.models.images import normalisation as normalisation
 
 def __getattr__(name: str) -> Any:
     """NNX is imported where a model of language is asked for."""
-    if name in ("GPT", "load_gpt2"):
-        from ddm_jax.models import gpt
+    if name == "GPT":
+        from ddm_jax.models.gpt import GPT
 
-        return getattr(gpt, name)
+        return GPT
+    if name in ("BASE", "load_gpt2", "save_gpt2"):
+        from ddm_jax.models import gpt2
+
+        return getattr(gpt2, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

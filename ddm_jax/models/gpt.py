@@ -1,17 +1,14 @@
-"""A GPT in flax NNX, as GPT-2 has it, and one read from a folder of Hugging Face's."""
+"""A GPT in flax NNX, as GPT-2 has it."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from ddm_jax.checks import check_integer, require_extra
+from ddm_jax.checks import check_integer
 from ddm_jax.types import Array
 
 START = 0.02  # the deviation of fresh weights
@@ -59,7 +56,7 @@ class GPT(nnx.Module):
         if width % heads:
             raise ValueError(f"heads={heads} do not divide width={width}")
         start = nnx.initializers.normal(START)
-        self.context = context
+        self.context, self.vocabulary = context, vocabulary
         self.tokens = nnx.Embed(vocabulary, width, embedding_init=start, rngs=rngs)
         self.places = nnx.Embed(context, width, embedding_init=start, rngs=rngs)
         self.blocks = nnx.List(
@@ -139,94 +136,3 @@ def _linear(
     if not lora:
         return made
     return nnx.LoRA(inside, lora, outside, base_module=made, rngs=rngs)
-
-
-def load_gpt2(folder: str | Path, *, lora: int = 0) -> GPT:
-    """Read a GPT-2 that Hugging Face's transformers saved: config.json and model.safetensors.
-
-    Its logits are those of `GPT2LMHeadModel`, without dropout. Pass it to `tasks.language`: every
-    training then begins at these weights.
-
-    Args:
-        lora: as of `GPT`.
-
-    Raises:
-        ValueError: where a file is missing, the model is another one than GPT-2, or the package
-            safetensors is not there.
-    """
-    load_file = require_extra("safetensors.numpy", "language", "GPT-2").load_file
-    folder = Path(folder)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} has no {name}; save it with model.save_pretrained(folder)")
-    told = json.loads((folder / "config.json").read_text())
-    _check_gpt2(folder, told)
-    try:
-        arrays = load_file(folder / "model.safetensors")
-    except Exception as error:  # what safetensors raises is none of Python's own
-        raise ValueError(f"{folder / 'model.safetensors'} cannot be read: {error}") from error
-    arrays = {name.removeprefix("transformer."): array for name, array in arrays.items()}
-    tied = told.get("tie_word_embeddings", True)
-    model = GPT(
-        told["vocab_size"],
-        context=told["n_positions"],
-        width=told["n_embd"],
-        depth=told["n_layer"],
-        heads=told["n_head"],
-        tied=tied,
-        lora=lora,
-        epsilon=told.get("layer_norm_epsilon", 1e-5),
-        rngs=nnx.Rngs(0),
-    )
-
-    def put(variable: Any, name: str, transposed: bool = False) -> None:
-        if name not in arrays:
-            raise ValueError(f"{folder / 'model.safetensors'} has no {name}; it is no whole GPT-2")
-        array = np.asarray(arrays[name], np.float32)
-        array = array.T if transposed else array
-        if array.shape != variable.shape:
-            raise ValueError(
-                f"{name} of {folder} has shape {array.shape}; config.json says {variable.shape}"
-            )
-        variable.set_value(jnp.asarray(array))
-
-    put(model.tokens.embedding, "wte.weight")
-    put(model.places.embedding, "wpe.weight")
-    for number, block in enumerate(model.blocks):
-        norms = {"ln_1": block.norm_in, "ln_2": block.norm_out}
-        layers = {
-            "attn.c_attn": block.mix,
-            "attn.c_proj": block.mixed,
-            "mlp.c_fc": block.up,
-            "mlp.c_proj": block.down,
-        }
-        for name, norm in norms.items():
-            put(norm.scale, f"h.{number}.{name}.weight")
-            put(norm.bias, f"h.{number}.{name}.bias")
-        for name, layer in layers.items():
-            whole: Any = layer.base_module if isinstance(layer, nnx.LoRA) else layer
-            put(whole.kernel, f"h.{number}.{name}.weight")
-            put(whole.bias, f"h.{number}.{name}.bias")
-    put(model.norm.scale, "ln_f.weight")
-    put(model.norm.bias, "ln_f.bias")
-    if model.head is not None:
-        put(model.head.kernel, "lm_head.weight", transposed=True)
-    return model
-
-
-def _check_gpt2(folder: Path, told: dict[str, Any]) -> None:
-    """What `GPT` computes is what the configuration says."""
-    if told.get("model_type") != "gpt2":
-        raise ValueError(
-            f"{folder} holds a {told.get('model_type')!r}; load_gpt2 reads models of type 'gpt2'"
-        )
-    asked = {
-        "activation_function": ("gelu_new", ("gelu_new", "gelu_pytorch_tanh")),
-        "n_inner": (None, (None, 4 * told["n_embd"])),
-        "scale_attn_weights": (True, (True,)),
-        "scale_attn_by_inverse_layer_idx": (False, (False,)),
-        "add_cross_attention": (False, (False,)),
-    }
-    for name, (usual, allowed) in asked.items():
-        if told.get(name, usual) not in allowed:
-            raise ValueError(f"{folder}: {name}={told[name]!r}; load_gpt2 computes {allowed[0]!r}")

@@ -17,7 +17,7 @@ from ddm_jax.masks import moved_share
 from ddm_jax.metrics.intervals import LEVEL
 from ddm_jax.metrics.profiles import compare_profiles, profile
 from ddm_jax.run import check as checking
-from ddm_jax.run import questions, targets
+from ddm_jax.run import passages, questions, targets
 from ddm_jax.run.answer_figures import (
     bars_figure,
     effects_figure,
@@ -169,11 +169,17 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
 
 
 def forget(
-    run: Finished, groups: Sequence[int | str], check: bool = False
+    run: Finished, groups: Sequence[int | str], check: bool = False, prompt: str | None = None
 ) -> tuple[Answer, Params]:
-    """Forget groups with the synset alone; with `check` beside exact retraining."""
+    """Forget groups with the synset alone; with `check` beside exact retraining.
+
+    Of a language model with what each network says after a `prompt`; by default the beginning of a
+    query that the groups raise most.
+    """
     plan, split = run.plan, run.plan.split
     gone = questions.find_groups(run, groups)
+    if prompt is not None and split.kind != "language":
+        raise ValueError(f"prompt={prompt!r} is for language models; this run is of {split.kind}")
     params, careful, amount = questions.forgotten_network(run, gone)
     forgotten = np.isin(run.groups.ids, gone)
     networks = {"before": [run.target.params], "after forgetting": [params]}
@@ -209,6 +215,12 @@ def forget(
             f"The network moved by {amount:.2f} times what the updates do: by so much retraining "
             "went farther than they, without the groups that the run checked itself on."
         )
+    if split.kind == "language":
+        prompt = _beginning(run, gone) if prompt is None else prompt
+        shown = {name: each[0] for name, each in networks.items()}
+        said = passages.continuations(split, plan.task, shown, prompt)
+        sentences.append(f"After {prompt!r} the networks go on, by their likeliest tokens:")
+        sentences += [f"{name}: {text!r}" for name, text in said.items()]
     if not check:
         sentences.append("With --check it stands beside exact retraining.")
     figure = bars_figure(means, rows[0][1:])
@@ -331,3 +343,11 @@ def _judge(run: Finished, params: Params, forgotten: np.ndarray) -> metrics.Unle
 def _worst(run: Finished) -> np.ndarray:
     """The test points that the network answers worst, first."""
     return targets.worst(run.plan.split, run.plan.task, run.target.params, run.plan.split.test)
+
+
+def _beginning(run: Finished, groups: np.ndarray) -> str:
+    """The first half of the query that some groups raise most, as a prompt."""
+    better = -1.0 if run.plan.task.lower_is_better else 1.0
+    query = int(np.argmax(better * run.attribution.scores[groups].sum(0)))
+    text = passages.words(run.plan.split, take(run.plan.split.test.x, query))
+    return text[: max(len(text) // 2, 1)]

@@ -22,6 +22,7 @@ from ddm_jax.train import Trainer, recipe
 from ddm_jax.types import Groups, Task, length
 
 TASKS = {"distribution": classification, "labels": multilabel, "any": regression}
+BASE = "base"  # the library's own network of bytes
 TUNING_SEED, CHECK_SEED = 2**31, 2**30  # added to the run's
 
 
@@ -155,7 +156,15 @@ def task_of(config: Config, split: data.Split) -> Task:
     Raises:
         ValueError: for a network that does not fit the examples.
     """
-    model, shape = config.model, split.train.x.shape[1:]
+    model = config.model
+    if split.kind == "language":
+        return language_task(config, split)
+    if model.kind == "gpt":
+        raise ValueError(
+            f"model.kind=gpt is for documents, and {split.name} are {split.kind}; say with "
+            "data.context how many tokens a sequence has"
+        )
+    shape = split.train.x.shape[1:]
     options: dict[str, dict[str, Any]] = {
         "logistic": {"initial": model.initial},
         "mlp": {"hidden": model.hidden, "dropout": model.dropout, "initial": model.initial},
@@ -169,6 +178,40 @@ def task_of(config: Config, split: data.Split) -> Task:
         )
     module = make_module(model.kind, split.train.y.shape[1], **options[model.kind])
     return TASKS[split.targets](module, shape)
+
+
+def language_task(config: Config, split: data.Split) -> Task:
+    """The task of a GPT on documents, fresh or of a folder.
+
+    Raises:
+        ValueError: for another network, or one that does not know the tokens.
+    """
+    from ddm_jax import models, tasks
+
+    model, context = config.model, split.train.x["tokens"].shape[1]
+    vocabulary = split.tokenizer.vocabulary if split.tokenizer else 0
+    if model.kind != "gpt":
+        raise ValueError(f"model.kind={model.kind} is not for documents; use model.kind=gpt")
+    only: dict[str, Any] = {}
+    if model.lora:
+        from flax import nnx
+
+        only = {"trainable": nnx.LoRAParam}
+    if model.start is None:
+        sizes = {name: getattr(model, name) for name in ("width", "depth", "heads", "lora")}
+
+        def fresh(rngs: Any) -> Any:
+            return models.GPT(vocabulary, context=context, rngs=rngs, **sizes)
+
+        return tasks.language(fresh, context, **only)
+    folder = models.BASE if model.start == BASE else model.start
+    made = models.load_gpt2(folder, lora=model.lora)
+    if made.context < context or made.vocabulary < vocabulary:
+        raise ValueError(
+            f"model.start={model.start} knows {made.vocabulary} tokens and a context of "
+            f"{made.context}; the documents have {vocabulary} and data.context={context}"
+        )
+    return tasks.language(made, context, **only)
 
 
 def labels_of(split: data.Split, method: str) -> np.ndarray:

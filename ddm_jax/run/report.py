@@ -18,7 +18,7 @@ from ddm_jax.attribution import AXES, SIGN
 from ddm_jax.judge.rivals import Rival, pays_after
 from ddm_jax.metrics.intervals import LEVEL
 from ddm_jax.run import check as checking
-from ddm_jax.run import figures
+from ddm_jax.run import figures, passages
 from ddm_jax.run.drawing import png
 from ddm_jax.run.plan import Plan
 from ddm_jax.run.settings import as_json
@@ -98,6 +98,7 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
                 ).mean()
             ),
         },
+        **({"passages": told_passages(plan, results)} if split.kind == "language" else {}),
         "sentences": [
             good.sentence,
             f"Offline (clustering aside): {seconds['target']:.1f} s training, "
@@ -110,6 +111,32 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
             f"{num_groups} groups.",
         ],
     }
+
+
+def told_passages(plan: Plan, results: Results) -> list[dict[str, Any]]:
+    """The queries with the largest effects, and the documents and passages behind them."""
+    wide = checking.half_widths_of(results.check, results.groups)
+    found = passages.explain_queries(
+        plan.split,
+        plan.task,
+        results.target.params,
+        results.synset.synset,
+        results.attribution._replace(half_widths=wide),
+    )
+    named = [("raised by", "raises"), ("lowered by", "lowers")]
+    return [
+        {
+            "query": each.query,
+            "text": each.text,
+            "output": each.output,
+            "rows": [
+                {"what": what} | one._asdict()
+                for what, side in named
+                for one in getattr(each, side)
+            ],
+        }
+        for each in found
+    ]
 
 
 def told_updates(tuning: Tuning, seconds: dict[str, float]) -> dict[str, Any]:
@@ -224,7 +251,11 @@ def write(
     drawn = {
         "agreement": figures.agreement_figure(results.check),
         "matrix": figures.matrix_figure(results.attribution, split),
-        "mistakes": figures.mistakes_figure(plan, target, results.attribution),
+        **(
+            {}
+            if split.kind == "language"
+            else {"mistakes": figures.mistakes_figure(plan, target, results.attribution)}
+        ),
         "synset": figures.synset_figure(plan, groups, synset, error),
         "matching": figures.matching_figure(error, before),
         "groups": figures.groups_figure(plan, groups),

@@ -50,18 +50,24 @@ class DataSettings:
     drop: tuple[str, ...] = ()  # columns to leave out
     missing: Literal["refuse", "impute"] = "refuse"  # the median, and a category of their own
     words: Annotated[int, Field(ge=2, le=10**6)] = 512  # buckets that words of texts are counted in
+    context: Annotated[int, Field(ge=2)] | None = None  # tokens of a sequence of a document
+    tokenizer: str | None = None  # of documents; none: bytes
 
 
 @checks.settings("model")
 class ModelSettings:
     """The network; each kind uses the settings that it has."""
 
-    kind: Literal["logistic", "mlp", "convnet", "resnet", "given"] = "mlp"
+    kind: Literal["logistic", "mlp", "convnet", "resnet", "gpt", "given"] = "mlp"
     hidden: tuple[Count, ...] = (64,)  # mlp
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # mlp
     initial: Literal["lecun", "uniform"] = "lecun"  # mlp, logistic
-    width: Count = 32  # convnet, resnet
-    depth: Annotated[int, Field(ge=0)] = 3  # convnet
+    width: Count = 32  # convnet, resnet, gpt
+    depth: Annotated[int, Field(ge=0)] = 3  # convnet, gpt
+    heads: Count = 2  # gpt
+    lora: Annotated[int, Field(ge=0)] = 0  # gpt: the rank of adapters, which then learn alone
+    # gpt: the folder of a GPT-2 to fine-tune, whose sizes then hold; base: one of 64 bytes' context
+    start: str | None = None
     blocks: tuple[Count, ...] = (1, 1, 1)  # resnet
     norm: Literal["instance", "group"] = "instance"  # convnet, resnet
 
@@ -270,7 +276,7 @@ def load(path: Path) -> Config:
     """
     try:
         told = json.loads(path.read_text())
-        told = _of_010(_of_09(told if "settings" in told else _of_08(told)))
+        told = _of_011(_of_010(_of_09(told if "settings" in told else _of_08(told))))
         version, found, written = told["ddm_jax"], told["settings"], json.loads(told["written"])
         missing = [name for name in settings(Config()) if not _has(found, name)]
         if missing:
@@ -344,6 +350,23 @@ def _of_010(told: dict[str, Any]) -> dict[str, Any]:
 
     written = json.dumps(renewed(json.loads(told["written"])))
     return told | {"settings": renewed(told["settings"]), "written": written}
+
+
+def _of_011(told: dict[str, Any]) -> dict[str, Any]:
+    """What 0.11 and before wrote, as if it had been written now: there were no documents."""
+    if not str(told["ddm_jax"]).startswith(("0.8", "0.9", "0.10", "0.11")):
+        return told
+    now = as_json(Config())
+    added = {
+        "data": {name: now["data"][name] for name in ("context", "tokenizer")},
+        "model": {name: now["model"][name] for name in ("heads", "lora", "start")},
+    }
+
+    def filled(nested: dict[str, Any]) -> dict[str, Any]:
+        return nested | {name: new | nested.get(name, {}) for name, new in added.items()}
+
+    written = json.dumps(filled(json.loads(told["written"])))
+    return told | {"settings": filled(told["settings"]), "written": written}
 
 
 def _checked(nested: dict[str, Any]) -> Config:

@@ -24,10 +24,10 @@ def describe(split: Split, x: Any, original: Any = None) -> str:
         x: the example as the network sees it, [...], or a pytree of such.
         original: what it was, a row of a DataFrame or a text; None of a synthetic item.
     """
-    if split.kind == "language" and split.decode is not None:
+    if split.tokenizer is not None:
         tokens, mask = np.asarray(x["tokens"]), np.asarray(x["mask"])
         end = np.flatnonzero(mask > 0)[-1] + 1 if (mask > 0).any() else 1
-        original = split.decode(tokens[:end].tolist()) if original is None else original
+        original = split.tokenizer.decode(tokens[:end].tolist()) if original is None else original
     if split.kind == "other":
         return "\n".join(_parts(x))
     if split.kind != "language":

@@ -84,6 +84,7 @@ def language(
         init=made.init,
         loss=loss,
         output=output,
+        apply=lambda params, x: made.forward(params, parts_of(x)[0]),
         training_loss=mean_of(made.train_forward) if made.train_forward else None,
         targets="any",
         items=Items(free=()),

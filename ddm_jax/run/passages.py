@@ -1,0 +1,150 @@
+"""Which documents raise and lower a query of a language model, and the passages that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ddm_jax.attribution import Attribution
+from ddm_jax.checks import check_integer
+from ddm_jax.compute.compiled import compiled
+from ddm_jax.data.split import Split, Tokenizer
+from ddm_jax.gradients import gradient_products, output_gradients
+from ddm_jax.items import items_of
+from ddm_jax.run.drawing import group_names
+from ddm_jax.types import Batch, Params, Synset, Task, take
+
+SHOWN = 8  # queries
+SIDES = 2  # documents that raise a query, and as many that lower it
+
+
+class Passage(NamedTuple):
+    """A document's effect on a query, and the item of it that says most of why."""
+
+    document: str
+    effect: float
+    half_width: float  # of its 90 % interval; NaN where the run has no check
+    text: str
+
+
+class Explained(NamedTuple):
+    """A query, and what raises and lowers it."""
+
+    query: int
+    text: str
+    output: float
+    raises: list[Passage]
+    lowers: list[Passage]
+
+
+def explain_queries(
+    split: Split,
+    task: Task,
+    params: Params,
+    synset: Synset,
+    attribution: Attribution,
+    queries: Sequence[int] | None = None,
+) -> list[Explained]:
+    """What raises and lowers some queries; by default those with the largest effects.
+
+    Of each document stands the item whose gradient moves the query most: with the mass m of an
+    item, `-m <grad loss(item), grad output(query)>`.
+    """
+    scores = attribution.scores
+    chosen = largest(scores, SHOWN) if queries is None else np.asarray(queries)
+    few = take(split.test, chosen)
+    names, owner = group_names(attribution.groups), np.asarray(synset.group)
+    reach, outputs = item_effects(task, params, synset, few)
+    items = items_of(task).batch(synset.items)
+    half = attribution.half_widths
+    better = -1.0 if task.lower_is_better else 1.0
+
+    def passage(group: int, place: int) -> Passage:
+        own = np.flatnonzero(owner == group)
+        score = scores[group, chosen[place]]
+        item = own[np.argmax(reach[own, place] * np.sign(score))]
+        wide = float("nan") if half is None else float(half[group, chosen[place]])
+        return Passage(names[group], float(score), wide, words(split, take(items.x, int(item))))
+
+    found = []
+    for place, query in enumerate(chosen):
+        order = np.argsort(-better * scores[:, query], kind="stable")
+        raised = [g for g in order[:SIDES] if better * scores[g, query] > 0]
+        lowered = [g for g in order[::-1][:SIDES] if better * scores[g, query] < 0]
+        found.append(
+            Explained(
+                int(query),
+                words(split, take(few.x, place)),
+                float(outputs[place]),
+                [passage(int(group), place) for group in raised],
+                [passage(int(group), place) for group in lowered],
+            )
+        )
+    return found
+
+
+def largest(scores: np.ndarray, count: int) -> np.ndarray:
+    """The queries of the largest single effects, first one of each document."""
+    order = np.argsort(-np.abs(scores).max(0), kind="stable")
+    seen: set[int] = set()
+    first = []
+    for query in order:
+        group = int(np.abs(scores[:, query]).argmax())
+        if group not in seen:
+            seen.add(group)
+            first.append(int(query))
+    rest = [int(query) for query in order if int(query) not in first]
+    return np.asarray((first + rest)[:count], int)
+
+
+def item_effects(
+    task: Task, params: Params, synset: Synset, queries: Batch
+) -> tuple[np.ndarray, np.ndarray]:
+    """How each item moves each query's output at some network, [I, Q], and the outputs, [Q]."""
+
+    def effects(params: Params, synset: Synset, queries: Batch) -> tuple[jax.Array, jax.Array]:
+        wanted = output_gradients(task, params, queries)
+        examples = items_of(task).batch(synset.items)
+        products = gradient_products(task.loss, params, examples, wanted)
+        return -synset.mass[:, None] * products, task.output(params, queries)
+
+    reach, outputs = compiled(effects)(params, synset, queries)
+    return np.asarray(reach), np.asarray(outputs)
+
+
+def words(split: Split, x: dict[str, np.ndarray]) -> str:
+    """The text of a sequence, what is padding left out."""
+    tokens, mask = np.asarray(x["tokens"]), np.asarray(x["mask"])
+    marked = np.flatnonzero(mask > 0)
+    return _tokenizer(split).decode(tokens[: marked[-1] + 1 if len(marked) else 1].tolist())
+
+
+def continuations(
+    split: Split, task: Task, networks: dict[str, Params], prompt: str, count: int = 40
+) -> dict[str, str]:
+    """What each network says after a prompt, its likeliest tokens."""
+    from ddm_jax.tasks import generate
+
+    check_integer("count", count)
+    encode, decode, _ = _tokenizer(split)
+    tokens, context = encode(prompt), split.test.x["tokens"].shape[1]
+    if not tokens:
+        raise ValueError("the prompt is empty; give some text")
+    return {
+        name: decode(generate(task, params, tokens, count, context=context))
+        for name, params in networks.items()
+    }
+
+
+def _tokenizer(split: Split) -> Tokenizer:
+    """The tokenizer of documents.
+
+    Raises:
+        ValueError: where the data have none.
+    """
+    if split.tokenizer is None:
+        raise ValueError(f"{split.name} has no tokenizer, by which tokens are texts")
+    return split.tokenizer

@@ -1,0 +1,125 @@
+"""`ddm run language`: the corpus that the library carries, and folders of one's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from command import ddm as command
+
+import ddm_jax as ddm
+from ddm_jax import models
+from ddm_jax.data.language import CORPUS
+from ddm_jax.files import read_json
+from ddm_jax.run import passages, settings
+from ddm_jax.run.plan import make_plan
+
+SMALL = [
+    "data.train_size=120",
+    "data.test_size=20",
+    "train.epochs=2",
+    "distill.items=2",
+    "online.steps=3",
+    "online.batch=8",
+    "tune.subsets=0",
+    "check.groups=2",
+    "check.subsets=2",
+]
+
+
+def test_the_corpus_that_is_carried():
+    split = ddm.data.load("language")
+    assert len(split.groups.names) == split.groups.count == 27
+    kinds = [name.split("/")[0] for name in split.groups.names]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == dict.fromkeys(
+        ("plays", "programs", "reference"), 9
+    )
+    assert sum(path.stat().st_size for path in CORPUS.rglob("*.txt")) < 1e6
+    sources = CORPUS.parent / "SOURCES.md"
+    assert all(f"texts/{kind}/" in sources.read_text() for kind in set(kinds))
+    assert "PYTHON SOFTWARE FOUNDATION LICENSE" in (CORPUS.parent / "LICENSE-PSF").read_text()
+
+
+def test_the_network_that_it_begins_at_has_learnt_other_text():
+    """Bytes that are all alike have 5.5 nats, and bytes by how often they come some 3.3."""
+    plan = make_plan(settings.preset("language"))
+    start = plan.task.init(np.asarray([0, 0], np.uint32))
+    assert float(np.mean(plan.task.loss(start, plan.split.test))) < 2.3
+
+
+def test_documents_by_a_path_and_a_context(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} word " * 20)
+    split = ddm.data.load(str(tmp_path), context=16)
+    assert split.groups.names == ("one.txt", "two.txt")
+    fewer = ddm.data.load(str(tmp_path), context=16, train_size=8, test_size=2)
+    assert len(fewer.train.x["tokens"]) == len(fewer.shown_train) == len(fewer.groups.ids) == 8
+    shown = [passages.words(fewer, {name: leaf[row] for name, leaf in fewer.train.x.items()})
+             for row in range(8)]  # fmt: skip
+    assert shown == fewer.shown_train
+    with pytest.raises(ValueError, match=r"train_size=1; no sequence is left of"):
+        ddm.data.load(str(tmp_path), context=16, train_size=1)
+    with pytest.raises(ValueError, match="name their context too"):
+        ddm.data.load(str(tmp_path), tokenizer="tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["model.kind=mlp"], "model.kind=mlp is not for documents"),
+        (["data.context=128"], "a context of 64"),
+        (["model.start=nowhere"], "has no config.json"),
+        (["data.name=digits", "data.context=none"], "model.kind=gpt is for documents"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(assignments, message):
+    config = settings.override(settings.preset("language"), assignments)
+    with pytest.raises(ValueError, match=message):
+        make_plan(config)
+
+
+def test_adapters_alone_learn_where_the_settings_say_so():
+    config = settings.override(settings.preset("language"), ["model.lora=2"])
+    start = make_plan(config).task.init(np.asarray([0, 0], np.uint32))
+    whole = make_plan(settings.preset("language")).task.init(np.asarray([0, 0], np.uint32))
+    assert sum(map(np.size, _leaves(start))) < sum(map(np.size, _leaves(whole))) / 10
+
+
+def _leaves(tree):
+    return [tree] if not isinstance(tree, dict) else [x for v in tree.values() for x in _leaves(v)]
+
+
+@pytest.mark.slow
+def test_from_documents_to_a_report_and_to_what_is_said_without_one(tmp_path):
+    workdir = tmp_path / "run"
+    assigned = [part for each in SMALL for part in ("--set", each)]
+    done = command("run", "language", "--workdir", workdir, *assigned)
+    assert done.exit_code == 0, done.output
+    told = read_json(workdir / "metrics.json")["passages"]
+    assert len(told) == passages.SHOWN
+    names = set(ddm.data.load("language").groups.names)
+    for query in told:
+        raised = [row for row in query["rows"] if row["what"] == "raised by"]
+        assert all(row["document"] in names and row["effect"] > 0 for row in raised)
+        effects = [row["effect"] for row in query["rows"]]
+        assert all(row["half_width"] > 0 and row["text"] for row in query["rows"]), effects
+    assert "Which documents did it" in (workdir / "report.html").read_text()
+    gone = "plays/tempest.txt"
+    asked = ("forget", "--workdir", workdir, "--groups", gone, "--check", "--prompt", "PROSPERO:")
+    done = command(*asked)
+    assert done.exit_code == 0, done.output
+    for network in ("before:", "after forgetting:", "retrained:"):
+        assert network in done.stdout
+    done = command("counterfactual", "--workdir", workdir, "--without", gone)
+    assert done.exit_code == 0, done.output
+    done = command("points", "--workdir", workdir, "--query", "0")
+    assert done.exit_code == 0, done.output
+
+
+def test_the_first_queries_shown_are_of_different_documents():
+    scores = np.zeros((3, 5))
+    scores[0, :3], scores[1, 3], scores[2, 4] = (9, 8, 7), 2, -1
+    assert passages.largest(scores, 4).tolist() == [0, 3, 4, 1]
+
+
+def test_the_base_can_be_read_and_says_bytes():
+    assert models.load_gpt2(models.BASE).vocabulary == 256
