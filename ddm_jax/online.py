@@ -28,10 +28,10 @@ from ddm_jax.compute.placement import device_vmap
 from ddm_jax.items import items_of
 from ddm_jax.masks import check_masks
 from ddm_jax.objectives import Output
-from ddm_jax.rates import Preconditioner, adaptive_scale, deflation, stable_rate
+from ddm_jax.rates import Preconditioner, adaptive_scale, deflation, stable_rate, with_momentum
 from ddm_jax.synset import background_share, batches_of, deal, item_weights, take_batch
 from ddm_jax.types import Array, Batch, Params, Synset, Task, length, take
-from ddm_jax.updates import Pace, UpdateSettings, pace_of, settled, update_rule
+from ddm_jax.updates import Pace, Settled, UpdateSettings, pace_of, settled, update_rule
 
 Finetune = Callable[[Params, Synset, Array], Params]
 Response = Callable[..., Array]
@@ -201,29 +201,24 @@ def make_updates(task: Task, update: str, steps: int, batch: int | None) -> Call
 
 
 def make_rate(task: Task, batch: int | None) -> Callable[..., Array]:
-    """Make `rate(params, synset, taken, momentum, trained=None)`, stable at both networks."""
+    """Make `rate(params, synset, taken, trained=None)`, stable without momentum at both."""
 
     @compiled
-    def rate_of(params: Params, synset: Synset, taken: Taken, momentum: Array) -> Array:
+    def rate_of(params: Params, synset: Synset, taken: Taken) -> Array:
         return stable_rate(
             task,
             params,
             synset,
-            momentum=momentum,
+            momentum=0.0,
             weight_decay=taken.weight_decay,
             batch=batch,
             preconditioner=taken.preconditioner,
             decoupled=taken.decoupled_decay,
         )
 
-    def rate(
-        params: Params, synset: Synset, taken: Taken, momentum: float, trained: Params | None = None
-    ) -> Array:
-        given = jnp.asarray(momentum, jnp.float32)
-        found = rate_of(params, synset, taken, given)
-        if trained is None:
-            return found
-        return jnp.minimum(found, rate_of(trained, synset, taken, given))
+    def rate(params: Params, synset: Synset, taken: Taken, trained: Params | None = None) -> Array:
+        found = rate_of(params, synset, taken)
+        return found if trained is None else jnp.minimum(found, rate_of(trained, synset, taken))
 
     return rate
 
@@ -241,6 +236,36 @@ def make_parts(task: Task) -> Parts:
     return Parts(*(cache(partial(make, task)) for make in (make_taken, make_rate, make_updates)))
 
 
+class Begin(NamedTuple):
+    """What updates find where they begin; those of other rates, momenta and steps find the same."""
+
+    taken: Taken
+    rate: Array | None  # stable without momentum; None where a rate is given
+
+
+def make_begin(chosen: Settled, parts: Parts) -> Callable[..., Begin]:
+    """Make `begin(params, synset, weight_decay, second_moments, decoupled_decay, trained)`.
+
+    As of `make_counterfactual`; it costs some power iterations, and Lanczos' of deflated steps.
+    """
+    taken_of, rate_of = parts.taken(chosen.optimizer), parts.rate(chosen.batch)
+
+    def begin(
+        params: Params,
+        synset: Synset,
+        weight_decay: Any,
+        second_moments: Params | None,
+        decoupled_decay: Any,
+        trained: Params | None,
+    ) -> Begin:
+        check_moments(chosen.optimizer, second_moments)
+        taken = taken_of(params, synset, weight_decay, second_moments, decoupled_decay)
+        given = chosen.learning_rate is not None
+        return Begin(taken, None if given else rate_of(params, synset, taken, trained))
+
+    return begin
+
+
 def make_counterfactual(
     task: Task, update: UpdateSettings | None = None, parts: Parts | None = None
 ) -> Callable[..., Any]:
@@ -253,7 +278,8 @@ def make_counterfactual(
     from the trajectory (`trajectory_point`); the weight decay is the training objective's. After a
     training of Adam's kind, `second_moments` are a point of the run's and `decoupled_decay` is the
     decay that AdamW adds to its steps. `trained` is the trained network, where the updates start
-    before it: the curvature of an adapter that begins at zero is small there, and grows.
+    before it: the curvature of an adapter that begins at zero is small there, and grows. `begin`
+    is what `make_begin` finds there, where it is known already.
 
     Args:
         parts: `make_parts(task)`, shared by counterfactuals of several settings.
@@ -264,7 +290,7 @@ def make_counterfactual(
     """
     chosen = settled(update or UpdateSettings())
     parts = make_parts(task) if parts is None else parts
-    taken_of, rate_of = parts.taken(chosen.optimizer), parts.rate(chosen.batch)
+    begin_of = make_begin(chosen, parts)
     updated = parts.updates(chosen.update, chosen.steps, chosen.batch)
 
     def counterfactual(
@@ -277,17 +303,18 @@ def make_counterfactual(
         second_moments: Params | None = None,
         decoupled_decay: Any = 0.0,
         trained: Params | None = None,
+        begin: Begin | None = None,
     ) -> Any:
         if np.ndim(masks) == 1:
             masks = jnp.asarray(masks)[None]
         there = synset.background is not None
         masks = check_masks(masks, len(synset.share), background=there)
-        check_moments(chosen.optimizer, second_moments)
-        taken = taken_of(params, synset, weight_decay, second_moments, decoupled_decay)
-        rate: Array | float | None = chosen.learning_rate
-        if rate is None:
-            rate = chosen.rate_factor * rate_of(params, synset, taken, chosen.momentum, trained)
-        return updated(masks, pace_of(chosen, rate), taken, params, synset, query)
+        if begin is None:
+            begin = begin_of(params, synset, weight_decay, second_moments, decoupled_decay, trained)
+        rate: Any = chosen.learning_rate
+        if begin.rate is not None:
+            rate = chosen.rate_factor * begin.rate * with_momentum(chosen.momentum)
+        return updated(masks, pace_of(chosen, rate), begin.taken, params, synset, query)
 
     return counterfactual
 

@@ -24,6 +24,11 @@ MOST_BATCHES = 16  # whose sharpest curvature is looked for
 FLOOR = 0.3  # of the root of the mean squared gradient, see `adaptive_scale`
 
 
+def with_momentum(momentum: Array | float) -> Array | float:
+    """By which the stable rate of Nesterov SGD is that without momentum, as of `stable_rate`."""
+    return (1 + momentum) / (1 + 2 * momentum)
+
+
 class Scale(NamedTuple):
     """A preconditioner: a scale for each parameter."""
 
@@ -93,8 +98,9 @@ def stable_rate(
     rows = deal(synset, batch, min(turns, MOST_BATCHES))
     of_rows = lambda each: sharpness(take_batch(examples, weights, each, turns))  # noqa: E731
     sharpest = jnp.max(lax.map(of_rows, rows))
-    limit = (2 + 2 * momentum) / (1 + 2 * momentum)
-    return 0.5 * limit / jnp.maximum(sharpest + (weight_decay if root is None else decoupled), 1e-3)
+    return with_momentum(momentum) / jnp.maximum(
+        sharpest + (weight_decay if root is None else decoupled), 1e-3
+    )
 
 
 def adaptive_scale(second_moments: Params) -> Scale:

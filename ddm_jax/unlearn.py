@@ -17,7 +17,8 @@ from jax import lax
 
 from ddm_jax.checks import check_number, require_distributions
 from ddm_jax.compute.compiled import compiled
-from ddm_jax.online import make_finetune, make_rate, make_taken, trajectory_point
+from ddm_jax.online import make_begin, make_finetune, make_parts, trajectory_point
+from ddm_jax.rates import with_momentum
 from ddm_jax.synset import background_share
 from ddm_jax.types import Array, Params, Synset, Task
 from ddm_jax.updates import UpdateSettings, pace_of, settled, update_rule
@@ -144,11 +145,13 @@ def forget_groups(
     moments = state.second_moments
     moments = None if moments is None else trajectory_point(moments, rewind)
     decay = state.weight_decay
-    taken = make_taken(task, online.optimizer)(start, synset, decay, moments, state.decoupled_decay)
+    begin = make_begin(online, make_parts(task))
+    taken, stable = begin(
+        start, synset, decay, moments, state.decoupled_decay, trained if rewind else None
+    )
     rate: Any = online.learning_rate
-    if rate is None:
-        rate_of = make_rate(task, online.batch)
-        rate = rate_of(start, synset, taken, online.momentum, trained if rewind else None)
+    if stable is not None:
+        rate = stable * with_momentum(online.momentum)
     pace = pace_of(online, careful * rate)
     forget = make_forget(
         task,

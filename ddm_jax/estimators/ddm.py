@@ -16,7 +16,15 @@ from ddm_jax.distill import DistillSettings, Loop, make_blockwise, straight_thro
 from ddm_jax.estimators.contract import joint_estimator
 from ddm_jax.items import free_leaves, items_of
 from ddm_jax.matching import trajectory_indices
-from ddm_jax.online import Parts, check_moments, make_counterfactual, trajectory_point
+from ddm_jax.online import (
+    Begin,
+    Parts,
+    check_moments,
+    make_begin,
+    make_counterfactual,
+    make_parts,
+    trajectory_point,
+)
 from ddm_jax.optimizers import decoupled_decay
 from ddm_jax.synset import all_members, initial_synset
 from ddm_jax.types import (
@@ -114,14 +122,21 @@ def make_ddm(
 
 
 def make_outputs(
-    task: Task, update: UpdateSettings, parts: Parts | None = None
+    task: Task,
+    update: UpdateSettings,
+    parts: Parts | None = None,
+    known: dict[Any, Begin] | None = None,
 ) -> Callable[..., Array]:
     """Make `outputs(state, masks [R, K], query) -> [R, Q]` of a distilled run.
 
     Args:
         parts: as of `online.make_counterfactual`.
+        known: what updates of this state found where they began; it is added to.
     """
-    rewind = settled(update).rewind
+    chosen = settled(update)
+    rewind, parts = chosen.rewind, make_parts(task) if parts is None else parts
+    place = (chosen.optimizer, chosen.batch, rewind, chosen.learning_rate is None)
+    begin_of = make_begin(chosen, parts)
     counterfactual = make_counterfactual(task, update, parts)
 
     def outputs(state: DDMState, masks: Any, query: Batch) -> Array:
@@ -129,16 +144,12 @@ def make_outputs(
             None if of is None else trajectory_point(of, rewind)
             for of in (state.checkpoints, state.second_moments)
         )
-        return counterfactual(
-            start,
-            state.synset,
-            masks,
-            query,
-            state.weight_decay,
-            second_moments=moments,
-            decoupled_decay=state.decoupled_decay,
-            trained=trajectory_point(state.checkpoints, 0.0) if rewind else None,
-        )
+        trained = trajectory_point(state.checkpoints, 0.0) if rewind else None
+        of = (start, state.synset, state.weight_decay, moments, state.decoupled_decay, trained)
+        begin = begin_of(*of) if known is None or place not in known else known[place]
+        if known is not None:
+            known[place] = begin
+        return counterfactual(start, state.synset, masks, query, begin=begin)
 
     return outputs
 
