@@ -418,3 +418,12 @@ def test_differences_name_old_and_new():
 def test_settings_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.Config().seed = 1
+
+
+def test_settings_that_came_later_make_no_earlier_result_stale():
+    now = config.preset("mnist")
+    told = config.told(now, ("seed", "model"))
+    before = {f"model.{name}": value for name, value in _nested_of_011()["model"].items()}
+    assert {**told, "model.hidden": list(told["model.hidden"])} == {"seed": 0, **before}
+    other = config.override(now, ["model.heads=4"])
+    assert config.told(other, ("model",)).keys() - told.keys() == {"model.heads"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import time
 from pathlib import Path
@@ -17,8 +16,8 @@ from ddm_jax.judge.store import Store
 from ddm_jax.judge.truth import Truth
 from ddm_jax.masks import moved_share
 from ddm_jax.metrics.intervals import Intervals, fit_intervals, half_widths, reach
+from ddm_jax.run import settings
 from ddm_jax.run.plan import Plan
-from ddm_jax.run.settings import OWN_DATA
 from ddm_jax.run.workdir import Progress
 from ddm_jax.types import Groups
 
@@ -60,13 +59,9 @@ def open_truth(plan: Plan, problem: Problem, folder: Path, groups: Groups) -> St
     Raises:
         ValueError: when `folder` holds the truth of something else, naming what differs.
     """
-    described = {
-        f"{name}.{entry}": value
-        for name in ("data", "model")
-        for entry, value in dataclasses.asdict(getattr(plan.config, name)).items()
-    }
+    described = settings.told(plan.config, ("data", "model"))
     # Where the data lie, and how they were read, does not matter: what they are does.
-    for name in ("data_dir", *OWN_DATA):
+    for name in ("data_dir", *settings.OWN_DATA):
         del described[f"data.{name}"]
     described["data"] = plan.inputs["data"]
     train, test = plan.split.train, plan.split.test

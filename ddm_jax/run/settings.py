@@ -154,7 +154,11 @@ class Config:
 CHECKED: TypeAdapter[Config] = TypeAdapter(Config)
 
 # How data of one's own are read. What comes of it is in the digest of the data.
-OWN_DATA = ("target", "groups", "drop", "missing", "words")
+OWN_DATA = ("target", "groups", "drop", "missing", "words", "context", "tokenizer")
+
+# Settings that came when there were runs already. At their defaults they change nothing, and are
+# left out of what results are told to be made with: no run is out of date for them.
+LATER = ("model.heads", "model.lora", "model.start")
 
 # JSON schema's words, in ours.
 KINDS = {
@@ -234,6 +238,16 @@ def settings(config: Config) -> dict[str, Any]:
         else:
             flat[entry.name] = value
     return flat
+
+
+def told(config: Config, sections: Iterable[str]) -> dict[str, Any]:
+    """The settings of some sections, by which results are told to be made; see LATER."""
+    usual, names = settings(Config()), set(sections)
+    return {
+        name: value
+        for name, value in settings(config).items()
+        if name.split(".")[0] in names and not (name in LATER and value == usual[name])
+    }
 
 
 def allowed() -> dict[str, str]:
@@ -357,9 +371,10 @@ def _of_011(told: dict[str, Any]) -> dict[str, Any]:
     if not str(told["ddm_jax"]).startswith(("0.8", "0.9", "0.10", "0.11")):
         return told
     now = as_json(Config())
+    model = {name.partition(".")[2] for name in LATER}
     added = {
         "data": {name: now["data"][name] for name in ("context", "tokenizer")},
-        "model": {name: now["model"][name] for name in ("heads", "lora", "start")},
+        "model": {name: now["model"][name] for name in model},
     }
 
     def filled(nested: dict[str, Any]) -> dict[str, Any]:

@@ -200,11 +200,7 @@ def _place(workdir: Path, stage: Stage) -> Path:
 def _made(stage: Stage, job: Job, digests: dict[str, str]) -> Made:
     """What a stage's result is made with now."""
     config = job.plan.config
-    chosen = {
-        name: value
-        for name, value in settings.settings(config).items()
-        if name.split(".")[0] in ("seed", *stage.sections)
-    }
+    chosen = settings.told(config, ("seed", *stage.sections))
     return Made(
         settings=files.plain(chosen),  # as what is kept is read back
         inputs={name: digests[name] for name in ("data", *stage.needs(config))},
