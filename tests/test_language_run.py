@@ -60,6 +60,11 @@ def test_documents_by_a_path_and_a_context(tmp_path):
         ddm.data.load(str(tmp_path), context=16, train_size=1)
     with pytest.raises(ValueError, match="name their context too"):
         ddm.data.load(str(tmp_path), tokenizer="tokenizer.json")
+    for odd in ({"target": "y"}, {"normalise": "standard"}, {"label_noise": 0.1}):
+        with pytest.raises(ValueError, match="groups, context and tokenizer alone"):
+            ddm.data.load(str(tmp_path), context=16, **odd)
+    with pytest.raises(ValueError, match="by a path"):
+        ddm.data.load([("a", "b")], context=16)
 
 
 @pytest.mark.parametrize(

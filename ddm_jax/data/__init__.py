@@ -131,6 +131,12 @@ def load(
     if context is not None or name == LANGUAGE:
         if not isinstance(name, str):
             raise ValueError("context cuts documents by a path; of others use data.documents")
+        kept = Reading(groups=reading.groups, words=words)
+        if reading != kept or (normalise, image_size, label_noise) != ("unit", None, 0.0):
+            raise ValueError(
+                f"{name} are documents, which have groups, context and tokenizer alone: leave out "
+                "target, drop, missing, normalise, image_size and label_noise"
+            )
         found = documents(
             CORPUS if name == LANGUAGE else name,
             context=CONTEXT if context is None else context,

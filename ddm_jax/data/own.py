@@ -87,7 +87,7 @@ def _read_folder(path: Path, reading: Reading) -> Examples:
         return images.image_examples(folders.find_files(path, images.ENDINGS))
     raise ValueError(
         f"{path} has no {', '.join((*images.ENDINGS, *texts.ENDINGS))} files in subfolders; put "
-        "those of each class in a subfolder of its own"
+        "those of each class in a subfolder of its own (or take texts as documents: set a context)"
     )
 
 
