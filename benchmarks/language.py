@@ -24,7 +24,6 @@ from harness import say
 from protocol import PROGRESS
 
 import ddm_jax as ddm
-from ddm_jax import tasks
 from ddm_jax.card import WhatIf
 from ddm_jax.data.language import CORPUS, read_documents
 from ddm_jax.estimators.contract import make_estimator
@@ -134,11 +133,9 @@ def planted(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     ]
     changes = [f"seed={seed}", "tune.subsets=4", *(QUICK if options.quick else ())]
     config = settings.override(settings.preset("language"), changes)
-    split = ddm.data.documents(documents, context=config.data.context or 64, seed=seed)
-    prompt, continuation = ([*text.encode()] for text in ASKED)
-    asked = tasks.completions([prompt], [continuation], config.data.context or 64, 256)
-    query = jax.tree.map(lambda *parts: np.concatenate(parts), asked, split.test)
-    split = split._replace(test=query, shown_test=["".join(ASKED), *split.shown_test])
+    context = config.data.context or 64
+    most = 8 if options.quick else None
+    split = ddm.data.documents(documents, context=context, most=most, ask=[ASKED], seed=seed)
     study = ddm.study(
         language_task(config, split),
         split,
@@ -154,6 +151,7 @@ def planted(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     plan, place = study.plan, list(names).index(HOST)
     run = study.results()
     keys = jax.random.split(jax.random.key(seed + 1), 4)
+    asked = take(split.test, slice(1))
     train, data = jax.jit(plan.trainer.train), jax.device_put(split.train)
     kept = np.asarray(np.asarray(run.groups.ids) != place, np.float32)
     outputs = {
@@ -182,9 +180,9 @@ def main() -> None:
         partitions=(10,),
         estimators={"nargs": "+", "help": "default all"},
     )
-    content = {"partitions_rows": [], "planted": []}
+    content: dict[str, list[Any]] = {"rows": [], "planted": []}
     for seed in options.partitions:
-        content["partitions_rows"].append(rivals(seed, options))
+        content["rows"].append(rivals(seed, options))
         content["planted"].append(planted(seed, options))
         say(str(content["planted"][-1]))
         harness.write(options, content)

@@ -110,6 +110,22 @@ def test_what_cannot_be_cut_is_refused(folder, change, message):
         data.documents(**({"source": folder, "context": 8} | change))
 
 
+def test_questions_of_ones_own_come_first(folder):
+    split = data.documents(folder, context=8, ask=[("abcdefg", "hi"), ("x", "yz")])
+    plain = data.documents(folder, context=8)
+    assert split.shown_test[:2] == ["abcdefghi", "xyz"]
+    assert split.test_ids[:2].tolist() == [-1, -1]
+    np.testing.assert_array_equal(split.test_ids[2:], plain.test_ids)
+    np.testing.assert_array_equal(split.test.x["tokens"][2:], plain.test.x["tokens"])
+    assert split.test.x["mask"][:2].sum(1).tolist() == [2, 2]
+    assert bytes(split.test.x["tokens"][0].astype(np.uint8)) == b"bcdefghi"
+    one = split._replace(test=plain.test)
+    with pytest.raises(ValueError, match="4 queries and the ids of 6"):
+        ddm.study(
+            tasks.language(lambda rngs: models.GPT(256, context=8, width=8, rngs=rngs), 8), one
+        )
+
+
 @pytest.mark.slow
 def test_a_study_of_documents(folder, tmp_path_factory):
     split = data.documents(folder, context=8)

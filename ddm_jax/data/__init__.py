@@ -128,7 +128,8 @@ def load(
         missing=missing,
         words=words,
     )
-    if context is not None or name == LANGUAGE:
+    corpus = isinstance(name, str) and name == LANGUAGE
+    if context is not None or corpus:
         if not isinstance(name, str):
             raise ValueError("context cuts documents by a path; of others use data.documents")
         kept = Reading(groups=reading.groups, words=words)
@@ -138,7 +139,7 @@ def load(
                 "target, drop, missing, normalise, image_size and label_noise"
             )
         found = documents(
-            CORPUS if name == LANGUAGE else name,
+            CORPUS if corpus else name,
             context=CONTEXT if context is None else context,
             group=reading.groups,
             tokenizer=tokenizer,

@@ -11,8 +11,8 @@ import numpy as np
 from ddm_jax.checks import check_integer, check_number, require_extra
 from ddm_jax.data.examples import close_to, read_lines, read_text
 from ddm_jax.data.split import Split, Tokenizer, given_split
-from ddm_jax.tasks.language import sequences
-from ddm_jax.types import Groups, take
+from ddm_jax.tasks.language import completions, sequences
+from ddm_jax.types import Batch, Groups, take
 
 ENDINGS = (".txt", ".md", ".py", ".c", ".h", ".rst", ".html", ".tex", ".csv", ".json")
 BYTES = 256
@@ -114,6 +114,7 @@ def documents(
     tokenizer: Tokenizer | str | Path | None = None,
     test_part: float = 0.2,
     most: int | None = None,
+    ask: Sequence[tuple[str, str]] = (),
     seed: int = 0,
 ) -> Split:
     """Documents as a `Split` of sequences for `ddm.tasks.language`.
@@ -128,6 +129,8 @@ def documents(
         tokenizer: None for UTF-8 bytes, or a tokenizer.json, or a folder that has one.
         test_part: the part of the sequences of each document that become queries, in (0, 1).
         most: sequences of a document that are taken, drawn at random; None takes all.
+        ask: pairs (prompt, continuation) of texts; how likely each continuation is after its
+            prompt are the first queries, before the sequences that are held out.
 
     Raises:
         ValueError: for fewer than two groups, a document of fewer than two tokens, or as
@@ -173,19 +176,26 @@ def documents(
         )
     parts = [np.flatnonzero(~test), np.flatnonzero(test)]
     shown = [tokens.decode(row) for row in rows]
+    queries = take(batch, parts[1])
+    if ask:
+        pairs = ([tokens.encode(each[side]) for each in ask] for side in (0, 1))
+        asked = completions(*pairs, context, tokens.vocabulary)
+        queries = Batch(
+            {name: np.concatenate([asked.x[name], leaf]) for name, leaf in queries.x.items()}, None
+        )
     told = (
         f"{len(given)} documents in {len(names)} groups: {sum(map(len, rows)):,} tokens in "
         f"{len(rows):,} sequences of at most {context}",
         *(f"  nearly the same: {one} and {other}" for one, other in alike(given)),
     )
-    split = given_split(take(batch, parts[0]), take(batch, parts[1]), targets="any")
+    split = given_split(take(batch, parts[0]), queries, targets="any")
     return split._replace(
         name=str(source) if isinstance(source, str | Path) else "your documents",
         kind="language",
         train_ids=parts[0],
-        test_ids=parts[1],
+        test_ids=np.concatenate([np.full(len(ask), -1), parts[1]]),
         shown_train=[shown[row] for row in parts[0]],
-        shown_test=[shown[row] for row in parts[1]],
+        shown_test=[*("".join(each) for each in ask), *(shown[row] for row in parts[1])],
         groups=Groups(np.asarray(owner, np.int32)[parts[0]], len(names), tuple(names)),
         told=told,
         tokenizer=tokens,

@@ -60,7 +60,6 @@ def explain_queries(
     reach, outputs = item_effects(task, params, synset, few)
     items = items_of(task).batch(synset.items)
     half = attribution.half_widths
-    better = -1.0 if task.lower_is_better else 1.0
 
     def passage(group: int, place: int) -> Passage:
         own = np.flatnonzero(owner == group)
@@ -71,9 +70,9 @@ def explain_queries(
 
     found = []
     for place, query in enumerate(chosen):
-        order = np.argsort(-better * scores[:, query], kind="stable")
-        raised = [g for g in order[:SIDES] if better * scores[g, query] > 0]
-        lowered = [g for g in order[::-1][:SIDES] if better * scores[g, query] < 0]
+        order = np.argsort(-scores[:, query], kind="stable")
+        raised = [group for group in order[:SIDES] if scores[group, query] > 0]
+        lowered = [group for group in order[::-1][:SIDES] if scores[group, query] < 0]
         found.append(
             Explained(
                 int(query),

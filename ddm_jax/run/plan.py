@@ -81,6 +81,15 @@ def plan_of(config: Config, split: data.Split, task: Task) -> Plan:
     for batch, what in ((split.train, "the training data"), (split.test, "the queries")):
         check_batch(task, batch, what)
     check_loss(task, split.train, "the training data")
+    for batch, ids, what in (
+        (split.train, split.train_ids, "training points"),
+        (split.test, split.test_ids, "queries"),
+    ):
+        if len(ids) != length(batch):
+            raise ValueError(
+                f"the split has {length(batch)} {what} and the ids of {len(ids)}: one of them was "
+                "replaced alone; make a split of all of them with data.given_split"
+            )
     given, task = task, objectives.explain(task, config.online.objective)
     inputs = {"data": digest_of(split)}
     if cut.method == "file":

@@ -98,7 +98,7 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
                 ).mean()
             ),
         },
-        **({"passages": told_passages(plan, results)} if split.kind == "language" else {}),
+        **({"passages": told_passages(plan, results)} if are_documents(plan, results) else {}),
         "sentences": [
             good.sentence,
             f"Offline (clustering aside): {seconds['target']:.1f} s training, "
@@ -111,6 +111,12 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
             f"{num_groups} groups.",
         ],
     }
+
+
+def are_documents(plan: Plan, results: Results) -> bool:
+    """Whether each query is a sequence of a document, which has words to show."""
+    queries = results.attribution.scores.shape[1]
+    return plan.split.tokenizer is not None and queries == length(plan.split.test)
 
 
 def told_passages(plan: Plan, results: Results) -> list[dict[str, Any]]:
@@ -253,7 +259,7 @@ def write(
         "matrix": figures.matrix_figure(results.attribution, split),
         **(
             {}
-            if split.kind == "language"
+            if are_documents(plan, results)
             else {"mistakes": figures.mistakes_figure(plan, target, results.attribution)}
         ),
         "synset": figures.synset_figure(plan, groups, synset, error),
