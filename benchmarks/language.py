@@ -33,7 +33,7 @@ from ddm_jax.judge.problem import Problem
 from ddm_jax.run import evaluate, settings
 from ddm_jax.run.passages import words
 from ddm_jax.run.plan import language_task, make_plan
-from ddm_jax.types import Array, Batch, Estimator, Groups, TrainRun
+from ddm_jax.types import Array, Batch, Estimator, Groups, TrainRun, take
 
 NETWORKS = ("real_data", "ddm", "retraining", "short_retraining")
 GRADIENTS = ("trak", "tracin", "grad_dot", "grad_cos", "influence_cg", "metagradient")

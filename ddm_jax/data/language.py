@@ -178,8 +178,8 @@ def documents(
     shown = [tokens.decode(row) for row in rows]
     queries = take(batch, parts[1])
     if ask:
-        pairs = ([tokens.encode(each[side]) for each in ask] for side in (0, 1))
-        asked = completions(*pairs, context, tokens.vocabulary)
+        prompts, ends = ([tokens.encode(each[side]) for each in ask] for side in (0, 1))
+        asked = completions(prompts, ends, context, tokens.vocabulary)
         queries = Batch(
             {name: np.concatenate([asked.x[name], leaf]) for name, leaf in queries.x.items()}, None
         )
