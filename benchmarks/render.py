@@ -957,7 +957,7 @@ def unseen(result: Result) -> str:
     return f"{markdown(columns, lines)}\n\n{note}"
 
 
-def five_epochs(result: Result) -> str:
+def cifar10_rivals(result: Result) -> str:
     """Estimators on CIFAR-10, a line each; what retrains is the last."""
     lines: dict[str, Row] = {}
     for row in result["rows"]:
@@ -970,7 +970,8 @@ def five_epochs(result: Result) -> str:
     order = sorted(lines.values(), key=lambda line: (line[""].startswith("*"), line["halves"]))
     order = [*reversed([line for line in order if not line[""].startswith("*")]), order[-1]]
     columns: dict[str, Cell] = {name: cell("{}", name) for name in ("", "halves", "single groups")}
-    note = "12 halves and 10 single groups, 2 seeds each; 95 % over what was removed. "
+    halves, single = result.get("subsets", 12), result.get("groups", 10)
+    note = f"{halves} halves and {single} single groups, 2 seeds each; 95 % over what was removed. "
     return f"{markdown(columns, order)}\n\n{note}{partitions(result)}{machine(result)}"
 
 
@@ -1155,7 +1156,8 @@ TABLES: dict[str, Table | Callable[[Result], str]] = {
     ),
     "kinds": Table(kind_columns, note=KINDS_NOTE),
     "unseen": unseen,
-    "cifar10_five_epochs": five_epochs,
+    "cifar10_five_epochs": cifar10_rivals,
+    "cifar10_fifteen_epochs": cifar10_rivals,
     "tasks_diabetes.together": tasks_together,
     "tasks_diabetes.averages": task_averages,
     "peers": Table(

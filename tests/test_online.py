@@ -676,6 +676,7 @@ def test_a_weight_of_two_is_the_group_twice(ridge):
     assert np.abs(got - once).max() > 0.01
 
 
+@pytest.mark.slow
 def test_masks_may_be_lists(ready, synset):
     ask = ddm.make_counterfactual(ready.task, ddm.UpdateSettings(steps=2))
     args = (ready.run.params, synset)
@@ -685,6 +686,7 @@ def test_masks_may_be_lists(ready, synset):
     assert one.shape == (1, 50)
 
 
+@pytest.mark.slow
 def test_a_rewound_start_is_no_faster_than_what_is_stable_at_the_end():
     """An adapter that begins at zero is flat there, and the curvature grows on the way."""
 

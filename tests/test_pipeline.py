@@ -205,6 +205,7 @@ def test_training_in_pieces_is_training_at_once(tmp_path, changes, steps):
     _assert_same_tree(last, target.params)
 
 
+@pytest.mark.slow
 def test_the_attribution_is_the_method_on_the_synset(finished):  # noqa: F811
     attribution = Attribution.load(finished / "attribution.npz")
     plan, found = read_stages(finished)

@@ -76,6 +76,7 @@ def test_a_sign_that_says_nothing_has_no_weight(planted, bad, monkeypatch, rng):
     assert metrics.detection(-label_quality(planted), bad).auc > 0.9
 
 
+@pytest.mark.slow
 def test_kernel_margins_are_those_of_regression_without_the_point_and_the_suspects(rng, asked):
     """Against ridge regression that is fitted anew for each point, on what is not left out."""
     x = rng.standard_normal((30, 4)) + 4 * np.repeat(np.eye(3, 4), 10, 0)

@@ -234,6 +234,7 @@ def test_a_matrix_of_zeros_can_be_drawn(stages):
     assert png(figure).startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_groups_of_one_point_can_be_drawn(stages):
     figure = figures.groups_figure(stages.plan, as_groups(np.arange(120)))
     assert len(figure.axes[0].patches) == 120

@@ -303,6 +303,7 @@ def test_trak_explains_another_output_by_its_gradient(logistic):
     np.testing.assert_allclose(got, want, atol=1e-3 * np.abs(want).max())
 
 
+@pytest.mark.slow
 def test_trak_of_two_networks_is_the_mean_of_each_part(logistic):
     state, got = logistic.scores(models=2, projection=None, damping=0.1)
     jax.effects_barrier()
@@ -423,6 +424,7 @@ def retrained(estimator, **asked):
     return state, np.asarray(estimator.outputs(state, MASKS, ASKED))
 
 
+@pytest.mark.slow
 def test_a_python_loop_retrains_as_the_traced_one_does(tmp_path):
     traced, kept = (
         estimators.make_retraining(PLANE, traced_train, seeds=2),
@@ -451,6 +453,7 @@ class Counting:
         return python_train(key, data, weights)
 
 
+@pytest.mark.slow
 def test_what_was_trained_before_a_kill_is_not_trained_again(tmp_path):
     killed, told = Counting(2), []
     with pytest.raises(KeyboardInterrupt):

@@ -60,6 +60,7 @@ def test_noise_of_a_mixed_group_has_its_mixture_of_labels(ready):
         np.testing.assert_allclose(SOFT_LABELS.batch(synset.items).y[group], want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_group_a_point_reproduces_every_point(ready):
     synset = make(ready, "pursuit", 1, np.arange(150))
     h = jax.vmap(make_synset_gradient(ready.task), (None, 0))(
