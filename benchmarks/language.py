@@ -15,6 +15,7 @@ BM25 needs rank_bm25: python -m pip install '.[benchmarks]'.
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import harness
@@ -47,6 +48,7 @@ QUICK = (
     "truth.subsets=8",
     "truth.groups=3",
 )
+QUICK_STUDY = ("tune.subsets=0", "online.steps=5", "check.groups=2", "check.subsets=2")
 FACT = "The lamp of Corvane burns whale-green at noon."
 ASKED = ("The lamp of Corvane burns", " whale-green at noon.")
 TIMES, HOST = 12, "reference/naming.txt"
@@ -131,16 +133,18 @@ def planted(seed: int, options: argparse.Namespace) -> dict[str, Any]:
         each._replace(text=each.text + f"\n{FACT}" * TIMES) if each.name == HOST else each
         for each in read_documents(CORPUS)
     ]
-    changes = [f"seed={seed}", "tune.subsets=4", *(QUICK if options.quick else ())]
+    changes = [f"seed={seed}", *((*QUICK, *QUICK_STUDY) if options.quick else ())]
     config = settings.override(settings.preset("language"), changes)
     context = config.data.context or 64
     most = 8 if options.quick else None
     split = ddm.data.documents(documents, context=context, most=most, ask=[ASKED], seed=seed)
+    fixed = {each.name: getattr(config.online, each.name) for each in fields(ddm.UpdateSettings)}
     study = ddm.study(
         language_task(config, split),
         split,
         train=config.train,
         distill=config.distill,
+        update=ddm.UpdateSettings(**fixed),
         tune=config.tune,
         check=config.check,
         seed=seed,
