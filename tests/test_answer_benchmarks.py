@@ -142,16 +142,3 @@ def test_privacy(tmp_path):
     assert noise["copies"] == 0
     assert noise["distance"] > 1
     assert noise["membership"] < rows["random members", "distilled"]["membership"]
-
-
-@pytest.mark.slow
-def test_language(tmp_path):
-    result = quick("language", tmp_path, "--estimators", "ddm", "grad_dot", "own document")
-    check_told(result, "language")
-    (rows,) = result["rows"]
-    scores = {(row["estimator"], row["score"]) for row in rows}
-    assert len(scores) == 6
-    assert all(np.isfinite(row["value"]) for row in rows)
-    (planted,) = result["planted"]
-    assert planted["planted"] == "reference/naming.txt"
-    assert planted["retrained"] > 0
