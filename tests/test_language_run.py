@@ -46,6 +46,14 @@ def test_the_network_that_it_begins_at_has_learnt_other_text():
     assert float(np.mean(plan.task.loss(start, plan.split.test))) < 2.3
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_some_sequences_are_some_of_each_document(seed):
+    split = ddm.data.load("language", train_size=60, test_size=20, seed=seed)
+    assert set(split.groups.ids.tolist()) == set(range(27))
+    assert (len(split.groups.ids), len(split.shown_train), len(split.shown_test)) == (60, 60, 20)
+    assert (np.diff(split.train_ids) > 0).all()
+
+
 def test_documents_by_a_path_and_a_context(tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"{name}.txt").write_text(f"{name} word " * 20)
@@ -56,7 +64,7 @@ def test_documents_by_a_path_and_a_context(tmp_path):
     shown = [passages.words(fewer, {name: leaf[row] for name, leaf in fewer.train.x.items()})
              for row in range(8)]  # fmt: skip
     assert shown == fewer.shown_train
-    with pytest.raises(ValueError, match=r"train_size=1; no sequence is left of"):
+    with pytest.raises(ValueError, match=r"train_size=1; there are 2 groups"):
         ddm.data.load(str(tmp_path), context=16, train_size=1)
     with pytest.raises(ValueError, match="name their context too"):
         ddm.data.load(str(tmp_path), tokenizer="tokenizer.json")

@@ -235,32 +235,33 @@ def load(
 def _some_of_documents(
     split: Split, draw: np.random.Generator, train_size: int | None, test_size: int | None
 ) -> Split:
-    """Some of the sequences, in their order."""
-    sizes = {"train_size": train_size, "test_size": test_size}
-    parts = zip(sizes.items(), (split.train_ids, split.test_ids), strict=True)
-    rows = [
-        np.sort(_choose(draw, np.arange(len(ids)), size, setting, split.name, size is None))
-        for (setting, size), ids in parts
-    ]
-    if split.groups is None:
+    """Some of the sequences, in their order; at least one training sequence of each group."""
+    groups = split.groups
+    if groups is None:
         return split
-    groups, gone = (
-        split.groups,
-        np.setdiff1d(np.arange(split.groups.count), np.asarray(split.groups.ids)[rows[0]]),
-    )
-    if len(gone) and groups.names is not None:
-        raise ValueError(
-            f"train_size={train_size}; no sequence is left of {groups.names[gone[0]]!r}: take more"
-        )
+    ids, queries = np.asarray(groups.ids), np.arange(len(split.test_ids))
+    rows = np.arange(len(ids))
+    if train_size is not None:
+        if train_size < groups.count:
+            raise ValueError(
+                f"train_size={train_size}; there are {groups.count} groups of documents, and each "
+                "needs a sequence"
+            )
+        mixed = _choose(draw, rows, len(rows), "train_size", split.name, False)
+        first = np.unique(ids[mixed], return_index=True)[1]
+        mixed = np.concatenate([mixed[first], np.delete(mixed, first)])
+        rows = np.sort(_choose(draw, mixed, train_size, "train_size", split.name, True))
+    if test_size is not None:
+        queries = np.sort(_choose(draw, queries, test_size, "test_size", split.name, False))
     return split._replace(
-        train=take(split.train, rows[0]),
-        test=take(split.test, rows[1]),
-        train_ids=split.train_ids[rows[0]],
-        test_ids=split.test_ids[rows[1]],
-        flipped=split.flipped[rows[0]],
-        shown_train=_rows_of(split.shown_train, rows[0]),
-        shown_test=_rows_of(split.shown_test, rows[1]),
-        groups=Groups(np.asarray(groups.ids)[rows[0]], groups.count, groups.names),
+        train=take(split.train, rows),
+        test=take(split.test, queries),
+        train_ids=split.train_ids[rows],
+        test_ids=split.test_ids[queries],
+        flipped=split.flipped[rows],
+        shown_train=_rows_of(split.shown_train, rows),
+        shown_test=_rows_of(split.shown_test, queries),
+        groups=Groups(ids[rows], groups.count, groups.names),
     )
 
 
