@@ -205,6 +205,8 @@ def where_to_start(synset: Synset, keep: Any, rate: float, rewind: float) -> tup
     network (`online.stable_rate`) is not there, and a network of 60,000 MNIST images is lost at it.
     CAREFUL of it from the trained network itself lands nearest to retraining.
     """
+    if synset.items.y is None:  # as of documents: there are no classes
+        return rate, rewind
     gone = classes_gone(class_frequency(synset), jnp.asarray(keep))
     return (CAREFUL * rate, 0.0) if bool(jnp.any(gone)) else (rate, rewind)
 

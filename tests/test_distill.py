@@ -188,7 +188,7 @@ def test_uneven_groups_are_distilled_as_even_ones_are(ready, points, start):
         strict=True,
     ):
         assert a.shape == b.shape
-        np.testing.assert_allclose(a[1:], b[1:], atol=1e-5)
+        np.testing.assert_allclose(a[1:], b[1:], rtol=1e-5, atol=1e-5)
     # The one item of group 0 goes where it goes in a synset of one item a group.
     first = flat(start, np.ones(10, int))
     alone, _ = distil(ready, points, by_group(first), 20)
@@ -197,7 +197,7 @@ def test_uneven_groups_are_distilled_as_even_ones_are(ready, points, start):
         jax.tree.leaves((some.synset.items, some.synset.mass)),
         strict=True,
     ):
-        np.testing.assert_allclose(a[0, 0], b[0, 0], atol=1e-5)
+        np.testing.assert_allclose(a[0, 0], b[0, 0], rtol=1e-5, atol=1e-5)
     assert float(some.synset.mass[0, 1]) == 0
     filled = jax.tree.map(lambda leaf: leaf[0, 1], (by_group(few).items, some.synset.items))
     jax.tree.map(np.testing.assert_array_equal, *filled)

@@ -14,15 +14,18 @@ from ddm_jax.run import passages, settings
 from ddm_jax.run.plan import make_plan
 
 SMALL = [
-    "data.train_size=120",
-    "data.test_size=20",
+    "data.context=8",
+    "model.start=none",
+    "model.width=8",
+    "model.depth=1",
     "train.epochs=2",
+    "train.batch_size=8",
     "distill.items=2",
     "online.steps=3",
-    "online.batch=8",
+    "online.batch=4",
     "tune.subsets=0",
     "check.groups=2",
-    "check.subsets=2",
+    "check.subsets=0",
 ]
 
 
@@ -103,29 +106,26 @@ def _leaves(tree):
 
 @pytest.mark.slow
 def test_from_documents_to_a_report_and_to_what_is_said_without_one(tmp_path):
-    workdir = tmp_path / "run"
+    corpus, workdir = tmp_path / "corpus", tmp_path / "run"
+    corpus.mkdir()
+    for name in ("one", "two", "three"):
+        (corpus / f"{name}.txt").write_text(f"{name} word " * 12)
     assigned = [part for each in SMALL for part in ("--set", each)]
-    done = command("run", "language", "--workdir", workdir, *assigned)
+    done = command("run", corpus, "--preset", "language", "--workdir", workdir, *assigned)
     assert done.exit_code == 0, done.output
     told = read_json(workdir / "metrics.json")["passages"]
     assert len(told) == passages.SHOWN
-    names = set(ddm.data.load("language").groups.names)
     for query in told:
-        raised = [row for row in query["rows"] if row["what"] == "raised by"]
-        assert all(row["document"] in names and row["effect"] > 0 for row in raised)
-        effects = [row["effect"] for row in query["rows"]]
-        assert all(row["half_width"] > 0 and row["text"] for row in query["rows"]), effects
+        for row in query["rows"]:
+            assert row["document"] in ("one.txt", "two.txt", "three.txt")
+            assert (row["effect"] > 0) == (row["what"] == "raised by")
+            assert row["text"]
     assert "Which documents did it" in (workdir / "report.html").read_text()
-    gone = "plays/tempest.txt"
-    asked = ("forget", "--workdir", workdir, "--groups", gone, "--check", "--prompt", "PROSPERO:")
-    done = command(*asked)
+    gone = ("forget", "--workdir", workdir, "--groups", "one.txt", "--check", "--prompt", "one w")
+    done = command(*gone)
     assert done.exit_code == 0, done.output
     for network in ("before:", "after forgetting:", "retrained:"):
         assert network in done.stdout
-    done = command("counterfactual", "--workdir", workdir, "--without", gone)
-    assert done.exit_code == 0, done.output
-    done = command("points", "--workdir", workdir, "--query", "0")
-    assert done.exit_code == 0, done.output
 
 
 def test_the_first_queries_shown_are_of_different_documents():
