@@ -276,12 +276,12 @@ def compare_networks(
 @app.command("settings")
 def show_settings(preset: options.Preset = None, workdir: options.Workdir = None) -> None:
     """List the presets, and all settings of one preset or of a run with what they may be."""
-    from ddm_jax.run import settings
+    from ddm_jax.run import settings, settings_file
 
     if workdir is not None and preset is not None:
         raise ValueError("--preset and --workdir: settings of one or of the other; leave one out")
     if workdir is not None:
-        config = settings.load(workdir / "config.json")
+        config = settings_file.load(workdir / "config.json")
     else:
         config = settings.preset(preset or "digits")
         for name, (about, _) in settings.PRESETS.items():

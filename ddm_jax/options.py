@@ -94,7 +94,7 @@ def chosen(
 ) -> tuple[Config | Plan, Path]:
     """The settings, or the plan of a study's file, and the work directory that options mean."""
     from ddm_jax.data import is_own
-    from ddm_jax.run import settings
+    from ddm_jax.run import settings, settings_file
 
     if dataset is not None and dataset.endswith(".py"):
         from ddm_jax.run import study_file
@@ -105,7 +105,7 @@ def chosen(
         place = workdir or made.kept_in or default_workdir(dataset, None)
         return study_file.with_settings(made.plan, assignments or []), place
     if workdir is not None and (workdir / "config.json").exists() and not (dataset or preset):
-        config = settings.load(workdir / "config.json")
+        config = settings_file.load(workdir / "config.json")
     elif dataset is not None and preset is None and is_own(dataset, data_dir):
         from ddm_jax.run import own
 

@@ -140,7 +140,9 @@ def forget_groups(
     if online.optimizer == "deflated":
         online = online._replace(optimizer=None)
     synset, keep = state.synset, jnp.asarray(keep, jnp.float32)
-    careful, rewind = where_to_start(synset, keep, 1.0, online.rewind)
+    careful, rewind = 1.0, online.rewind
+    if task.targets == "distribution":  # of numbers, labels and documents no class can be gone
+        careful, rewind = where_to_start(synset, keep, 1.0, online.rewind)
     trained, start = (trajectory_point(state.checkpoints, at) for at in (0.0, rewind))
     moments = state.second_moments
     moments = None if moments is None else trajectory_point(moments, rewind)
@@ -205,8 +207,6 @@ def where_to_start(synset: Synset, keep: Any, rate: float, rewind: float) -> tup
     network (`online.stable_rate`) is not there, and a network of 60,000 MNIST images is lost at it.
     CAREFUL of it from the trained network itself lands nearest to retraining.
     """
-    if synset.items.y is None:  # as of documents: there are no classes
-        return rate, rewind
     gone = classes_gone(class_frequency(synset), jnp.asarray(keep))
     return (CAREFUL * rate, 0.0) if bool(jnp.any(gone)) else (rate, rewind)
 

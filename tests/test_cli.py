@@ -23,7 +23,7 @@ from ddm_jax import checkpoints, terminal
 from ddm_jax.attribution import Attribution
 from ddm_jax.judge import store
 from ddm_jax.judge.candidates import CANDIDATES, Candidates
-from ddm_jax.run import evaluate, report, stages
+from ddm_jax.run import evaluate, report, settings_file, stages
 from ddm_jax.run import settings as config
 from ddm_jax.types import Estimator
 
@@ -177,7 +177,7 @@ def test_run_end_to_end(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "report.html" in result.stdout
     assert (tmp_path / "run" / "report.html").is_file()
-    assert config.load(tmp_path / "run" / "config.json") == tiny_config()
+    assert settings_file.load(tmp_path / "run" / "config.json") == tiny_config()
     assert Attribution.load(tmp_path / "run" / "attribution.npz").scores.shape == (10, 40)
     for text in (
         "Agreement with exact retraining",
@@ -202,7 +202,7 @@ def test_a_stage_again_with_another_setting_and_the_run_after_it(finished, tmp_p
     after = Attribution.load(workdir / "attribution.npz").scores
     assert after.shape == before.shape
     assert not np.array_equal(after, before)
-    assert config.load(workdir / "config.json") == tiny_config("online.steps=3")
+    assert settings_file.load(workdir / "config.json") == tiny_config("online.steps=3")
     old = checkpoints.metadata(workdir / "check" / "predicted")["made"]
     assert ddm("check", "--workdir", workdir).exit_code == 0
     assert checkpoints.metadata(workdir / "check" / "predicted")["made"] != old

@@ -11,6 +11,7 @@ import pytest
 from ddm_jax.files import plain
 from ddm_jax.judge.problem import TruthSettings
 from ddm_jax.run import settings as config
+from ddm_jax.run import settings_file
 
 
 @pytest.mark.parametrize("name", config.PRESETS)
@@ -170,8 +171,8 @@ def test_what_is_allowed_is_said_of_every_setting():
 @pytest.mark.parametrize("name", config.PRESETS)
 def test_save_and_load_round_trip(tmp_path, name):
     chosen = config.override(config.preset(name), ["seed=5", "model.hidden=9,8"])
-    config.save(chosen, tmp_path / "config.json")
-    loaded = config.load(tmp_path / "config.json")
+    settings_file.save(chosen, tmp_path / "config.json")
+    loaded = settings_file.load(tmp_path / "config.json")
     assert loaded == chosen
     assert config.differences(loaded, chosen) == []
     assert config.settings(loaded) == config.settings(chosen)
@@ -181,7 +182,7 @@ def test_save_and_load_round_trip(tmp_path, name):
 
 @pytest.fixture
 def path(tmp_path):
-    config.save(config.preset("mnist"), tmp_path / "config.json")
+    settings_file.save(config.preset("mnist"), tmp_path / "config.json")
     return tmp_path / "config.json"
 
 
@@ -197,9 +198,9 @@ def test_an_edited_file_is_refused_with_what_was_changed(path):
     text = path.read_text()
     path.write_text(text.replace('"epochs": 20', '"epochs": 21', 1).replace('"mass"\n', '"mass" '))
     with pytest.raises(ValueError, match=r"was edited since it was written \(train\.epochs 20 ->"):
-        config.load(path)
+        settings_file.load(path)
     path.write_text(text.replace("  ", "\t"))
-    assert config.load(path) == config.preset("mnist")
+    assert settings_file.load(path) == config.preset("mnist")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ def test_a_wrong_type_in_the_file_is_refused_by_name(path, section, name, value)
     with pytest.raises(
         ValueError, match=rf"cannot be read as settings .*{section}\.{name}"
     ) as told:
-        config.load(path)
+        settings_file.load(path)
     assert "\n" not in str(told.value)
 
 
@@ -253,7 +254,7 @@ def test_missing_settings_are_named_and_not_the_defaults(path):
     _edit(path, edit)
     message = r"seed, data\.order, truth\.objective, .* are missing; ddm_jax .* wrote it"
     with pytest.raises(ValueError, match=message):
-        config.load(path)
+        settings_file.load(path)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_missing_settings_are_named_and_not_the_defaults(path):
 def test_unknown_settings_are_refused(path, edit, message):
     _edit(path, edit)
     with pytest.raises(ValueError, match=message):
-        config.load(path)
+        settings_file.load(path)
 
 
 # What 0.10 wrote of the online stage where nobody set anything.
@@ -296,12 +297,12 @@ def _nested_of_011() -> dict:
 
 def test_a_file_of_011_is_read(tmp_path):
     path = _write(tmp_path / "config.json", "0.11.0", _nested_of_011())
-    assert config.load(path) == config.preset("mnist")
+    assert settings_file.load(path) == config.preset("mnist")
     _write(path, "0.12.0", _nested_of_011())
     with pytest.raises(
         ValueError, match=r"data\.context, data\.tokenizer, model\.heads, .* missing"
     ):
-        config.load(path)
+        settings_file.load(path)
 
 
 def _nested_of_010(**online) -> dict:
@@ -339,20 +340,20 @@ def test_a_file_of_010_is_read_and_nothing_is_chosen(tmp_path, step_items, batch
     """A step took some items of each group; None took all of them."""
     nested = _nested_of_010(step_items=step_items)
     assert (nested["cluster"]["num_groups"], nested["distill"]["items"]) == (50, 20)
-    loaded = config.load(_write(tmp_path / "config.json", "0.10.0", nested))
+    loaded = settings_file.load(_write(tmp_path / "config.json", "0.10.0", nested))
     assert loaded == _renewed(batch)
     assert loaded.online.batch == batch
     assert loaded.tune.subsets == 0
     # Written anew, it is one of now.
-    config.save(loaded, tmp_path / "config.json")
-    assert config.load(tmp_path / "config.json") == loaded
+    settings_file.save(loaded, tmp_path / "config.json")
+    assert settings_file.load(tmp_path / "config.json") == loaded
 
 
 def test_a_file_of_010_that_was_edited_is_refused(tmp_path):
     path = _write(tmp_path / "config.json", "0.10.0", _nested_of_010())
     path.write_text(path.read_text().replace('"step_items": 5', '"step_items": 6', 1))
     with pytest.raises(ValueError, match=r"was edited since .* \(online\.batch 250 -> 300\)"):
-        config.load(path)
+        settings_file.load(path)
 
 
 def test_a_file_of_now_with_the_settings_of_010_is_refused(tmp_path):
@@ -360,7 +361,7 @@ def test_a_file_of_now_with_the_settings_of_010_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"online\.batch, online\.rate_factor, tune\.subsets, .*are"
     ):
-        config.load(path)
+        settings_file.load(path)
 
 
 def test_a_file_of_08_is_read(tmp_path):
@@ -369,24 +370,24 @@ def test_a_file_of_08_is_read(tmp_path):
     del old["online"]["optimizer"]
     path = tmp_path / "config.json"
     path.write_text(json.dumps(old))
-    assert config.load(path) == _renewed(250, "online.learning_rate=0.25")
+    assert settings_file.load(path) == _renewed(250, "online.learning_rate=0.25")
     old["online"]["learning_rate"] = 0.0
     path.write_text(json.dumps(old))
-    assert config.load(path).online.learning_rate is None
+    assert settings_file.load(path).online.learning_rate is None
     old["online"]["design"] = "masks"
     path.write_text(json.dumps(old))
     with pytest.raises(ValueError, match=r"online\.design is no setting"):
-        config.load(path)
+        settings_file.load(path)
 
 
 def test_a_file_of_09_is_read_and_its_training_was_sgd(tmp_path):
     old = _nested_of_010()
     del old["train"]["optimizer"], old["train"]["clip"], old["online"]["optimizer"]
     path = _write(tmp_path / "config.json", "0.9.0", old)
-    assert config.load(path) == _renewed(250)
+    assert settings_file.load(path) == _renewed(250)
     _write(path, "0.10.0", old)
     with pytest.raises(ValueError, match=r"train\.optimizer, train\.clip, .* are missing"):
-        config.load(path)
+        settings_file.load(path)
 
 
 @pytest.mark.parametrize(
@@ -395,19 +396,19 @@ def test_a_file_of_09_is_read_and_its_training_was_sgd(tmp_path):
 def test_damaged_files_are_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config.json cannot be read as settings"):
-        config.load(tmp_path / "config.json")
+        settings_file.load(tmp_path / "config.json")
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"config.json cannot be read as settings"):
-        config.load(tmp_path / "config.json")
+        settings_file.load(tmp_path / "config.json")
 
 
 def test_a_link_is_not_written_through(tmp_path):
     (tmp_path / "elsewhere").write_text("mine")
     (tmp_path / "config.json").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="link"):
-        config.save(config.Config(), tmp_path / "config.json")
+        settings_file.save(config.Config(), tmp_path / "config.json")
     assert (tmp_path / "elsewhere").read_text() == "mine"
 
 

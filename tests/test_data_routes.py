@@ -15,7 +15,7 @@ from PIL import Image
 
 from ddm_jax import data
 from ddm_jax.data.own import is_own
-from ddm_jax.run import own
+from ddm_jax.run import own, settings_file
 from ddm_jax.run import settings as config
 from ddm_jax.run.plan import make_plan
 from ddm_jax.run.wording import describe
@@ -532,14 +532,14 @@ def test_large_data_are_drawn_from(tmp_path, monkeypatch):
 
 def test_settings_of_before_there_were_data_of_ones_own(tmp_path):
     path = tmp_path / "config.json"
-    config.save(config.preset("mnist"), path)
+    settings_file.save(config.preset("mnist"), path)
     told = json.loads(path.read_text())
     for name in ("target", "groups", "drop", "missing", "words"):
         del told["settings"]["data"][name]
     told["settings"]["online"]["step_items"] = 5  # as 0.10 wrote
     told["ddm_jax"] = "0.10.0"
     path.write_text(json.dumps(told | {"written": json.dumps(told["settings"])}))
-    assert config.load(path).data == config.preset("mnist").data
+    assert settings_file.load(path).data == config.preset("mnist").data
 
 
 def test_groups_that_data_do_not_bring_are_refused():

@@ -22,7 +22,7 @@ from ddm_jax import checkpoints, data, files, metrics
 from ddm_jax.judge import filling, scoring, store
 from ddm_jax.judge.candidates import CANDIDATES, Candidates
 from ddm_jax.judge.scoring import LEAVE_ONE_OUT
-from ddm_jax.run import evaluate, stages
+from ddm_jax.run import evaluate, settings_file, stages
 from ddm_jax.run import report as reporting
 from ddm_jax.run import settings as config
 from ddm_jax.run.answer_figures import comparison_figure
@@ -161,8 +161,8 @@ def test_more_seeds_are_added_and_fewer_leave_them_alone(filled, copy, monkeypat
 
 
 def test_the_truth_of_a_finished_run_leaves_the_run_alone(filled, finished):  # noqa: F811
-    assert config.load(finished / "config.json") == tiny_config()
-    assert config.load(filled.workdir / "config.json") == tiny_config(*TRUTH)
+    assert settings_file.load(finished / "config.json") == tiny_config()
+    assert settings_file.load(filled.workdir / "config.json") == tiny_config(*TRUTH)
     for name in ("target", "groups", "synset", "attribution", "check/predicted"):
         assert checkpoints.metadata(filled.workdir / name) == checkpoints.metadata(finished / name)
     left = {path.name for path in finished.iterdir()}
@@ -221,7 +221,7 @@ def test_a_truth_too_small_to_split_is_refused_before_it_is_filled(copy, no_trai
             evaluate.prepare(tiny_config(*TRUTH, "truth.subsets=5"), place)
     assert not (copy / "truth").exists()
     assert not (copy / "fresh").exists()
-    assert config.load(copy / "config.json") == tiny_config(*TRUTH)
+    assert settings_file.load(copy / "config.json") == tiny_config(*TRUTH)
 
 
 @pytest.mark.parametrize("command", [fill_truth, evaluate.prepare])

@@ -193,15 +193,13 @@ def test_a_gpt_that_was_saved_is_read_again(tmp_path, tied):
 
 
 def test_the_likeliest_tokens_one_by_one(task, params):
-    said, tokens = tasks.generate(task, params, [1, 2], 9, context=8), [1, 2]
+    said, tokens = tasks.make_generate(task, 9, context=8)(params, [1, 2]), [1, 2]
     for _ in range(9):  # past the context, of which the last eight tokens are seen
         seen = jnp.asarray([tokens[-8:]])
         tokens.append(int(ddm.merge(gpt(), params)(seen)[0, -1].argmax()))
     assert said == tokens[2:]
-    drawn = [
-        tasks.generate(task, params, [1], 30, context=8, temperature=1.0, key=jax.random.key(seed))
-        for seed in (0, 0, 1)
-    ]
+    draw = tasks.make_generate(task, 30, context=8, temperature=1.0)
+    drawn = [draw(params, [1], jax.random.key(seed)) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(set(drawn[0])) > 3
 
@@ -209,13 +207,16 @@ def test_the_likeliest_tokens_one_by_one(task, params):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompt": []}, "prompt is empty"),
-        ({"temperature": 1.0}, "pass a key"),
+        ({"temperature": -1.0}, "temperature=-1"),
         ({"count": 0}, "count=0"),
         ({"task": ddm.classification(models.MLP(3), (2,))._replace(apply=None)}, "no logits"),
     ],
 )
 def test_what_cannot_go_on_is_refused(task, params, change, message):
-    asked = {"task": task, "params": params, "prompt": [1], "count": 2, "context": 8} | change
+    asked = {"task": task, "count": 2, "context": 8} | change
     with pytest.raises(ValueError, match=message):
-        tasks.generate(**asked)
+        tasks.make_generate(**asked)
+    with pytest.raises(ValueError, match="prompt is empty"):
+        tasks.make_generate(task, 2, context=8)(params, [])
+    with pytest.raises(ValueError, match="pass a key"):
+        tasks.make_generate(task, 2, context=8, temperature=0.5)(params, [1])

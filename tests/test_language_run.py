@@ -12,6 +12,7 @@ from ddm_jax.data.language import CORPUS
 from ddm_jax.files import read_json
 from ddm_jax.run import passages, settings
 from ddm_jax.run.plan import make_plan
+from ddm_jax.run.wording import text_of
 
 SMALL = [
     "data.context=8",
@@ -64,10 +65,10 @@ def test_documents_by_a_path_and_a_context(tmp_path):
     assert split.groups.names == ("one.txt", "two.txt")
     fewer = ddm.data.load(str(tmp_path), context=16, train_size=8, test_size=2)
     assert len(fewer.train.x["tokens"]) == len(fewer.shown_train) == len(fewer.groups.ids) == 8
-    shown = [passages.words(fewer, {name: leaf[row] for name, leaf in fewer.train.x.items()})
+    shown = [text_of(fewer, {name: leaf[row] for name, leaf in fewer.train.x.items()})
              for row in range(8)]  # fmt: skip
     assert shown == fewer.shown_train
-    with pytest.raises(ValueError, match=r"train_size=1; there are 2 groups"):
+    with pytest.raises(ValueError, match=r"train_size=1; .* in 2 groups"):
         ddm.data.load(str(tmp_path), context=16, train_size=1)
     with pytest.raises(ValueError, match="name their context too"):
         ddm.data.load(str(tmp_path), tokenizer="tokenizer.json")

@@ -22,7 +22,7 @@ from ddm_jax.estimators.ddm import make_ddm
 from ddm_jax.judge import filling, store
 from ddm_jax.judge.truth import Truth, read_truth
 from ddm_jax.metrics.intervals import LEVEL
-from ddm_jax.run import answers, report, stages, workdir
+from ddm_jax.run import answers, report, settings_file, stages, workdir
 from ddm_jax.run import settings as config
 from ddm_jax.run.check import Check, agreement, half_widths_of
 from ddm_jax.run.finished import open_finished
@@ -150,7 +150,7 @@ def test_a_run_leaves_its_files(finished):  # noqa: F811
         "groups",
         "training",
     }
-    assert config.load(finished / "config.json") == tiny_config()
+    assert settings_file.load(finished / "config.json") == tiny_config()
     assert not list(finished.rglob("*.new*"))
 
 
@@ -423,7 +423,7 @@ def test_the_same_recipe_at_another_cost_is_another_answer(
     stages.run_stage("tuning", copy, one)
 
     def attribution(compute):
-        plan = make_plan(config.load(copy / "config.json"))
+        plan = make_plan(settings_file.load(copy / "config.json"))
         return stages.bring(plan, copy, ("attribution",), compute=compute)
 
     before = attribution(compute=True)
@@ -485,7 +485,7 @@ def test_other_settings_in_the_same_place_are_refused_by_name(copy):
     before = _written(copy)
     with pytest.raises(ValueError, match=r"distill\.items 1 -> 2; online\.steps 5 -> 6\)"):
         stages.run(tiny_config("distill.items=2", "online.steps=6"), copy)
-    assert config.load(copy / "config.json") == tiny_config()
+    assert settings_file.load(copy / "config.json") == tiny_config()
     assert _written(copy) == before
 
 
@@ -695,7 +695,7 @@ def test_one_stage_again_leaves_earlier_ones_and_outdates_later_ones(copy, witho
     after = _written(copy)
     assert {n for n in KEPT if after[n] != before[n]} == {"synset"}
     changed = tiny_config("distill.steps=20", "check.seeds=3")
-    assert config.load(copy / "config.json") == changed
+    assert settings_file.load(copy / "config.json") == changed
     recorder = Recorder()
     stages.run(changed, copy, recorder.progress)
     again = {n for n in KEPT if _written(copy)[n] != before[n]}
@@ -723,7 +723,7 @@ def test_one_stage_again_gives_the_same_result(copy, finished, stage, without_re
 def test_a_check_of_another_network_is_retrained(copy, without_report):
     recorder = Recorder()
     stages.run_stage("target", copy, ["train.epochs=5"])
-    stages.run(config.load(copy / "config.json"), copy, recorder.progress)
+    stages.run(settings_file.load(copy / "config.json"), copy, recorder.progress)
     assert CHECKING in recorder.said
     assert "  the networks that are there were retrained for something else" in recorder.said
 

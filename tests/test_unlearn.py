@@ -220,3 +220,19 @@ def test_without_classes_forgetting_is_the_difference(ready, synset):
     want = jax.tree.map(lambda p, m, d: p + m - d, start, moved, drift)
     got = forget(start, start, soft, keep)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+
+
+def test_numbers_are_no_classes_that_could_be_gone():
+    """By softmax the first of two numbers is a class that the first group has alone."""
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(20, 3)).astype(np.float32)
+    y = np.where(np.arange(20)[:, None] < 10, [20.0, 0.0], [0.0, 20.0]).astype(np.float32)
+    data, groups = ddm.Batch(x, y), ddm.as_groups(np.repeat([0, 1], 10))
+    task = ddm.regression(ddm.models.MLP(2, (4,)), (3,))
+    train = ddm.make_train(task, steps=4, batch_size=10, learning_rate=0.01, checkpoint_every=2)
+    run = jax.jit(train)(jax.random.key(0), data, jnp.ones(20))
+    update = ddm.UpdateSettings(steps=2, batch=4, rewind=0.5)
+    settings = ddm.DistillSettings(items=2, steps=0)
+    state = ddm.make_ddm(task, settings, update).fit(jax.random.key(1), run, data, groups)
+    assert unlearn.where_to_start(state.synset, np.array([0.0, 1.0]), 1.0, 0.5)[1] == 0
+    assert not unlearn.forget_groups(task, state, np.array([0.0, 1.0]), update).careful

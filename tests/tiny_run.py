@@ -11,7 +11,7 @@ import pytest
 
 from ddm_jax import distill
 from ddm_jax.run import settings as config
-from ddm_jax.run import stages
+from ddm_jax.run import settings_file, stages
 from ddm_jax.run.jobs import Results
 from ddm_jax.run.plan import Plan, make_plan
 from ddm_jax.run.settings import Config
@@ -71,5 +71,5 @@ class Stages(NamedTuple):
 
 def read_stages(workdir: Path) -> Stages:
     """Load every stage of a finished run; one that would compute again raises."""
-    plan = make_plan(config.load(workdir / "config.json"))
+    plan = make_plan(settings_file.load(workdir / "config.json"))
     return Stages(plan, stages.bring(plan, workdir, ("check",), compute=False))

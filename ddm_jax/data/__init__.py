@@ -15,7 +15,7 @@ from ddm_jax.checks import check_choice, check_integer, check_number
 from ddm_jax.data.digits import digits_source
 from ddm_jax.data.examples import Reading, some_of
 from ddm_jax.data.groups import read_groups
-from ddm_jax.data.language import CORPUS, documents
+from ddm_jax.data.language import CORPUS, documents, some_of_documents
 from ddm_jax.data.own import is_own, own_source
 from ddm_jax.data.split import (
     Source,
@@ -26,7 +26,7 @@ from ddm_jax.data.split import (
     standardise_targets,
 )
 from ddm_jax.data.tfds import tfds_source
-from ddm_jax.types import Batch, Groups, take
+from ddm_jax.types import Batch
 
 LARGEST = 1e30  # of a number; squares of larger ones are beyond single precision
 LANGUAGE, CONTEXT = "language", 64  # the corpus, and its tokens of a sequence
@@ -145,7 +145,7 @@ def load(
             tokenizer=tokenizer,
             seed=seed,
         )
-        return _some_of_documents(found._replace(name=name), draw, train_size, test_size)
+        return some_of_documents(found._replace(name=name), draw, train_size, test_size)
     if tokenizer is not None:
         raise ValueError(f"tokenizer={tokenizer!r} is of documents; name their context too")
     if is_own(name, data_dir):
@@ -230,39 +230,6 @@ def load(
         targets=source.targets,
     )
     return standardise_targets(found) if found.targets == "any" else found
-
-
-def _some_of_documents(
-    split: Split, draw: np.random.Generator, train_size: int | None, test_size: int | None
-) -> Split:
-    """Some of the sequences, in their order; at least one training sequence of each group."""
-    groups = split.groups
-    if groups is None:
-        return split
-    ids, queries = np.asarray(groups.ids), np.arange(len(split.test_ids))
-    rows = np.arange(len(ids))
-    if train_size is not None:
-        if train_size < groups.count:
-            raise ValueError(
-                f"train_size={train_size}; there are {groups.count} groups of documents, and each "
-                "needs a sequence"
-            )
-        mixed = _choose(draw, rows, len(rows), "train_size", split.name, False)
-        first = np.unique(ids[mixed], return_index=True)[1]
-        mixed = np.concatenate([mixed[first], np.delete(mixed, first)])
-        rows = np.sort(_choose(draw, mixed, train_size, "train_size", split.name, True))
-    if test_size is not None:
-        queries = np.sort(_choose(draw, queries, test_size, "test_size", split.name, False))
-    return split._replace(
-        train=take(split.train, rows),
-        test=take(split.test, queries),
-        train_ids=split.train_ids[rows],
-        test_ids=split.test_ids[queries],
-        flipped=split.flipped[rows],
-        shown_train=_rows_of(split.shown_train, rows),
-        shown_test=_rows_of(split.shown_test, queries),
-        groups=Groups(ids[rows], groups.count, groups.names),
-    )
 
 
 def _listed(names: Any) -> Sequence[Any]:

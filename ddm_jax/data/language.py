@@ -215,3 +215,39 @@ def alike(given: Sequence[Document]) -> list[tuple[str, str]]:
             if least and len(one & runs[other]) > ALIKE * least:
                 found.append((given[other].name, given[place].name))
     return found
+
+
+def some_of_documents(
+    split: Split, draw: np.random.Generator, train_size: int | None, test_size: int | None
+) -> Split:
+    """Some of the sequences, in their order; at least one training sequence of each group.
+
+    Raises:
+        ValueError: for more sequences than there are, or fewer of the training part than groups.
+    """
+    groups: Any = split.groups
+    ids, count = np.asarray(groups.ids), groups.count
+    mixed = draw.permutation(len(ids))
+    first = np.unique(ids[mixed], return_index=True)[1]
+    mixed = np.concatenate([mixed[first], np.delete(mixed, first)])
+    rows = _first("train_size", train_size, mixed, count)
+    queries = _first("test_size", test_size, draw.permutation(len(split.test_ids)), 1)
+    return split._replace(
+        train=take(split.train, rows),
+        test=take(split.test, queries),
+        train_ids=split.train_ids[rows],
+        test_ids=split.test_ids[queries],
+        flipped=split.flipped[rows],
+        shown_train=[split.shown_train[row] for row in rows],
+        shown_test=[split.shown_test[row] for row in queries],
+        groups=Groups(ids[rows], count, groups.names),
+    )
+
+
+def _first(name: str, size: int | None, mixed: np.ndarray, least: int) -> np.ndarray:
+    """The first of some rows, in their order."""
+    size = len(mixed) if size is None else size
+    if not least <= size <= len(mixed):
+        each = f" in {least} groups, and each needs one" if least > 1 else ""
+        raise ValueError(f"{name}={size}; the documents have {len(mixed)} such sequences{each}")
+    return np.sort(mixed[:size])

@@ -27,6 +27,7 @@ from ddm_jax.run.answer_figures import (
 )
 from ddm_jax.run.check import Check
 from ddm_jax.run.finished import Answer, Finished
+from ddm_jax.run.wording import text_of
 from ddm_jax.types import Params, length, take
 
 
@@ -349,5 +350,5 @@ def _beginning(run: Finished, groups: np.ndarray) -> str:
     """The first half of the query that some groups raise most, as a prompt."""
     better = -1.0 if run.plan.task.lower_is_better else 1.0
     query = int(np.argmax(better * run.attribution.scores[groups].sum(0)))
-    text = passages.words(run.plan.split, take(run.plan.split.test.x, query))
+    text = text_of(run.plan.split, take(run.plan.split.test.x, query))
     return text[: max(len(text) // 2, 1)]

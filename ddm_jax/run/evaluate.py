@@ -18,7 +18,7 @@ from typing_extensions import TypedDict  # pydantic asks for it before Python 3.
 from ddm_jax import files
 from ddm_jax.judge import compare, filling, scoring, truth
 from ddm_jax.judge.truth import Truth
-from ddm_jax.run import settings
+from ddm_jax.run import settings, settings_file
 from ddm_jax.run.answer_figures import comparison_figure
 from ddm_jax.run.check import filled, open_truth
 from ddm_jax.run.drawing import png
@@ -196,7 +196,7 @@ def _ready(
         found = bring(plan, workdir, wanted, progress)
         opened = open_truth(plan, plan.truth, workdir / TRUTH, found.groups)
         # The settings of the truth may be others than before, as it was not refused.
-        settings.save(plan.config, workdir / CONFIG)
+        settings_file.save(plan.config, workdir / CONFIG)
     return found, filled(plan, plan.truth, opened, found.groups, progress, chunk)
 
 

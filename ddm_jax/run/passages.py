@@ -11,10 +11,11 @@ import numpy as np
 from ddm_jax.attribution import Attribution
 from ddm_jax.checks import check_integer
 from ddm_jax.compute.compiled import compiled
-from ddm_jax.data.split import Split, Tokenizer
+from ddm_jax.data import Split
 from ddm_jax.gradients import gradient_products, output_gradients
 from ddm_jax.items import items_of
 from ddm_jax.run.drawing import group_names
+from ddm_jax.run.wording import text_of, tokenizer_of
 from ddm_jax.types import Batch, Params, Synset, Task, take
 
 SHOWN = 8  # queries
@@ -66,7 +67,7 @@ def explain_queries(
         score = scores[group, chosen[place]]
         item = own[np.argmax(reach[own, place] * np.sign(score))]
         wide = float("nan") if half is None else float(half[group, chosen[place]])
-        return Passage(names[group], float(score), wide, words(split, take(items.x, int(item))))
+        return Passage(names[group], float(score), wide, text_of(split, take(items.x, int(item))))
 
     found = []
     for place, query in enumerate(chosen):
@@ -76,7 +77,7 @@ def explain_queries(
         found.append(
             Explained(
                 int(query),
-                words(split, take(few.x, place)),
+                text_of(split, take(few.x, place)),
                 float(outputs[place]),
                 [passage(int(group), place) for group in raised],
                 [passage(int(group), place) for group in lowered],
@@ -114,36 +115,16 @@ def item_effects(
     return np.asarray(reach), np.asarray(outputs)
 
 
-def words(split: Split, x: dict[str, np.ndarray]) -> str:
-    """The text of a sequence, what is padding left out."""
-    tokens, mask = np.asarray(x["tokens"]), np.asarray(x["mask"])
-    marked = np.flatnonzero(mask > 0)
-    return _tokenizer(split).decode(tokens[: marked[-1] + 1 if len(marked) else 1].tolist())
-
-
 def continuations(
     split: Split, task: Task, networks: dict[str, Params], prompt: str, count: int = 40
 ) -> dict[str, str]:
     """What each network says after a prompt, its likeliest tokens."""
-    from ddm_jax.tasks import generate
+    from ddm_jax.tasks import make_generate
 
     check_integer("count", count)
-    encode, decode, _ = _tokenizer(split)
+    encode, decode, _ = tokenizer_of(split)
     tokens, context = encode(prompt), split.test.x["tokens"].shape[1]
     if not tokens:
         raise ValueError("the prompt is empty; give some text")
-    return {
-        name: decode(generate(task, params, tokens, count, context=context))
-        for name, params in networks.items()
-    }
-
-
-def _tokenizer(split: Split) -> Tokenizer:
-    """The tokenizer of documents.
-
-    Raises:
-        ValueError: where the data have none.
-    """
-    if split.tokenizer is None:
-        raise ValueError(f"{split.name} has no tokenizer, by which tokens are texts")
-    return split.tokenizer
+    say = make_generate(task, count, context=context)
+    return {name: decode(say(params, tokens)) for name, params in networks.items()}

@@ -20,7 +20,7 @@ from ddm_jax import checkpoints, files, tuning
 from ddm_jax.distill import Loop, straight_through
 from ddm_jax.estimators.ddm import distilled_run
 from ddm_jax.judge.program import program_digest, text_digest
-from ddm_jax.run import choosing, jobs, settings
+from ddm_jax.run import choosing, jobs, settings, settings_file
 from ddm_jax.run import estimate as estimating
 from ddm_jax.run.jobs import Job, Results
 from ddm_jax.run.plan import Plan, check_distillation_fits, make_plan, plan_with
@@ -113,7 +113,7 @@ def run_stage(
         plan = plan_with(new, given)
         if name not in ("target", "groups"):
             check_distillation_fits(plan)
-        settings.save(new, workdir / CONFIG)
+        settings_file.save(new, workdir / CONFIG)
         place = _place(workdir, _stage(name))
         for done in (place, place.with_name(f"{place.name}.partial")):
             checkpoints.remove(done)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 if TYPE_CHECKING:
-    from ddm_jax.data import Split
+    from ddm_jax.data.split import Split, Tokenizer
 
 LINES, LETTERS, WIDTH = 5, 100, 26
 FEW = 15  # numbers that are all shown
@@ -24,10 +24,8 @@ def describe(split: Split, x: Any, original: Any = None) -> str:
         x: the example as the network sees it, [...], or a pytree of such.
         original: what it was, a row of a DataFrame or a text; None of a synthetic item.
     """
-    if split.tokenizer is not None:
-        tokens, mask = np.asarray(x["tokens"]), np.asarray(x["mask"])
-        end = np.flatnonzero(mask > 0)[-1] + 1 if (mask > 0).any() else 1
-        original = split.tokenizer.decode(tokens[:end].tolist()) if original is None else original
+    if split.tokenizer is not None and original is None:
+        original = text_of(split, x)
     if split.kind == "other":
         return "\n".join(_parts(x))
     if split.kind != "language":
@@ -47,6 +45,24 @@ def describe(split: Split, x: Any, original: Any = None) -> str:
         return "\n".join(textwrap.wrap(told, WIDTH))
     shape = " x ".join(map(str, values.shape))
     return f"{shape}\nmean {values.mean():.3g}\n{values.min():.3g} to {values.max():.3g}"
+
+
+def tokenizer_of(split: Split) -> Tokenizer:
+    """The tokenizer of documents.
+
+    Raises:
+        ValueError: where the data have none.
+    """
+    if split.tokenizer is None:
+        raise ValueError(f"{split.name} has no tokenizer, by which tokens are texts")
+    return split.tokenizer
+
+
+def text_of(split: Split, x: dict[str, np.ndarray]) -> str:
+    """The text of a sequence, what is padding left out."""
+    tokens, mask = np.asarray(x["tokens"]), np.asarray(x["mask"])
+    marked = np.flatnonzero(mask > 0)
+    return tokenizer_of(split).decode(tokens[: marked[-1] + 1 if len(marked) else 1].tolist())
 
 
 def _parts(x: Any) -> list[str]:

@@ -25,7 +25,7 @@ import numpy as np
 import ddm_jax
 from ddm_jax import checkpoints, files
 from ddm_jax.distill import Step
-from ddm_jax.run import settings
+from ddm_jax.run import settings, settings_file
 from ddm_jax.run.settings import Config
 
 CONFIG, LOCK, ANSWERS = "config.json", "lock", "answers"
@@ -115,7 +115,7 @@ def open_workdir(workdir: Path, config: Config) -> None:
     """
     path = workdir / CONFIG
     if path.exists():
-        changed = settings.differences(settings.load(path), config)
+        changed = settings.differences(settings_file.load(path), config)
         # Data may be moved; what they are is part of what every stage was made with. The truth
         # store knows itself what it was made with.
         changed = [c for c in changed if not c.startswith(("data.data_dir ", "truth."))]
@@ -137,7 +137,7 @@ def open_workdir(workdir: Path, config: Config) -> None:
                 f"{'workdir' if of_study else '--workdir'}{mend}"
             )
         return
-    settings.save(config, path)
+    settings_file.save(config, path)
 
 
 def read_config(workdir: Path) -> Config:
@@ -148,7 +148,7 @@ def read_config(workdir: Path) -> Config:
     """
     if not (workdir / CONFIG).exists():
         raise ValueError(f"{workdir} holds no run; start one with `ddm run --workdir {workdir}`")
-    return settings.load(workdir / CONFIG)
+    return settings_file.load(workdir / CONFIG)
 
 
 def stale(path: Path, made: Made) -> list[str] | None:

@@ -1,7 +1,7 @@
 """A model becomes a `Task`."""
 
 from ddm_jax.tasks.freeze import freeze, merge
-from ddm_jax.tasks.generate import generate
+from ddm_jax.tasks.generate import make_generate
 from ddm_jax.tasks.language import completions, each_token, language, sequences
 from ddm_jax.tasks.makers import classification, multilabel, regression
 
@@ -10,8 +10,8 @@ __all__ = [
     "completions",
     "each_token",
     "freeze",
-    "generate",
     "language",
+    "make_generate",
     "merge",
     "multilabel",
     "regression",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,71 +10,61 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddm_jax.checks import check_integer, check_number
+from ddm_jax.compute.compiled import compiled
 from ddm_jax.types import Array, Params, Task
 
 
-def generate(
-    task: Task,
-    params: Params,
-    prompt: Sequence[int],
-    count: int,
-    *,
-    context: int,
-    temperature: float = 0.0,
-    key: Array | None = None,
-) -> list[int]:
-    """The `count` tokens that a network says after a prompt, the likeliest or drawn.
+def make_generate(
+    task: Task, count: int, *, context: int, temperature: float = 0.0
+) -> Callable[..., list[int]]:
+    """Make `say(params, prompt, key=None) -> count tokens`: what a network says after a prompt.
 
-    It sees at most the last `context` tokens. It traces whole: two networks of one shape share the
-    compiled program where `jax.jit` is around it.
+    It sees at most the last `context` tokens, and is compiled once for all networks and prompts.
+
+        say = tasks.make_generate(task, 20, context=64)
+        split.tokenizer.decode(say(study.forget(["one.txt"]), split.tokenizer.encode("Once")))
 
     Args:
         task: as `tasks.language` makes it.
-        params: of any network of it, such as `Study.forget` returns.
-        temperature: 0 takes the likeliest token; else tokens are drawn with logits divided by it.
-        key: of the draws; needed for a temperature above zero.
+        temperature: 0 takes the likeliest token; else tokens are drawn with logits divided by it,
+            and each call needs a key.
 
     Raises:
-        ValueError: for a task that is no language model's, an empty prompt, or no key to draw with.
+        ValueError: for a task that is no language model's, or numbers out of range; when it is
+            called, for an empty prompt, or no key to draw with.
     """
     check_integer("count", count)
     check_integer("context", context, 2)
     check_number("temperature", temperature, least=0)
-    if not len(prompt):
-        raise ValueError("the prompt is empty; give at least one token")
-    if temperature and key is None:
-        raise ValueError(f"temperature={temperature} draws tokens; pass a key")
-    start = np.zeros(context, np.int32)
-    kept = np.asarray(prompt, np.int32)[-context:]
-    start[: len(kept)] = kept
-    said = _loop(task, count, bool(temperature))(
-        params, jnp.asarray(start), len(kept), temperature or 1.0, key
-    )
-    return [int(token) for token in said]
-
-
-def _loop(task: Task, count: int, draws: bool) -> Any:
-    """`(params, tokens [L], filled, temperature, key) -> the next tokens [count]`."""
-    apply = task.apply
-    if apply is None:
+    if task.apply is None:
         raise ValueError("this task has no logits; make it with tasks.language")
+    apply = task.apply
 
-    @jax.jit
-    def run(params: Params, tokens: Array, filled: Any, temperature: Any, key: Any) -> Array:
+    @compiled
+    def run(params: Params, tokens: Array, filled: Array, key: Array) -> Array:
         def step(carry: tuple[Array, Array], turn: Array) -> tuple[tuple[Array, Array], Array]:
             tokens, filled = carry
-            x = {"tokens": tokens[None], "mask": jnp.ones((1, len(tokens)))}
+            x = {"tokens": tokens[None], "mask": jnp.ones((1, context))}
             logits = apply(params, x)[0, filled - 1]
-            if draws:
+            if temperature:
                 token = jax.random.categorical(jax.random.fold_in(key, turn), logits / temperature)
             else:
                 token = logits.argmax()
-            full = filled == len(tokens)
+            full, token = filled == context, token.astype(tokens.dtype)
             tokens = jnp.where(full, jnp.roll(tokens, -1), tokens)
             filled = jnp.where(full, filled, filled + 1)
-            token = token.astype(tokens.dtype)
             return (tokens.at[filled - 1].set(token), filled), token
 
-        return jax.lax.scan(step, (tokens, jnp.asarray(filled)), jnp.arange(count))[1]
+        return jax.lax.scan(step, (tokens, filled), jnp.arange(count))[1]
 
-    return run
+    def say(params: Params, prompt: Sequence[int], key: Any = None) -> list[int]:
+        if not len(prompt):
+            raise ValueError("the prompt is empty; give at least one token")
+        if temperature and key is None:
+            raise ValueError(f"temperature={temperature} draws tokens; pass a key")
+        kept = np.asarray(prompt, np.int32)[-context:]
+        start = np.pad(kept, (0, context - len(kept)))
+        key = jax.random.key(0) if key is None else key
+        return [int(token) for token in run(params, start, np.int32(len(kept)), key)]
+
+    return say
