@@ -243,12 +243,19 @@ class Begin(NamedTuple):
     rate: Array | None  # stable without momentum; None where a rate is given
 
 
+def rate_of(chosen: Settled, begin: Begin) -> Array | float | None:
+    """The rate that is given, or what was found times what is asked for."""
+    if begin.rate is None:
+        return chosen.learning_rate
+    return chosen.rate_factor * begin.rate * with_momentum(chosen.momentum)
+
+
 def make_begin(chosen: Settled, parts: Parts) -> Callable[..., Begin]:
     """Make `begin(params, synset, weight_decay, second_moments, decoupled_decay, trained)`.
 
     As of `make_counterfactual`; it costs some power iterations, and Lanczos' of deflated steps.
     """
-    taken_of, rate_of = parts.taken(chosen.optimizer), parts.rate(chosen.batch)
+    taken_of, stable_of = parts.taken(chosen.optimizer), parts.rate(chosen.batch)
 
     def begin(
         params: Params,
@@ -261,7 +268,7 @@ def make_begin(chosen: Settled, parts: Parts) -> Callable[..., Begin]:
         check_moments(chosen.optimizer, second_moments)
         taken = taken_of(params, synset, weight_decay, second_moments, decoupled_decay)
         given = chosen.learning_rate is not None
-        return Begin(taken, None if given else rate_of(params, synset, taken, trained))
+        return Begin(taken, None if given else stable_of(params, synset, taken, trained))
 
     return begin
 
@@ -311,10 +318,8 @@ def make_counterfactual(
         masks = check_masks(masks, len(synset.share), background=there)
         if begin is None:
             begin = begin_of(params, synset, weight_decay, second_moments, decoupled_decay, trained)
-        rate: Any = chosen.learning_rate
-        if begin.rate is not None:
-            rate = chosen.rate_factor * begin.rate * with_momentum(chosen.momentum)
-        return updated(masks, pace_of(chosen, rate), begin.taken, params, synset, query)
+        pace = pace_of(chosen, rate_of(chosen, begin))
+        return updated(masks, pace, begin.taken, params, synset, query)
 
     return counterfactual
 

@@ -7,13 +7,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
 from ddm_jax.gradients import flatten, hessian_products, unflatten
 from ddm_jax.items import items_of
 from ddm_jax.matching import at_least_float32
-from ddm_jax.synset import background_share, batches_of, deal, item_weights, take_batch
+from ddm_jax.synset import (
+    background_share,
+    batch_size,
+    batches_of,
+    deal,
+    item_weights,
+    take_batch,
+)
 from ddm_jax.types import Array, Batch, Params, Synset, Task, length
 
 RANK = 40  # directions of a deflation
@@ -21,6 +29,7 @@ LANCZOS = 80  # iterations that find them
 MOST_BYTES = 2**30  # that they may take
 CURVATURE_ITEMS = 1000  # whose curvature it is
 MOST_BATCHES = 16  # whose sharpest curvature is looked for
+ITERATIONS, LATER = 20, 5  # power iterations on the first of them, and on each other
 FLOOR = 0.3  # of the root of the mean squared gradient, see `adaptive_scale`
 
 
@@ -55,17 +64,17 @@ def stable_rate(
     batch: int | None = None,
     preconditioner: Preconditioner | None = None,
     decoupled: Array | float = 0.0,
-    iterations: int = 20,
+    iterations: int = ITERATIONS,
 ) -> Array:
     """Half of the highest stable learning rate of Nesterov SGD on the whole synset.
 
     Where the sharpest curvature is `lambda`, the method is stable up to `(2 + 2 m) /
     ((1 + 2 m) lambda)` for the momentum m (Cohen et al., "Gradient descent on neural networks
     typically occurs at the edge of stability", 2021, arXiv 2103.00065, eq. 1). `lambda` is the
-    largest eigenvalue of the Hessian of the synset's objective at `params`, by power iteration,
-    at the cost of about one counterfactual; where a step takes a `batch` of the items, that of the
-    sharpest of MOST_BATCHES at most. Half leaves room for masks whose objective is sharper; a
-    rate a few times lower leaves the answer unfinished after the same steps.
+    largest eigenvalue of the Hessian of the synset's objective at `params`, by so many power
+    `iterations`; where a step takes a `batch` of the items, that of the sharpest of MOST_BATCHES
+    at most, LATER iterations on each but the first. Half leaves room for masks whose objective is
+    sharper; a rate a few times lower leaves the answer unfinished after the same steps.
 
     With a `preconditioner` and a `decoupled` decay (`precondition`) it is the rate of the steps
     that are multiplied so.
@@ -83,24 +92,37 @@ def stable_rate(
         curved = hessian_products(task, params, *batch_and_mass, along) + weight_decay * along
         return jax.vmap(root)(curved)
 
-    def sharpness(batch_and_mass: tuple[Batch, Array]) -> Array:
-        def step(carry, _):
-            vector, _ = carry
-            (curved,) = curve(batch_and_mass, vector[None])
-            size = jnp.linalg.norm(curved)
-            return (curved / jnp.maximum(size, 1e-12), size), None
-
-        carry = (start / jnp.linalg.norm(start), jnp.zeros((), start.dtype))
-        return lax.scan(step, carry, length=iterations)[0][1]
-
     examples, weights = items_of(task).batch(synset.items), item_weights(synset, factor, own)
     turns = batches_of(length(examples), batch)
     rows = deal(synset, batch, min(turns, MOST_BATCHES))
-    of_rows = lambda each: sharpness(take_batch(examples, weights, each, turns))  # noqa: E731
-    sharpest = jnp.max(lax.map(of_rows, rows))
+    # The sharpest direction of one batch is nearly that of the next, which begins from it; and
+    # from all directions a little, or it would not find one that the others are flat along.
+    later = min(LATER, iterations)
+    place = np.repeat(np.arange(len(rows)), [iterations] + [later] * (len(rows) - 1))
+    start = start / jnp.linalg.norm(start)
+
+    def step(vector: Array, each: tuple[Array, Array]) -> tuple[Array, Array]:
+        row, fresh = each
+        vector = vector + fresh * start
+        vector = vector / jnp.maximum(jnp.linalg.norm(vector), 1e-12)
+        (curved,) = curve(take_batch(examples, weights, row, turns), vector[None])
+        size = jnp.linalg.norm(curved)
+        return curved / jnp.maximum(size, 1e-12), size
+
+    fresh = np.diff(place, prepend=-1) > 0
+    ends = np.flatnonzero(np.diff(place, append=-1))
+    begin = jnp.zeros_like(start)
+    _, sizes = lax.scan(step, begin, (rows[place], jnp.asarray(fresh, start.dtype)))
+    sharpest = jnp.max(sizes[ends])
     return with_momentum(momentum) / jnp.maximum(
         sharpest + (weight_decay if root is None else decoupled), 1e-3
     )
+
+
+def products_of_rate(items: int, batch: int | None) -> int:
+    """How many products of an item's Hessian `stable_rate` takes."""
+    batches = min(batches_of(items, batch), MOST_BATCHES)
+    return (ITERATIONS + LATER * (batches - 1)) * batch_size(items, batch)
 
 
 def adaptive_scale(second_moments: Params) -> Scale:

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 
 from ddm_jax import metrics
 from ddm_jax.checks import check_integer, check_number, settings
-from ddm_jax.estimators.ddm import DDMState, make_outputs, on_all_data
+from ddm_jax.estimators.ddm import DDMState, make_outputs, on_all_data, with_rate
 from ddm_jax.masks import check_masks
 from ddm_jax.online import Begin, make_parts
 from ddm_jax.rates import CURVATURE_ITEMS, LANCZOS, deflation_rank
@@ -107,7 +107,7 @@ class Tried(NamedTuple):
 class Tuned(NamedTuple):
     """What was chosen, and what it was chosen from."""
 
-    update: UpdateSettings  # at `share`, or at less of it where that is better
+    update: UpdateSettings  # at `share`, or at less of it where that is better, with its rate
     pool: Pool
     state: DDMState  # what the updates go with: the items of its synset are those of the pool
     tried: tuple[Tried, ...]  # each recipe, on all subsets or, where it fell out, the first FIRST
@@ -264,7 +264,8 @@ def tune(
         outputs = make_outputs(task, update, parts, known[pool])
         found = np.asarray(outputs(of, chosen, query))
         seconds = float("nan")
-        if timed:  # once more, without what was compiled, and with what a question finds anew
+        if timed:  # once more, without what was compiled, as a question goes
+            update = with_rate(update, known[pool])
             outputs = make_outputs(task, update, parts)
             begin = time.perf_counter()
             jax.block_until_ready(outputs(of, chosen, query))
@@ -340,7 +341,8 @@ def describe(update: UpdateSettings, pool: Pool = "synset") -> str:
     chosen = settled(update)
     rate = f"{chosen.rate_factor:g} times the stable rate"
     if chosen.learning_rate is not None:
-        rate = f"rate {chosen.learning_rate:g}"
+        found = "" if update.rate_factor is None else f", {rate}"
+        rate = f"rate {chosen.learning_rate:.4g}{found}"
     return (
         f"{chosen.optimizer or 'sgd'}, {chosen.steps} steps of {chosen.batch} {items}, {rate}, "
         f"{chosen.schedule}, momentum {chosen.momentum:g}, rewound by {chosen.rewind:g}"

@@ -74,6 +74,16 @@ def test_what_is_chosen_costs_more_than_what_is_given(plan, monkeypatch):
 
 
 @pytest.mark.slow
+def test_looking_for_the_rate_counts(monkeypatch):
+    monkeypatch.setattr(estimate, "_seconds_a_step", lambda plan, rows: 1.0)
+    open_, given, adam = (
+        estimate.estimate(make_plan(tiny_config(*TUNED, *changes))).seconds["tuning"]
+        for changes in ((), ("online.learning_rate=0.1",), ("train.optimizer=adam",))
+    )
+    assert given < open_ < adam
+
+
+@pytest.mark.slow
 def test_the_disk_holds_what_it_will_hold(found, finished):  # noqa: F811
     kept = sum(file.stat().st_size for file in finished.rglob("*"))
     assert kept / 3 < found.disk < 3 * kept

@@ -509,6 +509,14 @@ def test_the_stable_rate_is_that_of_the_sharpest_batch():
     np.testing.assert_allclose([whole, some], [1 / 5.0, 1 / 8.0], rtol=1e-3)
 
 
+def test_the_sharpest_batch_is_found_across_what_came_before():
+    # Each batch is curved along a direction of its own, along which all others are flat.
+    items = ddm.Batch(jnp.diag(jnp.array([1.0, 5.0, 3.0])), jnp.zeros((3, 2)))
+    synset = ddm.Synset(items, jnp.zeros(3, jnp.int32), jnp.full(3, 1 / 3), jnp.array([1.0]))
+    rate = stable_rate(parabola(), jnp.ones(3), synset, momentum=0.0, batch=1)
+    np.testing.assert_allclose(rate, 1 / 25.0, rtol=1e-3)
+
+
 @pytest.mark.slow
 def test_not_every_batch_of_many_is_looked_at(monkeypatch):
     items = ddm.Batch(jnp.eye(3)[:1] * jnp.arange(1.0, 6.0)[:, None], jnp.zeros((5, 2)))

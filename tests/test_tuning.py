@@ -12,7 +12,7 @@ import pytest
 from small_problem import DISTILL, GROUPS, TRAIN, small_problem, split, task
 
 import ddm_jax as ddm
-from ddm_jax import metrics, tuning
+from ddm_jax import metrics, online, tuning
 from ddm_jax.estimators.ddm import on_all_data
 from ddm_jax.estimators.retraining import retrained_outputs
 from ddm_jax.judge.problem import retraining_of, trainer_of
@@ -79,7 +79,8 @@ def test_the_chosen_recipe_is_the_best_of_those_tried_on_all_subsets(
     worse = [(tried.update.optimizer == "deflated") + (tried.pool == "data") for tried in last]
     value = np.asarray(measured) - tuning.MARGIN * np.asarray(worse)
     best = last[int(np.argmax(value))]
-    assert (found.update, found.pool) == (best.update, best.pool)
+    without = dataclasses.replace(found.update, learning_rate=None)
+    assert (without, found.pool) == (best.update, best.pool)
     pool = {"synset": length(state.synset.items), "data": 120}[best.pool]
     assert length(found.state.synset.items) == pool
     assert found.other is not None
@@ -89,6 +90,22 @@ def test_the_chosen_recipe_is_the_best_of_those_tried_on_all_subsets(
         (found.other.update.optimizer == "deflated") + (found.other.pool == "data")
     )
     assert found.other.agreement - penalty == pytest.approx(max(rest), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_the_rate_that_was_found_is_not_looked_for_again(problem, tuned, monkeypatch):
+    found, _ = tuned
+    assert all(each.update.learning_rate > 0 for each in (*found.costs, found.other))
+    assert all(each.update.learning_rate is None for each in found.tried)
+    masks = np.eye(10, dtype=np.float32)
+    open_again = dataclasses.replace(found.update, learning_rate=None)
+    wanted = ddm.make_ddm(problem.task, None, open_again).outputs(found.state, masks, split().test)
+    monkeypatch.setattr(online, "stable_rate", None)
+    outputs = ddm.make_ddm(problem.task, None, found.update).outputs
+    np.testing.assert_array_equal(outputs(found.state, masks, split().test), wanted)
+    assert f"rate {found.update.learning_rate:.4g}, {found.update.rate_factor:g} times" in (
+        tuning.describe(found.update)
+    )
 
 
 @pytest.mark.slow

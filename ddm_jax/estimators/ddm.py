@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from ddm_jax.online import (
     make_begin,
     make_counterfactual,
     make_parts,
+    rate_of,
     trajectory_point,
 )
 from ddm_jax.optimizers import decoupled_decay
@@ -39,7 +41,7 @@ from ddm_jax.types import (
     TrainRun,
     length,
 )
-from ddm_jax.updates import UpdateSettings, settled
+from ddm_jax.updates import Settled, UpdateSettings, settled
 
 
 class DistillInfo(NamedTuple):
@@ -135,7 +137,7 @@ def make_outputs(
     """
     chosen = settled(update)
     rewind, parts = chosen.rewind, make_parts(task) if parts is None else parts
-    place = (chosen.optimizer, chosen.batch, rewind, chosen.learning_rate is None)
+    place = _place(chosen)
     begin_of = make_begin(chosen, parts)
     counterfactual = make_counterfactual(task, update, parts)
 
@@ -152,6 +154,23 @@ def make_outputs(
         return counterfactual(start, state.synset, masks, query, begin=begin)
 
     return outputs
+
+
+def with_rate(update: UpdateSettings, known: dict[Any, Begin]) -> UpdateSettings:
+    """The updates at the rate that they went at, which answers then need not look for again.
+
+    `known` is what `make_outputs` found for these updates. Where nothing is stable there is no
+    such rate, and they stay as they are.
+    """
+    chosen = settled(update)
+    rate: Any = rate_of(chosen, known[_place(chosen)])
+    found = 0 < float(rate) < np.inf
+    return dataclasses.replace(update, learning_rate=float(rate)) if found else update
+
+
+def _place(chosen: Settled) -> tuple[Any, ...]:
+    """What decides what updates find where they begin."""
+    return chosen.optimizer, chosen.batch, chosen.rewind, chosen.learning_rate is None
 
 
 def distilled_run(run: TrainRun, synset: Synset, info: DistillInfo) -> DDMState:

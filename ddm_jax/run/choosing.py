@@ -71,16 +71,14 @@ def tune_updates(job: Job, loop: Loop) -> dict[str, Any]:
     kept = like_tuning(job)
     finalists = len({pool for pool, _ in choices}) * tuning.FINALISTS
     for number, tried in enumerate(tuned.tried):
-        place = choices.index((tried.pool, _recipe(tried.update)))
+        place = choices.index((tried.pool, _recipe(tried.update, config)))
         kept["agreement"][place] = tried.agreement
         kept["finalist"][place] = number < finalists
-    kept["chosen"] = np.int32(choices.index((tuned.pool, _recipe(tuned.update))))
-    told = [(each.agreement, each.seconds) for each in tuned.costs]
-    kept["costs"] = np.asarray(told, np.float32)
-    if tuned.other is not None:
-        kept["other"] = np.int32(choices.index((tuned.other.pool, _recipe(tuned.other.update))))
-        beside = tuned.other.agreement, tuned.other.seconds
-        kept["other_told"] = np.asarray(beside, np.float32)
+    kept["chosen"] = np.int32(choices.index((tuned.pool, _recipe(tuned.update, config))))
+    kept["costs"] = np.asarray([_told(each) for each in tuned.costs], np.float32)
+    if (other := tuned.other) is not None:
+        kept["other"] = np.int32(choices.index((other.pool, _recipe(other.update, config))))
+        kept["other_told"] = np.asarray(_told(other), np.float32)
     for place, rival in enumerate(rivals):
         kept["rivals"][place] = rival.agreement, rival.seconds
     return kept
@@ -97,9 +95,9 @@ def like_tuning(job: Job) -> dict[str, Any]:
         "agreement": np.full(count, np.nan, np.float32),
         "finalist": np.zeros(count, np.int8),
         "chosen": np.int32(0),
-        "costs": np.zeros((costs if chosen else 1, 2), np.float32),
+        "costs": np.zeros((costs if chosen else 1, 3), np.float32),
         "other": np.int32(-1),
-        "other_told": np.full(2, np.nan, np.float32),
+        "other_told": np.full(3, np.nan, np.float32),
         "rivals": np.zeros((max(len(epochs), 1), 2), np.float32),
     }
 
@@ -113,18 +111,22 @@ def tuning_of(job: Job, kept: dict[str, Any]) -> Tuning:
     gradients, share = _retraining_gradients(job), config.tune.share
     choices = _choices(job)
 
-    def tried(place: Any, share: float, agreement: Any, seconds: Any = np.nan) -> Tried:
+    def tried(
+        place: Any, share: float, agreement: Any, seconds: Any = np.nan, rate: Any = np.nan
+    ) -> Tried:
         pool, recipe = choices[int(place)]
         items = _items(job, pool)
         update = tuning.at_share(recipe, fixed, share, gradients, items)
         cost = tuning.example_gradients(update, items) / gradients
+        if np.isfinite(rate):
+            update = dataclasses.replace(update, learning_rate=float(rate))
         return Tried(update, pool, cost, float(agreement), float(seconds))
 
     costs = tuple(
         tried(kept["chosen"], each, *told)
         for each, told in zip(tuning.shares(fixed, share), np.asarray(kept["costs"]), strict=True)
     )
-    chosen = tried(kept["chosen"], tuning.shares(fixed, share)[_cost(kept, config)], np.nan)
+    chosen = costs[_cost(kept, config)]
     opened = checking.open_truth(plan, plan.tune, job.workdir / "tuning", job.results.groups)
     found = read_truth(plan.tune, opened)
     # As the others are judged: against the mean of all seeds, of which it is none.
@@ -201,7 +203,7 @@ def _choices(job: Job) -> list[tuple[Pool, UpdateSettings]]:
     config, gradients = job.plan.config, _retraining_gradients(job)
     share = min(config.tune.share, tuning.FIRST_SHARE)
     return [
-        (pool, _recipe(update))
+        (pool, _recipe(update, job.plan.config))
         for pool in _pools(job)
         for update in tuning.recipes(
             _fixed(config), job.results.synset, _items(job, pool), gradients, share
@@ -209,5 +211,13 @@ def _choices(job: Job) -> list[tuple[Pool, UpdateSettings]]:
     ]
 
 
-def _recipe(update: UpdateSettings) -> UpdateSettings:
-    return dataclasses.replace(update, steps=None, batch=None)
+def _recipe(update: UpdateSettings, config: Config) -> UpdateSettings:
+    """Updates without the cost, nor the rate that was found for it."""
+    rate = config.online.learning_rate
+    return dataclasses.replace(update, steps=None, batch=None, learning_rate=rate)
+
+
+def _told(tried: Tried) -> tuple[float, float, float]:
+    """Agreement, seconds and rate; NaN where none was found."""
+    rate = tried.update.learning_rate
+    return tried.agreement, tried.seconds, np.nan if rate is None else rate

@@ -19,6 +19,7 @@ from ddm_jax.compute.memory import bytes_of, device_memory
 from ddm_jax.judge.flops import count_flops
 from ddm_jax.judge.rivals import EPOCHS
 from ddm_jax.matching import PRECISIONS, trajectory_indices
+from ddm_jax.rates import products_of_rate
 from ddm_jax.run.plan import Plan, count_groups
 from ddm_jax.synset import SKETCH_POINTS
 from ddm_jax.types import length
@@ -90,6 +91,9 @@ def estimate(plan: Plan) -> Estimate:
         "attribution": share * (1 + groups),
         "check": share * (1 + config.check.subsets),
     }
+    if plan.tune is not None:
+        pools = (items, points) if config.tune.real_data else (items,)
+        answers["tuning"] += sum(_rates(plan, each) for each in pools) / (steps * batch)
     seconds = {
         "target": training,
         "synset": example * (points * sketched + matching / jax.device_count()),
@@ -147,6 +151,21 @@ def _answers_of_tuning(plan: Plan, share: float) -> float:
     epochs = plan.config.train.epochs
     short = 2 * tune.subsets * sum(each / epochs for each in EPOCHS if each < epochs)
     return first + last + told + short
+
+
+def _rates(plan: Plan, items: int) -> float:
+    """How many example gradients the stable rates take that recipes of a pool go at."""
+    online = plan.config.online
+    if online.learning_rate is not None:
+        return 0.0
+    rewinds = {each["rewind"] for each in tuning.STEPS_ALIKE}
+    rewinds = rewinds if online.rewind is None else {online.rewind}
+    found = sum(2 if rewind else 1 for rewind in rewinds)  # where they start, and at the end
+    weights = jnp.ones(length(plan.split.train))
+    run = jax.eval_shape(plan.trainer.train, jax.random.key(0), plan.split.train, weights)
+    kinds = 2 if run.second_moments is not None and online.optimizer is None else 1
+    products = products_of_rate(items, online.batch or tuning.BATCH["sgd"])
+    return kinds * found * products * tuning.CURVATURE_COST
 
 
 def _outputs(plan: Plan) -> int:
