@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import ddm_jax
+from ddm_jax.data.preparation import prepare
+from ddm_jax.data.split import Preparation
 from ddm_jax.estimators.ddm import DDMState, make_outputs, undistilled
 from ddm_jax.files import DamagedFileError, read_any_arrays, write_arrays
 from ddm_jax.items import items_of
@@ -56,6 +58,22 @@ class Card(NamedTuple):
             for name, value in self.told.get("agreement", {}).items()
         ]
         return f"Card({'; '.join(said)})"
+
+    def queries(self, examples: Any, labels: Any = None) -> Batch:
+        """New examples as the network takes them, prepared as the training data were.
+
+        As `data.prepare`: rows of a table, images, texts or arrays, with names of their classes.
+
+        Raises:
+            ValueError: for a card of data that came as numbers, or as `data.prepare`.
+        """
+        told = self.told.get("preparation")
+        if told is None:
+            raise ValueError(
+                "this card's data came as a network takes them, and so do its queries: pass a "
+                "ddm.Batch of arrays"
+            )
+        return prepare(Preparation(**told), examples, labels)
 
 
 class WhatIf(NamedTuple):

@@ -215,6 +215,16 @@ def test_a_run_becomes_a_card(finished, tmp_path):  # noqa: F811
     )
     assert read.intervals is not None
     assert len(read.told["agreement"]) == 3
+    split = run.plan.split
+    names = [split.classes[place] for place in np.argmax(split.test.y, 1)]
+    queries = read.queries(split.pixels(split.test.x), names)
+    for one, two in zip(queries, split.test, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_card_of_numbers_has_no_queries_of_its_own(card):
+    with pytest.raises(ValueError, match="pass a ddm.Batch of arrays"):
+        card.queries(np.zeros((2, 2)))
 
 
 def test_a_run_that_takes_the_data_has_the_card_of_its_synset(finished):  # noqa: F811

@@ -17,6 +17,7 @@ from ddm_jax.data.examples import Reading, some_of
 from ddm_jax.data.groups import read_groups
 from ddm_jax.data.language import CORPUS, documents, some_of_documents
 from ddm_jax.data.own import is_own, own_source
+from ddm_jax.data.preparation import preparation_of, prepare
 from ddm_jax.data.split import (
     Source,
     Split,
@@ -32,7 +33,16 @@ LARGEST = 1e30  # of a number; squares of larger ones are beyond single precisio
 LANGUAGE, CONTEXT = "language", 64  # the corpus, and its tokens of a sequence
 SMALL_RANGE = 0.25  # of pixels, as of 12 or 14 bits in files of 16
 
-__all__ = ["Split", "as_computed", "documents", "given_split", "is_own", "load", "make_batch"]
+__all__ = [
+    "Split",
+    "as_computed",
+    "documents",
+    "given_split",
+    "is_own",
+    "load",
+    "make_batch",
+    "prepare",
+]
 
 
 def load(
@@ -229,7 +239,8 @@ def load(
         told=told,
         targets=source.targets,
     )
-    return standardise_targets(found) if found.targets == "any" else found
+    found = standardise_targets(found) if found.targets == "any" else found
+    return found._replace(preparation=preparation_of(found, source.fill))
 
 
 def _listed(names: Any) -> Sequence[Any]:

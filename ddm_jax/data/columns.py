@@ -163,6 +163,7 @@ class Encoded(NamedTuple):
     scale: np.ndarray  # [D]
     features: tuple[tuple[str, str | None], ...]  # D columns, and of which category
     told: tuple[str, ...]
+    fill: np.ndarray  # [D] what missing numbers became; NaN where none were
 
 
 def encode(columns: list[Column], rows: np.ndarray, where: str) -> Encoded:
@@ -177,8 +178,9 @@ def encode(columns: list[Column], rows: np.ndarray, where: str) -> Encoded:
     kinds = ("number", "boolean", "category", "constant", "missing")
     said: dict[str, list[str]] = {kind: [] for kind in kinds}
     filled: list[str] = []
+    fill: list[float] = []
     for column in columns:
-        values, name = column.values, column.name
+        values, name, middle = column.values, column.name, np.nan
         if column.missing[rows].all():
             said["missing"].append(name)
             continue
@@ -192,7 +194,8 @@ def encode(columns: list[Column], rows: np.ndarray, where: str) -> Encoded:
             values = values.astype(np.float64)
             if column.missing.any():
                 there = rows[~column.missing[rows]]
-                values = np.where(column.missing, np.median(values[there]), values)
+                middle = float(np.median(values[there]))
+                values = np.where(column.missing, middle, values)
             known, named, note = np.unique(values[rows]), [(name, None)], name
             found = values[:, None]
         if len(known) < 2:
@@ -203,6 +206,7 @@ def encode(columns: list[Column], rows: np.ndarray, where: str) -> Encoded:
         said[column.kind].append(note)
         parts.append(found)
         features += named
+        fill += [middle] * len(named)
         standard += [column.kind == "number"] * len(named)
     if not parts:
         raise ValueError(f"{where}: all rows are equal; no column is left that tells them apart")
@@ -220,7 +224,7 @@ def encode(columns: list[Column], rows: np.ndarray, where: str) -> Encoded:
     }
     told = [f"  {words[kind]}: {_listed(names)}" for kind, names in said.items() if names]
     told += [f"  missing values filled: {_listed(filled)}"] if filled else []
-    return Encoded(x, offset, scale, tuple(features), tuple(told))
+    return Encoded(x, offset, scale, tuple(features), tuple(told), np.asarray(fill))
 
 
 def _listed(names: list[str]) -> str:

@@ -29,6 +29,7 @@ class Fitted(NamedTuple):
     scale: np.ndarray | None = None  # [D]
     features: tuple[tuple[str, str | None], ...] = ()  # D columns or words, and of which category
     told: tuple[str, ...] = ()  # lines for the user
+    fill: np.ndarray | None = None  # [D] of a table: what was missing became; NaN: nothing was
 
 
 class Examples(NamedTuple):

@@ -20,6 +20,21 @@ class Tokenizer(NamedTuple):
     vocabulary: int  # V
 
 
+class Preparation(NamedTuple):
+    """How examples become numbers, and labels targets; JSON values all."""
+
+    kind: str  # as of a `Split`
+    targets: str
+    classes: list[str]  # or labels; none where targets are numbers
+    shape: list[int]  # of an example, as the network sees it
+    columns: list[list[str | None]]  # of a table: the name of each, and of which category
+    fill: list[float | None]  # [D] what stands for a missing number, where some were missing
+    offset: list[float]  # [D]
+    scale: list[float]  # [D]
+    target_offset: list[float] | None
+    target_scale: list[float] | None
+
+
 class Split(NamedTuple):
     """A data set cut into a training and a test part.
 
@@ -49,6 +64,7 @@ class Split(NamedTuple):
     target_offset: np.ndarray | None = None
     target_scale: np.ndarray | None = None
     tokenizer: Tokenizer | None = None  # where examples are sequences of tokens
+    preparation: Preparation | None = None  # of new examples; None where they come as numbers
 
     def pixels(self, x: np.ndarray) -> np.ndarray:
         """Undo the normalisation: pixels in [0, 1]."""
@@ -244,6 +260,7 @@ class Source(NamedTuple):
     originals: Any = None  # the same: a DataFrame, or texts
     told: tuple[str, ...] = ()
     targets: str = "distribution"
+    fill: np.ndarray | None = None  # [D] of a table: what was missing became; NaN: nothing was
 
 
 def make_batch(x: Any, labels: Any, num_classes: int) -> Batch:

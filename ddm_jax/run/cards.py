@@ -34,6 +34,8 @@ def card_of_run(run: Finished) -> Card:
         "objective": plan.config.online.objective,
         "lower_is_better": plan.task.lower_is_better,
     }
+    if plan.split.preparation is not None:
+        told["preparation"] = plan.split.preparation._asdict()
     intervals = None
     if check is not None:
         intervals = checking.intervals_of(check, run.groups)
