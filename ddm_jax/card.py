@@ -46,6 +46,7 @@ class Card(NamedTuple):
     names: tuple[str, ...] | None  # of the groups
     intervals: Intervals | None  # of `metrics.fit_intervals`, for these updates
     told: dict[str, Any]  # JSON values: what it says of itself
+    stable: float | None = None  # the stable rate of these updates on this state, where known
 
     def __repr__(self) -> str:
         synset = self.state.synset
@@ -91,10 +92,12 @@ def make_card(
     *,
     intervals: Intervals | None = None,
     told: dict[str, Any] | None = None,
+    stable: float | None = None,
 ) -> Card:
     """Make a card of a distilled run, `make_ddm(...).fit`, with what was chosen by `tune`.
 
-    Of the trajectory two points stay, of the distillation nothing but what it made.
+    `stable` is the rate as of `Tuned`, which no answer then looks for. Of the trajectory two points
+    stay, of the distillation nothing but what it made.
 
     Raises:
         ValueError: for another number of groups than the synset's.
@@ -114,7 +117,7 @@ def make_card(
     # Of two points the first is half of the way back.
     halfway = UpdateSettings(**{**vars(update), "rewind": 0.5 if rewind else 0.0})
     names = None if groups.names is None else tuple(map(str, groups.names))
-    return Card(kept, halfway, names, intervals, told or {})
+    return Card(kept, halfway, names, intervals, told or {}, stable)
 
 
 def save_card(
@@ -155,6 +158,7 @@ def save_card(
         "shapes": shapes,
         "types": types,
         "update": vars(card.update),
+        "stable": card.stable,
         "names": None if card.names is None else list(card.names),
         "probe": _probe(task, card.state),
         "lower_is_better": task.lower_is_better,
@@ -216,7 +220,7 @@ def load_card(path: str | Path, task: Task) -> Card:
         intervals = Intervals(slopes, float(floor), sizes, widths)
     names = None if told["names"] is None else tuple(told["names"])
     update = UpdateSettings(**told["update"])
-    card = Card(state, update, names, intervals, told["told"])
+    card = Card(state, update, names, intervals, told["told"], told.get("stable"))
     if told["lower_is_better"] != task.lower_is_better:
         raise ValueError(
             f"{path} was made where lower_is_better={told['lower_is_better']}; pass that task"
@@ -243,7 +247,7 @@ def make_what_if(task: Task, card: Card) -> Callable[[Any, Batch], WhatIf]:
     Raises:
         ValueError: (when called) for masks that do not fit the card.
     """
-    outputs = make_outputs(task, card.update)
+    outputs = make_outputs(task, card.update, stable=card.stable)
     count = len(card.state.synset.share)
 
     def what_if(masks: Any, query: Batch) -> WhatIf:

@@ -243,17 +243,11 @@ class Begin(NamedTuple):
     rate: Array | None  # stable without momentum; None where a rate is given
 
 
-def rate_of(chosen: Settled, begin: Begin) -> Array | float | None:
-    """The rate that is given, or what was found times what is asked for."""
-    if begin.rate is None:
-        return chosen.learning_rate
-    return chosen.rate_factor * begin.rate * with_momentum(chosen.momentum)
-
-
 def make_begin(chosen: Settled, parts: Parts) -> Callable[..., Begin]:
-    """Make `begin(params, synset, weight_decay, second_moments, decoupled_decay, trained)`.
+    """Make `begin(params, synset, weight_decay, moments, decoupled_decay, trained, stable=None)`.
 
     As of `make_counterfactual`; it costs some power iterations, and Lanczos' of deflated steps.
+    `stable` is the rate where it was found before, for just these.
     """
     taken_of, stable_of = parts.taken(chosen.optimizer), parts.rate(chosen.batch)
 
@@ -264,11 +258,15 @@ def make_begin(chosen: Settled, parts: Parts) -> Callable[..., Begin]:
         second_moments: Params | None,
         decoupled_decay: Any,
         trained: Params | None,
+        stable: float | None = None,
     ) -> Begin:
         check_moments(chosen.optimizer, second_moments)
         taken = taken_of(params, synset, weight_decay, second_moments, decoupled_decay)
-        given = chosen.learning_rate is not None
-        return Begin(taken, None if given else stable_of(params, synset, taken, trained))
+        if chosen.learning_rate is not None:
+            return Begin(taken, None)
+        if stable is not None:
+            return Begin(taken, jnp.asarray(stable, jnp.float32))
+        return Begin(taken, stable_of(params, synset, taken, trained))
 
     return begin
 
@@ -318,8 +316,10 @@ def make_counterfactual(
         masks = check_masks(masks, len(synset.share), background=there)
         if begin is None:
             begin = begin_of(params, synset, weight_decay, second_moments, decoupled_decay, trained)
-        pace = pace_of(chosen, rate_of(chosen, begin))
-        return updated(masks, pace, begin.taken, params, synset, query)
+        rate: Any = chosen.learning_rate
+        if begin.rate is not None:
+            rate = chosen.rate_factor * begin.rate * with_momentum(chosen.momentum)
+        return updated(masks, pace_of(chosen, rate), begin.taken, params, synset, query)
 
     return counterfactual
 

@@ -29,7 +29,7 @@ LANCZOS = 80  # iterations that find them
 MOST_BYTES = 2**30  # that they may take
 CURVATURE_ITEMS = 1000  # whose curvature it is
 MOST_BATCHES = 16  # whose sharpest curvature is looked for
-ITERATIONS, LATER = 20, 5  # power iterations on the first of them, and on each other
+ITERATIONS, LATER = 20, 10  # power iterations on the first of them, and on each other
 FLOOR = 0.3  # of the root of the mean squared gradient, see `adaptive_scale`
 
 
@@ -95,8 +95,8 @@ def stable_rate(
     examples, weights = items_of(task).batch(synset.items), item_weights(synset, factor, own)
     turns = batches_of(length(examples), batch)
     rows = deal(synset, batch, min(turns, MOST_BATCHES))
-    # The sharpest direction of one batch is nearly that of the next, which begins from it; and
-    # from all directions a little, or it would not find one that the others are flat along.
+    # The sharpest direction of one batch is nearly that of the next, which begins from it; and as
+    # much from all directions, so that it finds one that the others are flat along.
     later = min(LATER, iterations)
     place = np.repeat(np.arange(len(rows)), [iterations] + [later] * (len(rows) - 1))
     start = start / jnp.linalg.norm(start)

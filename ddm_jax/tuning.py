@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 
 from ddm_jax import metrics
 from ddm_jax.checks import check_integer, check_number, settings
-from ddm_jax.estimators.ddm import DDMState, make_outputs, on_all_data, with_rate
+from ddm_jax.estimators.ddm import DDMState, make_outputs, on_all_data, stable_of
 from ddm_jax.masks import check_masks
 from ddm_jax.online import Begin, make_parts
 from ddm_jax.rates import CURVATURE_ITEMS, LANCZOS, deflation_rank
@@ -102,17 +102,19 @@ class Tried(NamedTuple):
     share: float  # of a retraining's example gradients
     agreement: float  # group LDS on the tuning subsets; NaN where it diverged
     seconds: float  # a counterfactual
+    stable: float | None = None  # the stable rate that it found, where it was looked for and timed
 
 
 class Tuned(NamedTuple):
     """What was chosen, and what it was chosen from."""
 
-    update: UpdateSettings  # at `share`, or at less of it where that is better, with its rate
+    update: UpdateSettings  # at `share`, or at less of it where that is better
     pool: Pool
     state: DDMState  # what the updates go with: the items of its synset are those of the pool
     tried: tuple[Tried, ...]  # each recipe, on all subsets or, where it fell out, the first FIRST
     costs: tuple[Tried, ...]  # the chosen recipe at each of `shares`
     other: Tried | None  # the best recipe of the other pool, at the same cost
+    stable: float | None = None  # the stable rate of `update` on `state`
 
 
 def at_cost(update: UpdateSettings, share: float, gradients: int, items: int) -> UpdateSettings:
@@ -217,7 +219,8 @@ def tune(
 
     With `real` data each recipe is tried in two pools: the items of the synset, and all of the
     training data, each in its group. A step costs the same in both. `Tuned.state` is what the
-    chosen updates go with: `make_ddm(task, None, tuned.update).outputs(tuned.state, masks, query)`.
+    chosen updates go with: `make_ddm(task, None, tuned.update, stable=tuned.stable).outputs(
+    tuned.state, masks, query)`; without `stable` it looks for the rate again.
 
     What is told of the agreement is what the choice was made by, and so a little too good; judge
     the chosen updates on other subsets.
@@ -263,10 +266,10 @@ def tune(
         of, chosen = states[pool], masks[rows]
         outputs = make_outputs(task, update, parts, known[pool])
         found = np.asarray(outputs(of, chosen, query))
-        seconds = float("nan")
+        seconds, stable = float("nan"), None
         if timed:  # once more, without what was compiled, as a question goes
-            update = with_rate(update, known[pool])
-            outputs = make_outputs(task, update, parts)
+            stable = stable_of(update, known[pool])
+            outputs = make_outputs(task, update, parts, stable=stable)
             begin = time.perf_counter()
             jax.block_until_ready(outputs(of, chosen, query))
             seconds = (time.perf_counter() - begin) / len(chosen)
@@ -276,7 +279,7 @@ def tune(
             each = metrics.per_query_correlation(found, truth[rows])
             agreement = float(np.nan_to_num(metrics.nan_mean(each)))
         cost = example_gradients(update, length(of.synset.items)) / gradients
-        return Tried(update, pool, cost, agreement, seconds)
+        return Tried(update, pool, cost, agreement, seconds, stable)
 
     def at(tried: Tried, share: float) -> UpdateSettings:
         items = length(states[tried.pool].synset.items)
@@ -332,7 +335,8 @@ def tune(
     other = max(others, key=value, default=None)
     if other is not None:
         other = ask(other.pool, other.update, slice(None), True)
-    return Tuned(best.update, best.pool, states[best.pool], (*last, *fallen), costs, other)
+    every = (*last, *fallen)
+    return Tuned(best.update, best.pool, states[best.pool], every, costs, other, best.stable)
 
 
 def describe(update: UpdateSettings, pool: Pool = "synset") -> str:
@@ -341,8 +345,7 @@ def describe(update: UpdateSettings, pool: Pool = "synset") -> str:
     chosen = settled(update)
     rate = f"{chosen.rate_factor:g} times the stable rate"
     if chosen.learning_rate is not None:
-        found = "" if update.rate_factor is None else f", {rate}"
-        rate = f"rate {chosen.learning_rate:.4g}{found}"
+        rate = f"rate {chosen.learning_rate:g}"
     return (
         f"{chosen.optimizer or 'sgd'}, {chosen.steps} steps of {chosen.batch} {items}, {rate}, "
         f"{chosen.schedule}, momentum {chosen.momentum:g}, rewound by {chosen.rewind:g}"

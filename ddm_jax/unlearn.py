@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
 from ddm_jax.checks import check_number, require_distributions
 from ddm_jax.compute.compiled import compiled
+from ddm_jax.masks import check_masks
 from ddm_jax.online import make_begin, make_finetune, make_parts, trajectory_point
 from ddm_jax.rates import with_momentum
 from ddm_jax.synset import background_share
@@ -134,7 +136,18 @@ def forget_groups(
         state: of `make_ddm(...).fit`, or a card's.
         update: of `tune`, or a card's.
         amount: as of `make_forget`.
+
+    Raises:
+        ValueError: for masks that keep nothing or do not fit, updates of the kind "forget", which
+            are no difference, or as `make_forget`.
     """
+    if update.update != "retain":
+        raise ValueError(
+            f"update={update.update!r}; groups are forgotten by the difference of two updates of "
+            "the kind 'retain': make_counterfactual takes the others"
+        )
+    there = state.synset.background is not None
+    keep = check_masks(np.atleast_2d(keep), len(state.synset.share), background=there)[0]
     # Deflated steps go far, and what forgets goes carefully.
     online = settled(update)._replace(schedule="constant")
     if online.optimizer == "deflated":

@@ -38,8 +38,7 @@ class UpdateSettings:
       chooses it follows the training: "preconditioned" after one of Adam's kind whose moments were
       kept, else "sgd". Only "preconditioned" keeps a decoupled weight decay.
     - `learning_rate`: with Nesterov `momentum`; None is `rate_factor` times half of what is stable
-      on the synset (`rates.stable_rate`); what chooses updates gives them the rate that it found.
-      `schedule`: it stays, or goes down to zero along a
+      on the synset (`rates.stable_rate`). `schedule`: it stays, or goes down to zero along a
       "cosine". That is better with a rewound start where the training's own went down and did not
       come to rest.
     - `rewind`: start this part of the training before its end, `trajectory_point`.
@@ -84,7 +83,7 @@ class Pace(NamedTuple):
     momentum: Array
 
 
-def pace_of(update: Settled, rate: Any) -> Pace:
+def pace_of(update: Settled, rate: Array | float) -> Pace:
     """A rate on the schedule of some settings, and their momentum."""
     steps, rate = jnp.arange(update.steps), jnp.asarray(rate, jnp.float32)
     share = jnp.ones(len(steps), jnp.float32)

@@ -199,6 +199,11 @@ def test_other_types_and_other_items_come_back(tmp_path):
         np.testing.assert_array_equal(np.asarray(one, float), np.asarray(two, float))
 
 
+def card_stable(run):
+    """The stable rate on the synset, as the run's own choice found it."""
+    return of_run.of_synset(run.tuning)[1]
+
+
 def test_a_run_becomes_a_card(finished, tmp_path):  # noqa: F811
     place = tmp_path / "run.ddm"
     said = command("card", "--workdir", finished, "--output", place, "--include-examples")
@@ -214,6 +219,7 @@ def test_a_run_becomes_a_card(finished, tmp_path):  # noqa: F811
         atol=1e-5,
     )
     assert read.intervals is not None
+    assert read.stable == card_stable(run)
     assert len(read.told["agreement"]) == 3
     split = run.plan.split
     names = [split.classes[place] for place in np.argmax(split.test.y, 1)]
@@ -223,7 +229,7 @@ def test_a_run_becomes_a_card(finished, tmp_path):  # noqa: F811
 
 
 def test_a_card_of_numbers_has_no_queries_of_its_own(card):
-    with pytest.raises(ValueError, match="pass a ddm.Batch of arrays"):
+    with pytest.raises(ValueError, match="came as a network takes them"):
         card.queries(np.zeros((2, 2)))
 
 

@@ -144,3 +144,61 @@ def test_a_study_of_documents(folder, tmp_path_factory):
     assert made.without(["one.txt"]).outputs.shape == (4,)
     assert set(made.quality()) == {"badly learnt", "harmful"}
     made.save(tmp_path_factory.mktemp("card") / "model.ddm", include_examples=True)
+
+
+ODD = Document("odd", "odd", "x" * 200)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokenizer": 5}, "tokenizer=5; give the path of a tokenizer.json"),
+        ({"ask": ("ab", "cd")}, "give pairs of texts"),
+        ({"ask": ["ab"]}, "give pairs of texts"),
+        ({"ask": [("a", "b", "c")]}, "give pairs of texts"),
+        ({"ask": [("a", None)]}, "give pairs of texts"),
+        ({"ask": None}, "give pairs of texts"),
+        ({"source": [("one", "one", "text"), ODD]}, "is no document; pass language.Document"),
+        ({"source": [ODD, ODD._replace(text=3)]}, "is no document; pass language.Document"),
+        ({"source": [ODD, Document("b", "b", "\ud800 or so")]}, "b cannot be written as UTF-8"),
+        ({"source": [ODD, Document("b", "b", "")]}, "b has 0 tokens; .*leave it out"),
+    ],
+)
+def test_odd_questions_tokenizers_and_documents_are_refused(folder, change, message):
+    with pytest.raises(ValueError, match=message):
+        data.documents(**{"source": folder, "context": 8} | change)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "null"), (float("nan"), "NaN"), ([1, 2], r"\[1, 2\]"), (True, "true"), ("", '""')],
+)
+def test_a_line_is_in_a_group_that_has_a_name(tmp_path, value, shown):
+    lines = [{"text": "word " * 9, "by": "one"}, {"text": "word " * 9, "by": value}]
+    (tmp_path / "own.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    with pytest.raises(ValueError, match=f"line 2: 'by' is {shown}; every document is in a group"):
+        read_documents(tmp_path / "own.jsonl", group="by")
+
+
+def test_every_document_keeps_a_sequence_to_learn_of():
+    short = [Document(name, name, name * 40) for name in "ab"]
+    split = data.documents(short, context=20, test_part=0.9)
+    assert split.groups.sizes().tolist() == [1, 1]
+
+
+def test_files_that_are_no_documents_are_told(folder):
+    split = data.documents(folder, context=8)
+    assert split.told[-1] == "  files not used: 1 .png"
+
+
+def test_documents_of_eight_words_and_what_all_share():
+    same = [Document(name, name, "one two three four five six seven eight") for name in "ab"]
+    assert alike(same) == [("a", "b")]
+    licence = " ".join(f"w{place}" for place in range(30))
+    all_with = [
+        Document(str(n), str(n), licence + " ".join(f" {n}v{place}" for place in range(60)))
+        for n in range(200)
+    ]
+    assert alike(all_with) == []
+    again = [*all_with, Document("again", "again", all_with[150].text)]
+    assert alike(again) == [("150", "again")]

@@ -65,6 +65,11 @@ def test_what_comes_later_changes_nothing_before():
     assert np.abs(first[0, 5:] - second[0, 5:]).max() > 1e-4
 
 
+def test_a_query_that_there_is_not():
+    with pytest.raises(ValueError, match="row=9"):
+        tasks.each_token(tasks.sequences(ROWS, 8, 11), 9)
+
+
 def test_completions_and_single_tokens_add_up(task, params):
     query = tasks.completions([[1, 2, 3]], [[4, 5]], 8, 11)
     np.testing.assert_array_equal(query.x["mask"][0], [0, 0, 0, 1, 1, 0, 0, 0])
@@ -108,7 +113,13 @@ def test_what_does_not_fit_is_refused(make, message):
 
 def test_a_token_without_a_logit_is_nan_and_no_other_token(task, params):
     batch = tasks.sequences([[1, 2, 12]], 8, 13)
-    assert np.isnan(task.loss(params, batch)).all()
+    assert np.isnan(jax.jit(task.loss)(params, batch)).all()
+    with pytest.raises(ValueError, match=r"sequence 0 has token 12, and the model knows 0\.\.10"):
+        task.loss(params, batch)
+    with pytest.raises(ValueError, match="masks hold -1"):
+        task.loss(
+            params, ddm.Batch({"tokens": np.ones((1, 8), int), "mask": -np.ones((1, 8))}, None)
+        )
 
 
 def test_adapters_alone_learn_and_begin_at_nothing():
@@ -162,6 +173,9 @@ def test_a_gpt2_of_another_library():
         ({"activation_function": "relu"}, "activation_function='relu'"),
         ({"n_embd": 12, "n_head": 2}, "config.json says"),
         ({"n_layer": 5}, r"has no h\.2\.ln_1"),
+        ({"n_layer": 1}, "has layers beyond the 1 of"),
+        ({"n_embd": None}, "n_embd of .*None; it must be a whole number"),
+        ({"layer_norm_epsilon": "small"}, "layer_norm_epsilon of .*small"),
         (None, "has no model.safetensors"),
     ],
 )
@@ -174,6 +188,62 @@ def test_another_model_is_refused(tmp_path, change, message):
         (tmp_path / "model.safetensors").write_bytes(weights)
     with pytest.raises(ValueError, match=message):
         models.load_gpt2(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"model_type": "gpt2",', "is no JSON"),
+        (b"[1]", "holds a list"),
+        (b"\xff{}", "is no JSON"),
+    ],
+)
+def test_a_broken_configuration_is_told(tmp_path, content, message):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        models.load_gpt2(tmp_path)
+
+
+def test_broken_weights_are_told(tmp_path):
+    models.save_gpt2(gpt(), tmp_path)
+    whole = (tmp_path / "model.npz").read_bytes()
+    (tmp_path / "model.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model.npz cannot be read"):
+        models.load_gpt2(tmp_path)
+    (tmp_path / "model.npz").write_bytes(whole)
+    (tmp_path / "model.safetensors").write_bytes(b"newer")
+    with pytest.raises(ValueError, match="remove the one that is out of date"):
+        models.load_gpt2(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    for change, message in (
+        (lambda leaf: leaf * np.nan, "not finite"),
+        (lambda leaf: leaf.astype(str), "holds <U"),
+        (lambda leaf: leaf + 1j, "holds complex"),
+    ):
+        with np.load(tmp_path / "model.npz") as kept:
+            arrays = dict(kept)
+        arrays["wte.weight"] = change(arrays["wte.weight"])
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other" / "config.json").write_bytes((tmp_path / "config.json").read_bytes())
+        np.savez(tmp_path / "other" / "model.npz", **arrays)
+        with pytest.raises(ValueError, match=message):
+            models.load_gpt2(tmp_path / "other")
+
+
+def test_parameters_that_are_not_the_models_are_not_saved(tmp_path):
+    model = gpt()
+    params = tasks.language(model, 8).init(jax.random.key(1))
+    for wrong in ({}, jax.tree.map(lambda leaf: leaf[None], params)):
+        with pytest.raises(ValueError, match="params"):
+            models.save_gpt2(model, tmp_path / "wrong", wrong)
+    with pytest.raises(ValueError, match="not finite everywhere"):
+        models.save_gpt2(model, tmp_path, jax.tree.map(lambda leaf: leaf + 1e6, params), half=True)
+    short = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    models.save_gpt2(model, tmp_path, short)
+    np.testing.assert_array_equal(
+        models.load_gpt2(tmp_path).tokens.embedding[...],
+        short["tokens"]["embedding"].astype(jnp.float32),
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -209,7 +279,9 @@ def test_the_likeliest_tokens_one_by_one(task, params):
     [
         ({"temperature": -1.0}, "temperature=-1"),
         ({"count": 0}, "count=0"),
-        ({"task": ddm.classification(models.MLP(3), (2,))._replace(apply=None)}, "no logits"),
+        ({"temperature": 1e-45}, "or 0.001 on"),
+        ({"task": ddm.classification(models.MLP(3), (2,))}, "no language model's"),
+        ({"task": ddm.classification(models.MLP(3), (2,))._replace(apply=None)}, "no language"),
     ],
 )
 def test_what_cannot_go_on_is_refused(task, params, change, message):
@@ -218,5 +290,10 @@ def test_what_cannot_go_on_is_refused(task, params, change, message):
         tasks.make_generate(**asked)
     with pytest.raises(ValueError, match="prompt is empty"):
         tasks.make_generate(task, 2, context=8)(params, [])
-    with pytest.raises(ValueError, match="pass a key"):
-        tasks.make_generate(task, 2, context=8, temperature=0.5)(params, [1])
+    draw = tasks.make_generate(task, 2, context=8, temperature=0.5)
+    for key in (None, 3):
+        with pytest.raises(ValueError, match="draws tokens; pass a"):
+            draw(params, [1], key)
+    for odd in ([99, 2], [-1, 2], [1.7], "ab"):
+        with pytest.raises(ValueError, match=r"whole numbers in 0\.\.10"):
+            tasks.make_generate(task, 2, context=8)(params, odd)

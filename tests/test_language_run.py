@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from command import ddm as command
+from flax import nnx
 
 import ddm_jax as ddm
-from ddm_jax import models
+from ddm_jax import models, tasks
 from ddm_jax.data.language import CORPUS
 from ddm_jax.files import read_json
 from ddm_jax.run import passages, settings
 from ddm_jax.run.plan import make_plan
 from ddm_jax.run.wording import text_of
+from ddm_jax.run.workdir import SILENT
 
 SMALL = [
     "data.context=8",
@@ -72,7 +74,12 @@ def test_documents_by_a_path_and_a_context(tmp_path):
         ddm.data.load(str(tmp_path), context=16, train_size=1)
     with pytest.raises(ValueError, match="name their context too"):
         ddm.data.load(str(tmp_path), tokenizer="tokenizer.json")
-    for odd in ({"target": "y"}, {"normalise": "standard"}, {"label_noise": 0.1}):
+    for odd in (
+        {"target": "y"},
+        {"normalise": "standard"},
+        {"label_noise": 0.1},
+        {"order": "original"},
+    ):
         with pytest.raises(ValueError, match="groups, context and tokenizer alone"):
             ddm.data.load(str(tmp_path), context=16, **odd)
     with pytest.raises(ValueError, match="by a path"):
@@ -94,11 +101,46 @@ def test_what_does_not_fit_is_refused_before_any_work(assignments, message):
         make_plan(config)
 
 
+def test_a_folder_of_that_name_does_not_hide_the_corpus(tmp_path, monkeypatch):
+    (tmp_path / "language").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert ddm.data.load("language").groups.count == 27
+    with pytest.raises(ValueError, match="has no"):
+        ddm.data.load("./language", context=8)
+
+
+def test_a_network_of_other_tokens_is_not_fed_bytes(tmp_path):
+    other = models.GPT(300, context=64, width=8, depth=1, heads=2, rngs=nnx.Rngs(0))
+    models.save_gpt2(other, tmp_path)
+    begun = settings.override(settings.preset("language"), [f"model.start={tmp_path}"])
+    with pytest.raises(ValueError, match="name its own tokenizer"):
+        make_plan(begun)
+    split = ddm.data.load("language", train_size=60, test_size=20)
+    few = tasks.language(
+        models.GPT(64, context=64, width=8, depth=1, heads=2, rngs=nnx.Rngs(0)), 64
+    )
+    with pytest.raises(ValueError, match=r"has token \d+, and the model knows 0..63"):
+        ddm.study(few, split, progress=SILENT)
+    with pytest.raises(ValueError, match=r"pass tasks.language\(model, 64\)"):
+        ddm.study(other, split, progress=SILENT)
+
+
 def test_adapters_alone_learn_where_the_settings_say_so():
     config = settings.override(settings.preset("language"), ["model.lora=2"])
     start = make_plan(config).task.init(np.asarray([0, 0], np.uint32))
     whole = make_plan(settings.preset("language")).task.init(np.asarray([0, 0], np.uint32))
     assert sum(map(np.size, _leaves(start))) < sum(map(np.size, _leaves(whole))) / 10
+
+
+def test_an_objective_of_predictions_is_refused_before_any_work():
+    for objective in ("prediction:0", "logit:0"):
+        config = settings.override(
+            settings.preset("language"), [*SMALL, f"online.objective={objective}"]
+        )
+        with pytest.raises(ValueError, match="one number each: use loss or output"):
+            make_plan(config)
+    with pytest.raises(ValueError, match="clusters numbers, and tokens are none"):
+        make_plan(settings.override(config, ["online.objective=loss", "cluster.method=kmeans"]))
 
 
 def _leaves(tree):

@@ -509,6 +509,19 @@ def test_the_stable_rate_is_that_of_the_sharpest_batch():
     np.testing.assert_allclose([whole, some], [1 / 5.0, 1 / 8.0], rtol=1e-3)
 
 
+def test_a_rare_direction_is_found_beside_one_that_all_batches_share():
+    # All items are curved by 1 along a shared direction; one has another of its own, of 3.
+    count, wide = 64, 20_000
+    x = np.zeros((count, wide), np.float32)
+    x[:, 0], x[7, 1] = 1.0, np.sqrt(3.0 * 8)
+    items = ddm.Batch(jnp.asarray(x), jnp.zeros((count, 2)))
+    group, mass = jnp.zeros(count, jnp.int32), jnp.full(count, 1 / count)
+    synset = ddm.Synset(items, group, mass, jnp.array([1.0]))
+    rate = stable_rate(parabola(), jnp.ones(wide), synset, momentum=0.0, batch=8)
+    sharpest = np.linalg.eigvalsh(x[:8] @ x[:8].T / 8)[-1]  # any batch that has it
+    np.testing.assert_allclose(rate, 1 / sharpest, rtol=0.05)
+
+
 def test_the_sharpest_batch_is_found_across_what_came_before():
     # Each batch is curved along a direction of its own, along which all others are flat.
     items = ddm.Batch(jnp.diag(jnp.array([1.0, 5.0, 3.0])), jnp.zeros((3, 2)))

@@ -79,8 +79,7 @@ def test_the_chosen_recipe_is_the_best_of_those_tried_on_all_subsets(
     worse = [(tried.update.optimizer == "deflated") + (tried.pool == "data") for tried in last]
     value = np.asarray(measured) - tuning.MARGIN * np.asarray(worse)
     best = last[int(np.argmax(value))]
-    without = dataclasses.replace(found.update, learning_rate=None)
-    assert (without, found.pool) == (best.update, best.pool)
+    assert (found.update, found.pool) == (best.update, best.pool)
     pool = {"synset": length(state.synset.items), "data": 120}[best.pool]
     assert length(found.state.synset.items) == pool
     assert found.other is not None
@@ -95,17 +94,16 @@ def test_the_chosen_recipe_is_the_best_of_those_tried_on_all_subsets(
 @pytest.mark.slow
 def test_the_rate_that_was_found_is_not_looked_for_again(problem, tuned, monkeypatch):
     found, _ = tuned
-    assert all(each.update.learning_rate > 0 for each in (*found.costs, found.other))
-    assert all(each.update.learning_rate is None for each in found.tried)
+    assert all(each.stable > 0 for each in (*found.costs, found.other))
+    assert found.stable == found.costs[-1].stable
     masks = np.eye(10, dtype=np.float32)
-    open_again = dataclasses.replace(found.update, learning_rate=None)
-    wanted = ddm.make_ddm(problem.task, None, open_again).outputs(found.state, masks, split().test)
+    anew = ddm.make_ddm(problem.task, None, found.update)
+    wanted = anew.outputs(found.state, masks, split().test)
     monkeypatch.setattr(online, "stable_rate", None)
-    outputs = ddm.make_ddm(problem.task, None, found.update).outputs
-    np.testing.assert_array_equal(outputs(found.state, masks, split().test), wanted)
-    assert f"rate {found.update.learning_rate:.4g}, {found.update.rate_factor:g} times" in (
-        tuning.describe(found.update)
-    )
+    known = ddm.make_ddm(problem.task, None, found.update, stable=found.stable)
+    np.testing.assert_array_equal(known.outputs(found.state, masks, split().test), wanted)
+    with pytest.raises(TypeError):  # the rate of the other pool is another
+        ddm.make_ddm(problem.task, None, found.update).score(found.state, split().test)
 
 
 @pytest.mark.slow

@@ -44,7 +44,12 @@ def test_where_every_class_stays_it_is_a_difference_of_fine_tunes(ready, halves,
         drift,
     )
     nothing = forget(ready.run.params, start, halves, jnp.ones(20))
-    jax.tree.map(np.testing.assert_array_equal, nothing, ready.run.params)
+    # To what rounding leaves of the difference of two equal fine-tunes.
+    jax.tree.map(
+        lambda found, p: np.testing.assert_allclose(found, p, rtol=0, atol=1e-6),
+        nothing,
+        ready.run.params,
+    )
     assert unlearn.where_to_start(halves, keep, 0.5, 0.75) == (0.5, 0.75)
 
 

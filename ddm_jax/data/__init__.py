@@ -143,10 +143,11 @@ def load(
         if not isinstance(name, str):
             raise ValueError("context cuts documents by a path; of others use data.documents")
         kept = Reading(groups=reading.groups, words=words)
-        if reading != kept or (normalise, image_size, label_noise) != ("unit", None, 0.0):
+        others = (normalise, image_size, label_noise, order, data_dir)
+        if reading != kept or others != ("unit", None, 0.0, "random", None):
             raise ValueError(
                 f"{name} are documents, which have groups, context and tokenizer alone: leave out "
-                "target, drop, missing, normalise, image_size and label_noise"
+                "target, drop, missing, normalise, image_size, label_noise, order and data_dir"
             )
         found = documents(
             CORPUS if corpus else name,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ ENDINGS = (".txt", ".md", ".py", ".c", ".h", ".rst", ".html", ".tex", ".csv", ".
 BYTES = 256
 CORPUS = Path(__file__).with_name("corpus") / "texts"  # see SOURCES.md beside it
 SHINGLE, ALIKE = 8, 0.5  # words in a row, and the part of them that documents share
+MOST_HOLDING = 20  # documents that a run of words is compared with: a licence is in all
 
 
 class Document(NamedTuple):
@@ -81,21 +84,25 @@ def read_documents(path: str | Path, *, group: str | None = None) -> list[Docume
                 raise ValueError(f"{where}: no field {name!r}; {close_to(name, fields)}")
         if not isinstance(row["text"], str):
             raise ValueError(f"{where}: 'text' is a {type(row['text']).__name__}; it must be text")
-        name = str(row.get("name", f"line {number}"))
-        found.append(Document(name, str(row[group]) if group else name, row["text"]))
+        name = _name_of(row, "name", where) if "name" in row else f"line {number}"
+        found.append(Document(name, _name_of(row, group, where) if group else name, row["text"]))
     return found
+
+
+def _name_of(row: dict[str, Any], field: str, where: str) -> str:
+    value = row[field]
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise ValueError(
+            f"{where}: {field!r} is {json.dumps(value)[:60]}; every document is in a group: give "
+            "a name or a whole number, or leave the line out"
+        )
+    return str(value)
 
 
 def _of_folder(path: Path, group: str | None) -> list[Document]:
     if group not in (None, "folder"):
         raise ValueError(f"group={group!r}; of a folder None (a file is a group) or 'folder'")
-    files = sorted(
-        each
-        for each in path.rglob("*")
-        if each.is_file()
-        and each.suffix.lower() in ENDINGS
-        and not any(part.startswith(".") for part in each.relative_to(path).parts)
-    )
+    files = sorted(each for each in _shown(path) if each.suffix.lower() in ENDINGS)
     if not files:
         raise ValueError(f"{path} has no {', '.join(ENDINGS)} files")
     found = []
@@ -104,6 +111,23 @@ def _of_folder(path: Path, group: str | None) -> list[Document]:
         source = each.relative_to(path).parts[0] if each.parent != path else name
         found.append(Document(name, source if group == "folder" else name, read_text(each)))
     return found
+
+
+def _shown(path: Path) -> list[Path]:
+    """The files in a folder and its folders, but for what is hidden."""
+    found = (each for each in path.rglob("*") if each.is_file())
+    return [
+        each
+        for each in found
+        if not any(part.startswith(".") for part in each.relative_to(path).parts)
+    ]
+
+
+def _not_used(path: Path) -> tuple[str, ...]:
+    """A line about the files of a folder that are no documents."""
+    left = Counter(each.suffix.lower() or "without an ending" for each in _shown(path))
+    said = ", ".join(f"{count} {end}" for end, count in sorted(left.items()) if end not in ENDINGS)
+    return (f"  files not used: {said}",) if said else ()
 
 
 def documents(
@@ -120,7 +144,8 @@ def documents(
     """Documents as a `Split` of sequences for `ddm.tasks.language`.
 
     Each document is cut into sequences of at most `context` tokens, none of which holds two
-    documents. A part of each document's sequences become queries, so that every group has some.
+    documents. A part of each document's sequences become queries, so that every group has some;
+    at least one of each is for training.
 
     Args:
         source: what `read_documents` takes, or documents.
@@ -133,18 +158,22 @@ def documents(
             prompt are the first queries, before the sequences that are held out.
 
     Raises:
-        ValueError: for fewer than two groups, a document of fewer than two tokens, or as
-            `read_documents`.
+        ValueError: for fewer than two groups, a document of fewer than two tokens, what is no
+            tokenizer or no pair of texts, or as `read_documents`.
     """
     check_integer("context", context, 2)
     check_number("test_part", test_part, above=0, below=1)
     check_integer("seed", seed, 0)
     if most is not None:
         check_integer("most", most, 2)
+    ask = _pairs(ask)
     given = read_documents(source, group=group) if isinstance(source, str | Path) else list(source)
-    tokens = tokenizer if isinstance(tokenizer, Tokenizer) else BYTE_TOKENS
-    if isinstance(tokenizer, str | Path):
-        tokens = load_tokenizer(tokenizer)
+    for document in given:
+        if not isinstance(document, Document) or not all(isinstance(x, str) for x in document):
+            raise ValueError(
+                f"{repr(document)[:60]} is no document; pass language.Document(name, group, text)"
+            )
+    tokens = _tokenizer(tokenizer)
     names = list(dict.fromkeys(document.group for document in given))
     if len(names) < 2:
         raise ValueError(f"{len(names)} groups of documents; at least 2 are needed")
@@ -153,16 +182,23 @@ def documents(
     owner: list[int] = []
     held: list[bool] = []
     for document in given:
-        ids = tokens.encode(document.text)
+        try:
+            ids = tokens.encode(document.text)
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{document.name} cannot be written as UTF-8: {error.reason}"
+            ) from error
         cut = [ids[start : start + context] for start in range(0, len(ids), context)]
         cut = [each for each in cut if len(each) > 1]
         if not cut:
-            raise ValueError(f"{document.name} has {len(ids)} tokens; a document needs two or more")
+            raise ValueError(
+                f"{document.name} has {len(ids)} tokens; a document needs two or more: leave it out"
+            )
         if most is not None and len(cut) > most:
             cut = [cut[place] for place in np.sort(draw.choice(len(cut), most, replace=False))]
         test = np.zeros(len(cut), bool)
         if len(cut) > 1:
-            count = max(round(test_part * len(cut)), 1)
+            count = min(max(round(test_part * len(cut)), 1), len(cut) - 1)
             test[draw.choice(len(cut), count, replace=False)] = True
         rows += cut
         owner += [names.index(document.group)] * len(cut)
@@ -187,6 +223,7 @@ def documents(
         f"{len(given)} documents in {len(names)} groups: {sum(map(len, rows)):,} tokens in "
         f"{len(rows):,} sequences of at most {context}",
         *(f"  nearly the same: {one} and {other}" for one, other in alike(given)),
+        *(_not_used(Path(source)) if isinstance(source, str | Path) else ()),
     )
     split = given_split(take(batch, parts[0]), queries, targets="any")
     return split._replace(
@@ -204,17 +241,45 @@ def documents(
 
 def alike(given: Sequence[Document]) -> list[tuple[str, str]]:
     """Pairs of documents that share half of their runs of eight words, by name."""
-    runs = []
-    for document in given:
+    holding: dict[tuple[str, ...], list[int]] = {}
+    sizes: list[int] = []
+    shared: Counter[tuple[int, int]] = Counter()
+    for place, document in enumerate(given):
         words = document.text.split()
-        runs.append({hash(tuple(words[at : at + SHINGLE])) for at in range(len(words) - SHINGLE)})
-    found = []
-    for place, one in enumerate(runs):
-        for other in range(place):
-            least = min(len(one), len(runs[other]))
-            if least and len(one & runs[other]) > ALIKE * least:
-                found.append((given[other].name, given[place].name))
-    return found
+        ends = range(SHINGLE, len(words) + 1)
+        runs = {tuple(words[end - SHINGLE : end]) for end in ends}
+        for run in runs:
+            before = holding.setdefault(run, [])
+            shared.update((other, place) for other in before)
+            if len(before) < MOST_HOLDING:
+                before.append(place)
+        sizes.append(len(runs))
+    return [
+        (given[one].name, given[other].name)
+        for (one, other), count in sorted(shared.items())
+        if count > ALIKE * min(sizes[one], sizes[other])
+    ]
+
+
+def _tokenizer(given: Any) -> Tokenizer:
+    if given is None or isinstance(given, Tokenizer):
+        return BYTE_TOKENS if given is None else given
+    if isinstance(given, str | Path):
+        return load_tokenizer(given)
+    raise ValueError(
+        f"tokenizer={given!r}; give the path of a tokenizer.json, a data.split.Tokenizer(encode, "
+        "decode, vocabulary), or None for bytes"
+    )
+
+
+def _pairs(ask: Any) -> list[tuple[str, str]]:
+    """Questions, each a prompt and its continuation."""
+    listed = ask if isinstance(ask, list | tuple) else [ask]
+    for each in listed:
+        pair = isinstance(each, list | tuple) and len(each) == 2
+        if not pair or not all(isinstance(part, str) and part for part in each):
+            raise ValueError(f"ask={ask!r}; give pairs of texts, [(prompt, continuation), ...]")
+    return [tuple(each) for each in listed]
 
 
 def some_of_documents(

@@ -24,6 +24,7 @@ FILES: dict[str, Callable[[Path, Reading], Examples]] = {
     ".jsonl": texts.jsonl_examples,
 }
 TEST_PART = 5  # a fifth
+CARRIED = ("digits", "language")  # names of what the library brings, whatever lies beside it
 
 
 def is_own(name: Any, data_dir: str | None = None) -> bool:
@@ -38,7 +39,7 @@ def is_own(name: Any, data_dir: str | None = None) -> bool:
     path = Path(text).expanduser()
     if path.suffix.lower() in FILES or text.startswith(("/", ".", "~")) or text.endswith("/"):
         return True
-    if text == "digits" or data_dir is not None or not path.exists():
+    if text in CARRIED or data_dir is not None or not path.exists():
         return False
     if path.is_dir() and not huggingface.is_saved(path):
         return not any(any(path.glob(f"{deep}/dataset_info.json")) for deep in ("*", "*/*"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,7 +23,6 @@ from ddm_jax.online import (
     make_begin,
     make_counterfactual,
     make_parts,
-    rate_of,
     trajectory_point,
 )
 from ddm_jax.optimizers import decoupled_decay
@@ -70,6 +68,7 @@ def make_ddm(
     update: UpdateSettings | None = None,
     *,
     loop: Loop = straight_through,
+    stable: float | None = None,
 ) -> Estimator:
     """Make the whole method as an estimator: `fit` distils, `score` leaves every group out.
 
@@ -82,6 +81,7 @@ def make_ddm(
         distill, update: the settings of both stages.
         loop: runs the steps of distillation, and may save and show what it likes in between, see
             `distill.Step`.
+        stable: as of `make_outputs`.
 
     Raises:
         ValueError: (in `fit`) for settings that do not fit the run or the task's items.
@@ -119,7 +119,7 @@ def make_ddm(
         synset, start = (apart_from_background(each, asked) for each in (synset, start))
         return distilled_run(run, synset, DistillInfo(start, losses, *errors))
 
-    outputs = make_outputs(task, update)
+    outputs = make_outputs(task, update, stable=stable)
     return joint_estimator(task, fit, outputs, lambda state: len(state.synset.share), method="ddm")
 
 
@@ -128,12 +128,15 @@ def make_outputs(
     update: UpdateSettings,
     parts: Parts | None = None,
     known: dict[Any, Begin] | None = None,
+    stable: float | None = None,
 ) -> Callable[..., Array]:
     """Make `outputs(state, masks [R, K], query) -> [R, Q]` of a distilled run.
 
     Args:
         parts: as of `online.make_counterfactual`.
         known: what updates of this state found where they began; it is added to.
+        stable: the stable rate without momentum of these updates on this state, where it is known
+            (`Tuned.stable`): finding it costs some tens of products with the Hessian.
     """
     chosen = settled(update)
     rewind, parts = chosen.rewind, make_parts(task) if parts is None else parts
@@ -148,7 +151,7 @@ def make_outputs(
         )
         trained = trajectory_point(state.checkpoints, 0.0) if rewind else None
         of = (start, state.synset, state.weight_decay, moments, state.decoupled_decay, trained)
-        begin = begin_of(*of) if known is None or place not in known else known[place]
+        begin = begin_of(*of, stable) if known is None or place not in known else known[place]
         if known is not None:
             known[place] = begin
         return counterfactual(start, state.synset, masks, query, begin=begin)
@@ -156,16 +159,10 @@ def make_outputs(
     return outputs
 
 
-def with_rate(update: UpdateSettings, known: dict[Any, Begin]) -> UpdateSettings:
-    """The updates at the rate that they went at, which answers then need not look for again.
-
-    `known` is what `make_outputs` found for these updates. Where nothing is stable there is no
-    such rate, and they stay as they are.
-    """
-    chosen = settled(update)
-    rate: Any = rate_of(chosen, known[_place(chosen)])
-    found = 0 < float(rate) < np.inf
-    return dataclasses.replace(update, learning_rate=float(rate)) if found else update
+def stable_of(update: UpdateSettings, known: dict[Any, Begin]) -> float | None:
+    """The rate that is stable for these updates, of what `make_outputs` found; None where given."""
+    found = known[_place(settled(update))].rate
+    return None if found is None else float(found)
 
 
 def _place(chosen: Settled) -> tuple[Any, ...]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from ddm_jax import files
-from ddm_jax.checks import require_extra
+from ddm_jax.checks import check_integer, check_number, require_extra
 from ddm_jax.models.gpt import GPT
 
 BASE = Path(__file__).with_name("base")  # the network that `ddm run language` begins at
@@ -36,6 +39,9 @@ def load_gpt2(folder: str | Path, *, lora: int = 0) -> GPT:
     folder = Path(folder)
     told = _configuration(folder)
     arrays, file = _arrays(folder)
+    deeper = f"h.{told['n_layer']}."
+    if any(name.startswith(deeper) for name in arrays):
+        raise ValueError(f"{file} has layers beyond the {told['n_layer']} of {folder}/config.json")
     model = GPT(
         told["vocab_size"],
         context=told["n_positions"],
@@ -50,14 +56,24 @@ def load_gpt2(folder: str | Path, *, lora: int = 0) -> GPT:
     for variable, name, transposed in _places(model):
         if name not in arrays:
             raise ValueError(f"{file} has no {name}; it is no whole GPT-2")
-        array = np.asarray(arrays[name], np.float32)
+        array = np.asarray(arrays[name])
+        if not jnp.issubdtype(array.dtype, np.floating):
+            raise ValueError(f"{name} of {file} holds {array.dtype}; weights are floats")
+        array = array.astype(np.float32)
         array = array.T if transposed else array
         if array.shape != variable.shape:
             raise ValueError(
                 f"{name} of {folder} has shape {array.shape}; config.json says {variable.shape}"
             )
+        _check_finite(str(file), {name: array})
         variable.set_value(jnp.asarray(array))
     return model
+
+
+def _check_finite(where: str, arrays: dict[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{where}: {name} is not finite everywhere")
 
 
 def save_gpt2(model: GPT, folder: str | Path, params: Any = None, *, half: bool = False) -> None:
@@ -73,6 +89,14 @@ def save_gpt2(model: GPT, folder: str | Path, params: Any = None, *, half: bool 
     """
     if params is not None:
         graph, state = nnx.split(model, nnx.Param)
+        wanted, given = _shapes(nnx.to_pure_dict(state)), _shapes(params)
+        odd = sorted(set(wanted.items()) ^ set(given.items()))
+        if odd:
+            name = odd[0][0]
+            raise ValueError(
+                f"params have {given.get(name, 'nothing')} at {name or 'their root'}, the model "
+                f"{wanted.get(name, 'nothing')}; pass all of one network's, as TrainRun.params"
+            )
         nnx.replace_by_pure_dict(state, params)
         model = nnx.merge(graph, state)
     if any(isinstance(block.mix, nnx.LoRA) for block in model.blocks):
@@ -89,17 +113,28 @@ def save_gpt2(model: GPT, folder: str | Path, params: Any = None, *, half: bool 
         "tie_word_embeddings": model.head is None,
         "layer_norm_epsilon": model.norm.epsilon,
     }
-    arrays = {
-        name: np.asarray(variable[...].T if transposed else variable[...])
-        for variable, name, transposed in _places(model)
-    }
+    kind = np.float16 if half else np.float32
+    with np.errstate(over="ignore"):  # refused below
+        arrays = {
+            name: np.asarray(variable[...].T if transposed else variable[...]).astype(kind)
+            for variable, name, transposed in _places(model)
+        }
+    _check_finite(f"weights in {np.dtype(kind)}", arrays)
     files.write_whole(folder / "config.json", (json.dumps(told, indent=2) + "\n").encode())
     with open(folder / "model.npz", "wb") as file:
         np.savez_compressed(
             file,
             allow_pickle=False,
-            **{name: array.astype(np.float16) if half else array for name, array in arrays.items()},
+            **arrays,
         )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each leaf by its path, whose numbers may be texts."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _places(model: GPT) -> Iterator[tuple[Any, str, bool]]:
@@ -130,7 +165,14 @@ def _places(model: GPT) -> Iterator[tuple[Any, str, bool]]:
 def _configuration(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json; save it with model.save_pretrained(folder)")
-    told = json.loads((folder / "config.json").read_text())
+    try:
+        told = json.loads((folder / "config.json").read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder}/config.json is no JSON: {error}") from error
+    if not isinstance(told, dict):
+        raise ValueError(
+            f"{folder}/config.json holds a {type(told).__name__}; it must be an object"
+        )
     _check_gpt2(folder, told)
     return told
 
@@ -138,11 +180,15 @@ def _configuration(folder: Path) -> dict[str, Any]:
 def _arrays(folder: Path) -> tuple[Any, Path]:
     """The weights by GPT-2's names, and the file that has them."""
     file = folder / "model.npz"
+    if file.is_file() and (folder / "model.safetensors").is_file():
+        raise ValueError(
+            f"{folder} has model.npz and model.safetensors; remove the one that is out of date"
+        )
     if file.is_file():
         try:
-            with np.load(file, allow_pickle=False) as kept:
+            with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as kept:
                 return {name: kept[name] for name in kept.files}, file
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, TypeError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise ValueError(f"{file} cannot be read: {error}") from error
     file = folder / "model.safetensors"
     if not file.is_file():
@@ -163,6 +209,10 @@ def _check_gpt2(folder: Path, told: dict[str, Any]) -> None:
         raise ValueError(
             f"{folder} holds a {told.get('model_type')!r}; load_gpt2 reads models of type 'gpt2'"
         )
+    for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+        check_integer(f"{name} of {folder}/config.json", told.get(name))
+    epsilon = f"layer_norm_epsilon of {folder}/config.json"
+    check_number(epsilon, told.get("layer_norm_epsilon", 1e-5), above=0)
     asked = {
         "activation_function": ("gelu_new", ("gelu_new", "gelu_pytorch_tanh")),
         "n_inner": (None, (None, 4 * told["n_embd"])),

@@ -181,6 +181,9 @@ def forget(
     gone = questions.find_groups(run, groups)
     if prompt is not None and split.kind != "language":
         raise ValueError(f"prompt={prompt!r} is for language models; this run is of {split.kind}")
+    if split.kind == "language":
+        prompt = _beginning(run, gone) if prompt is None else prompt
+        passages.tokens_of(split, prompt)  # refused before any work
     params, careful, amount = questions.forgotten_network(run, gone)
     forgotten = np.isin(run.groups.ids, gone)
     networks = {"before": [run.target.params], "after forgetting": [params]}
@@ -216,8 +219,7 @@ def forget(
             f"The network moved by {amount:.2f} times what the updates do: by so much retraining "
             "went farther than they, without the groups that the run checked itself on."
         )
-    if split.kind == "language":
-        prompt = _beginning(run, gone) if prompt is None else prompt
+    if prompt is not None:
         shown = {name: each[0] for name, each in networks.items()}
         said = passages.continuations(split, plan.task, shown, prompt)
         sentences.append(f"After {prompt!r} the networks go on, by their likeliest tokens:")
@@ -351,4 +353,6 @@ def _beginning(run: Finished, groups: np.ndarray) -> str:
     better = -1.0 if run.plan.task.lower_is_better else 1.0
     query = int(np.argmax(better * run.attribution.scores[groups].sum(0)))
     text = text_of(run.plan.split, take(run.plan.split.test.x, query))
+    # A character that the cut went through is none of the document's.
+    text = text.strip("\ufffd") or text
     return text[: max(len(text) // 2, 1)]

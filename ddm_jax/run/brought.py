@@ -99,6 +99,11 @@ def task_of(model: Any, split: Split) -> Task:
     Raises:
         ValueError: for a model that fails on the inputs, in its library's words.
     """
+    if split.kind == "language":
+        context = split.train.x["tokens"].shape[1]
+        raise ValueError(
+            f"documents take a task: pass tasks.language(model, {context}) in place of the model"
+        )
     inputs = _example_of(split.train.x)
     try:
         return TASKS[split.targets](model, inputs)

@@ -21,12 +21,14 @@ def card_of_run(run: Finished) -> Card:
     Its error bars and its agreement are those of the updates on the synset: where the run chose the
     training data for its own, what it checked itself on is predicted once more.
     """
-    plan, update = run.plan, of_synset(run.tuning)
+    plan, (update, stable) = run.plan, of_synset(run.tuning)
     check = run.check
     if check is not None and run.tuning.pool != "synset":
         masks, query = checking.masks_of(check.truth, run.groups.count), plan.split.test
-        predicted = np.asarray(make_outputs(plan.task, update)(run.synset, masks, query))
-        scores = np.asarray(make_ddm(plan.task, None, update).score(run.synset, query))
+        outputs = make_outputs(plan.task, update, stable=stable)
+        predicted = np.asarray(outputs(run.synset, masks, query))
+        ddm = make_ddm(plan.task, None, update, stable=stable)
+        scores = np.asarray(ddm.score(run.synset, query))
         check = check._replace(predicted=predicted, scores=scores)
     told: dict[str, Any] = {
         "data": plan.split.name,
@@ -41,4 +43,4 @@ def card_of_run(run: Finished) -> Card:
         intervals = checking.intervals_of(check, run.groups)
         rows = checking.agreement(check)
         told["agreement"] = {row["what"]: round(float(row["ddm"]), 3) for row in rows}
-    return make_card(run.synset, update, run.groups, intervals=intervals, told=told)
+    return make_card(run.synset, update, run.groups, intervals=intervals, told=told, stable=stable)

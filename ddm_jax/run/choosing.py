@@ -31,12 +31,15 @@ class Tuning(NamedTuple):
     rivals: tuple[Rival, ...] = ()
     one_retraining: float = float("nan")  # agreement of one seed with the others
     seconds_a_retraining: float = float("nan")
+    stable: float | None = None  # the stable rate of the updates, on what their steps take
 
 
-def of_synset(tuning: Tuning) -> UpdateSettings:
-    """How updates go that must take the synset's items, whatever was chosen."""
+def of_synset(tuning: Tuning) -> tuple[UpdateSettings, float | None]:
+    """How updates go that must take the synset's items, whatever was chosen; their stable rate."""
+    if tuning.pool == "synset":
+        return tuning.update, tuning.stable
     other = tuning.other
-    return tuning.update if tuning.pool == "synset" or other is None else other.update
+    return (tuning.update, None) if other is None else (other.update, other.stable)
 
 
 def tune_updates(job: Job, loop: Loop) -> dict[str, Any]:
@@ -71,13 +74,13 @@ def tune_updates(job: Job, loop: Loop) -> dict[str, Any]:
     kept = like_tuning(job)
     finalists = len({pool for pool, _ in choices}) * tuning.FINALISTS
     for number, tried in enumerate(tuned.tried):
-        place = choices.index((tried.pool, _recipe(tried.update, config)))
+        place = choices.index((tried.pool, _recipe(tried.update)))
         kept["agreement"][place] = tried.agreement
         kept["finalist"][place] = number < finalists
-    kept["chosen"] = np.int32(choices.index((tuned.pool, _recipe(tuned.update, config))))
+    kept["chosen"] = np.int32(choices.index((tuned.pool, _recipe(tuned.update))))
     kept["costs"] = np.asarray([_told(each) for each in tuned.costs], np.float32)
     if (other := tuned.other) is not None:
-        kept["other"] = np.int32(choices.index((other.pool, _recipe(other.update, config))))
+        kept["other"] = np.int32(choices.index((other.pool, _recipe(other.update))))
         kept["other_told"] = np.asarray(_told(other), np.float32)
     for place, rival in enumerate(rivals):
         kept["rivals"][place] = rival.agreement, rival.seconds
@@ -112,15 +115,14 @@ def tuning_of(job: Job, kept: dict[str, Any]) -> Tuning:
     choices = _choices(job)
 
     def tried(
-        place: Any, share: float, agreement: Any, seconds: Any = np.nan, rate: Any = np.nan
+        place: Any, share: float, agreement: Any, seconds: Any = np.nan, stable: Any = np.nan
     ) -> Tried:
         pool, recipe = choices[int(place)]
         items = _items(job, pool)
         update = tuning.at_share(recipe, fixed, share, gradients, items)
         cost = tuning.example_gradients(update, items) / gradients
-        if np.isfinite(rate):
-            update = dataclasses.replace(update, learning_rate=float(rate))
-        return Tried(update, pool, cost, float(agreement), float(seconds))
+        known = float(stable) if np.isfinite(stable) else None
+        return Tried(update, pool, cost, float(agreement), float(seconds), known)
 
     costs = tuple(
         tried(kept["chosen"], each, *told)
@@ -150,6 +152,7 @@ def tuning_of(job: Job, kept: dict[str, Any]) -> Tuning:
         ),
         one_retraining=one,
         seconds_a_retraining=_seconds_in_full(kept["rivals"], epochs, config, found.seconds),
+        stable=chosen.stable,
     )
 
 
@@ -203,7 +206,7 @@ def _choices(job: Job) -> list[tuple[Pool, UpdateSettings]]:
     config, gradients = job.plan.config, _retraining_gradients(job)
     share = min(config.tune.share, tuning.FIRST_SHARE)
     return [
-        (pool, _recipe(update, job.plan.config))
+        (pool, _recipe(update))
         for pool in _pools(job)
         for update in tuning.recipes(
             _fixed(config), job.results.synset, _items(job, pool), gradients, share
@@ -211,13 +214,10 @@ def _choices(job: Job) -> list[tuple[Pool, UpdateSettings]]:
     ]
 
 
-def _recipe(update: UpdateSettings, config: Config) -> UpdateSettings:
-    """Updates without the cost, nor the rate that was found for it."""
-    rate = config.online.learning_rate
-    return dataclasses.replace(update, steps=None, batch=None, learning_rate=rate)
+def _recipe(update: UpdateSettings) -> UpdateSettings:
+    return dataclasses.replace(update, steps=None, batch=None)
 
 
 def _told(tried: Tried) -> tuple[float, float, float]:
-    """Agreement, seconds and rate; NaN where none was found."""
-    rate = tried.update.learning_rate
-    return tried.agreement, tried.seconds, np.nan if rate is None else rate
+    """Agreement, seconds and the stable rate; NaN where it is given."""
+    return tried.agreement, tried.seconds, np.nan if tried.stable is None else tried.stable

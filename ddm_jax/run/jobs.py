@@ -169,7 +169,8 @@ def leave_out(job: Job, loop: Loop) -> np.ndarray:
     """Leave out every group, all in one compiled step."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "ddm: some answers are not finite")  # refused below
-        ddm = make_ddm(job.plan.task, None, job.results.tuning.update)
+        tuning = job.results.tuning
+        ddm = make_ddm(job.plan.task, None, tuning.update, stable=tuning.stable)
         scores = ddm.score(online_state(job.plan, job.results), job.plan.split.test)
     # Not kept where it is not finite.
     return make_attribution(np.asarray(scores), job.results.groups).scores
@@ -188,7 +189,7 @@ def predict(plan: Plan, made: Any, masks: np.ndarray) -> np.ndarray:
     Args:
         made: what the stages made, as of `online_state`.
     """
-    outputs = make_outputs(plan.task, made.tuning.update)
+    outputs = make_outputs(plan.task, made.tuning.update, stable=made.tuning.stable)
     return np.asarray(outputs(online_state(plan, made), masks, plan.split.test))
 
 

@@ -115,6 +115,18 @@ def item_effects(
     return np.asarray(reach), np.asarray(outputs)
 
 
+def tokens_of(split: Split, prompt: str) -> list[int]:
+    """A prompt as tokens.
+
+    Raises:
+        ValueError: for one without any, or where the data have no tokenizer.
+    """
+    tokens = tokenizer_of(split).encode(prompt)
+    if not tokens:
+        raise ValueError("the prompt is empty; give some text")
+    return tokens
+
+
 def continuations(
     split: Split, task: Task, networks: dict[str, Params], prompt: str, count: int = 40
 ) -> dict[str, str]:
@@ -122,9 +134,7 @@ def continuations(
     from ddm_jax.tasks import make_generate
 
     check_integer("count", count)
-    encode, decode, _ = tokenizer_of(split)
-    tokens, context = encode(prompt), split.test.x["tokens"].shape[1]
-    if not tokens:
-        raise ValueError("the prompt is empty; give some text")
+    decode = tokenizer_of(split).decode
+    tokens, context = tokens_of(split, prompt), split.test.x["tokens"].shape[1]
     say = make_generate(task, count, context=context)
     return {name: decode(say(params, tokens)) for name, params in networks.items()}

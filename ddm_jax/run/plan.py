@@ -18,6 +18,7 @@ from ddm_jax.models import make_module
 from ddm_jax.online import check_moments
 from ddm_jax.run.settings import GIVEN, Config
 from ddm_jax.tasks import classification, multilabel, regression
+from ddm_jax.tasks.language import parts_of, vocabulary_of
 from ddm_jax.train import Trainer, recipe
 from ddm_jax.types import Groups, Task, length
 
@@ -78,6 +79,11 @@ def plan_of(config: Config, split: data.Split, task: Task) -> Plan:
     """
     size = length(split.train)
     cut, check = config.cluster, config.check
+    if split.kind == "language" and cut.method in ("class_kmeans", "kmeans"):
+        raise ValueError(
+            f"cluster.method={cut.method} clusters numbers, and tokens are none; use "
+            "cluster.method=data, the documents, or random, point or file"
+        )
     for batch, what in ((split.train, "the training data"), (split.test, "the queries")):
         check_batch(task, batch, what)
     check_loss(task, split.train, "the training data")
@@ -126,9 +132,19 @@ def plan_of(config: Config, split: data.Split, task: Task) -> Plan:
         )
         for truth, apart in ((halves, TUNING_SEED), (few, CHECK_SEED), (config.truth, 0))
     )
+    if split.kind == "language":
+        vocabulary = vocabulary_of(given, split.test.x["tokens"].shape[1])
+        for batch in (split.train, split.test):
+            parts_of(batch.x, vocabulary)
     params = jax.eval_shape(task.init, jax.random.key(0))
     for explained in (checked.task, judged.task):
-        jax.eval_shape(explained.output, params, split.test)
+        found = jax.eval_shape(explained.output, params, split.test)
+        if getattr(found, "ndim", None) != 1:
+            raise ValueError(
+                f"online.objective={config.online.objective} says "
+                f"{getattr(found, 'shape', type(found).__name__)} of {length(split.test)} queries; "
+                "it must be one number each: use loss or output"
+            )
     trainer = recipe(task, config.train, size)
     begin = lambda key: trainer.moments(trainer.start(key))  # noqa: E731
     check_moments(config.online.optimizer, jax.eval_shape(begin, jax.random.key(0)))
@@ -215,10 +231,13 @@ def language_task(config: Config, split: data.Split) -> Task:
         return tasks.language(fresh, context, **only)
     folder = models.BASE if model.start == BASE else model.start
     made = models.load_gpt2(folder, lora=model.lora)
-    if made.context < context or made.vocabulary < vocabulary:
+    # With its own tokenizer it may know more, such as those that fill up its table.
+    unlike = made.vocabulary != vocabulary and config.data.tokenizer is None
+    if made.context < context or made.vocabulary < vocabulary or unlike:
         raise ValueError(
             f"model.start={model.start} knows {made.vocabulary} tokens and a context of "
-            f"{made.context}; the documents have {vocabulary} and data.context={context}"
+            f"{made.context}; the documents have {vocabulary} and data.context={context}: name "
+            "its own tokenizer with data.tokenizer, and a context that fits"
         )
     return tasks.language(made, context, **only)
 

@@ -139,7 +139,7 @@ def forgotten_network(run: Finished, gone: np.ndarray) -> tuple[Params, bool, fl
     mask = np.ones(run.groups.count, np.float32)
     mask[gone] = 0
     amount = amount_of(run)
-    update = of_synset(run.tuning)
+    update, _ = of_synset(run.tuning)
     params, careful = unlearn.forget_groups(run.plan.task, run.synset, mask, update, amount)
     return params, careful, amount
 

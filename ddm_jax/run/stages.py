@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddm_jax import checkpoints, files, tuning
+from ddm_jax import checkpoints, files, rates, tuning
 from ddm_jax.distill import Loop, straight_through
 from ddm_jax.estimators.ddm import distilled_run
 from ddm_jax.judge.program import program_digest, text_digest
@@ -236,6 +236,8 @@ PROGRAMS: dict[str, Callable[[Plan], str]] = {
     "training": _training,
     "loss": lambda plan: _slope(plan, plan.task.loss),
     "output": lambda plan: _slope(plan, plan.task.output),
+    # How the rate is found that updates go at.
+    "rate": lambda plan: text_digest(repr((rates.ITERATIONS, rates.LATER, rates.MOST_BATCHES))),
     # What there was to choose from: a version with other recipes chooses anew.
     "recipes": lambda plan: text_digest(repr((tuning.STEPS_ALIKE, tuning.DEFLATED))),
 }
@@ -287,7 +289,7 @@ STAGES = (
         ),
         sections=("online", "tune"),
         needs=lambda config: ("target", "groups", "synset"),
-        computes=("training", "loss", "output", "recipes"),
+        computes=("training", "loss", "output", "rate", "recipes"),
         like=choosing.like_tuning,
         compute=choosing.tune_updates,
         opened=choosing.tuning_of,
@@ -299,7 +301,7 @@ STAGES = (
         title=lambda job: f"leaving out {job.results.groups.count} groups",
         sections=("online", "tune"),  # the same recipe in other steps is another answer
         needs=lambda config: ("target", "groups", "synset", "tuning"),
-        computes=("loss", "output"),
+        computes=("loss", "output", "rate"),
         like=lambda job: np.empty((job.results.groups.count, jobs.width(job)), np.float32),
         compute=jobs.leave_out,
         opened=jobs.attribution_of,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,10 @@ import numpy as np
 
 from ddm_jax.checks import check_integer, check_number
 from ddm_jax.compute.compiled import compiled
+from ddm_jax.tasks.language import vocabulary_of
 from ddm_jax.types import Array, Params, Task
+
+COLDEST = 1e-3  # below it logits divided by it are too large
 
 
 def make_generate(
@@ -36,9 +39,9 @@ def make_generate(
     check_integer("count", count)
     check_integer("context", context, 2)
     check_number("temperature", temperature, least=0)
-    if task.apply is None:
-        raise ValueError("this task has no logits; make it with tasks.language")
-    apply = task.apply
+    if 0 < temperature < COLDEST:
+        raise ValueError(f"temperature={temperature}; give 0 for the likeliest, or {COLDEST:g} on")
+    vocabulary, apply = vocabulary_of(task, context), cast(Callable[..., Array], task.apply)
 
     @compiled
     def run(params: Params, tokens: Array, filled: Array, key: Array) -> Array:
@@ -60,11 +63,22 @@ def make_generate(
     def say(params: Params, prompt: Sequence[int], key: Any = None) -> list[int]:
         if not len(prompt):
             raise ValueError("the prompt is empty; give at least one token")
-        if temperature and key is None:
-            raise ValueError(f"temperature={temperature} draws tokens; pass a key")
-        kept = np.asarray(prompt, np.int32)[-context:]
+        if temperature and not _is_key(key):
+            raise ValueError(f"temperature={temperature} draws tokens; pass a jax.random.key")
+        given = np.asarray(prompt)
+        whole = given.ndim == 1 and np.issubdtype(given.dtype, np.integer)
+        if not whole or given.min() < 0 or given.max() >= vocabulary:
+            raise ValueError(
+                f"prompt={str(prompt)[:60]}; give tokens, whole numbers in 0..{vocabulary - 1}: "
+                "split.tokenizer.encode makes them of a text"
+            )
+        kept = given[-context:].astype(np.int32)
         start = np.pad(kept, (0, context - len(kept)))
         key = jax.random.key(0) if key is None else key
         return [int(token) for token in run(params, start, np.int32(len(kept)), key)]
 
     return say
+
+
+def _is_key(key: Any) -> bool:
+    return isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)

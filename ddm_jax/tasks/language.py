@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax.checks import check_integer
+from ddm_jax.checks import check_integer, is_concrete
 from ddm_jax.compute.memory import examples_a_piece
 from ddm_jax.compute.pieces import bytes_an_example, map_pieces
 from ddm_jax.tasks.frameworks import as_model
@@ -52,10 +52,11 @@ def language(
     example = jax.ShapeDtypeStruct((context,), jnp.int32)
     made = as_model(model, example, init, params, None, trainable)
     like = jax.eval_shape(made.init, jax.random.key(0))
-    _logits_of(made.forward, like, jax.ShapeDtypeStruct((1, context), jnp.int32))
+    logits = _logits_of(made.forward, like, jax.ShapeDtypeStruct((1, context), jnp.int32))
+    vocabulary = logits.shape[-1]
 
     def token_losses(predict: Callable[..., Any], params: Params, x: Any, *key: Array) -> Array:
-        tokens, mask = parts_of(x)
+        tokens, mask = parts_of(x, vocabulary)
         logits = _logits_of(predict, params, tokens, *key)[:, :-1]
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         chances = jax.nn.log_softmax(logits)
@@ -84,18 +85,19 @@ def language(
         init=made.init,
         loss=loss,
         output=output,
-        apply=lambda params, x: made.forward(params, parts_of(x)[0]),
+        apply=lambda params, x: made.forward(params, parts_of(x, vocabulary)[0]),
         training_loss=mean_of(made.train_forward) if made.train_forward else None,
         targets="any",
         items=Items(free=()),
     )
 
 
-def parts_of(x: Any) -> tuple[Array, Array]:
-    """The tokens and the mask of examples, checked by their shapes.
+def parts_of(x: Any, vocabulary: int | None = None) -> tuple[Array, Array]:
+    """The tokens and the mask of examples, checked; by their values where they are there.
 
     Raises:
-        ValueError: for anything but a dict of both, `[B, L]` each, of integers and numbers.
+        ValueError: for anything but a dict of both, `[B, L]` each, of integers and of numbers
+            that are no less than 0; or a token out of 0..V-1.
     """
     if not isinstance(x, dict) or set(x) != {"tokens", "mask"}:
         raise ValueError(
@@ -109,7 +111,39 @@ def parts_of(x: Any) -> tuple[Array, Array]:
         )
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens are {tokens.dtype}; they must be integers")
+    if vocabulary is not None and is_concrete((tokens, mask)):
+        ids, weights = np.asarray(tokens), np.asarray(mask)
+        odd = (ids < 0) | (ids >= vocabulary)
+        if odd.any():
+            row, place = np.argwhere(odd)[0]
+            raise ValueError(
+                f"sequence {row} has token {ids[row, place]}, and the model knows "
+                f"0..{vocabulary - 1}; it needs the tokenizer that it was made with"
+            )
+        if not (weights >= 0).all():
+            raise ValueError(
+                f"masks hold {weights[~(weights >= 0)][0]}; each must be 0 or more: 1 counts"
+            )
     return tokens, mask
+
+
+def vocabulary_of(task: Task, context: int) -> int:
+    """How many tokens V a language model knows.
+
+    Raises:
+        ValueError: for a task that is no language model's.
+    """
+    x = {
+        "tokens": jax.ShapeDtypeStruct((1, context), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((1, context), jnp.float32),
+    }
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    apply: Any = task.apply
+    try:
+        shape = jax.eval_shape(apply, params, x).shape
+    except Exception as error:  # whatever a model of other inputs raises
+        raise ValueError("this task is no language model's; make it with tasks.language") from error
+    return int(shape[-1])
 
 
 def _logits_of(predict: Callable[..., Any], params: Params, tokens: Any, *key: Array) -> Array:
@@ -193,7 +227,9 @@ def each_token(query: Batch, row: int = 0) -> tuple[Batch, np.ndarray]:
     Returns:
         T queries, and the places of their tokens in the sequence, [T].
     """
-    tokens, mask = (np.asarray(part)[row] for part in parts_of(query.x))
+    whole = {name: np.asarray(part) for name, part in query.x.items()}
+    check_integer("row", row, 0, len(next(iter(whole.values()))) - 1)
+    tokens, mask = (part[row] for part in parts_of(whole))
     places = np.flatnonzero(mask > 0)
     if not len(places):
         raise ValueError(f"query {row} marks no token; its mask is 0 everywhere")
