@@ -191,15 +191,15 @@ ADAMW = {"optimizer": "adamw", "learning_rate": 3e-3, "final_learning_rate": 3e-
 def nnx_convnet(seed: int, quick: bool) -> Case:
     """Digits by a ConvNet of flax NNX, trained by AdamW with a cosine."""
     images, labels, _ = _digits(seed)
-    size = 300 if quick else 1000
+    size = 200 if quick else 1000
     train, test = _classes(images[:size], labels[:size]), _classes(images[-500:], labels[-500:])
     return Case(
         task=ddm.classification(lambda rngs: ConvNet(rngs)),
         train=train,
         test=test,
-        groups=_class_groups(train, 20 if quick else 50, seed),
+        groups=_class_groups(train, 10 if quick else 50, seed),
         training=TrainSettings(
-            epochs=8 if quick else 20, batch_size=50, weight_decay=1e-2, **ADAMW
+            epochs=4 if quick else 20, batch_size=50, weight_decay=1e-2, **ADAMW
         ),
         update=dataclasses.replace(UPDATE, momentum=0.95),
     )

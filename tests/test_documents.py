@@ -11,11 +11,7 @@ import pytest
 import ddm_jax as ddm
 from ddm_jax import data, models, tasks
 from ddm_jax.data.language import Document, alike, read_documents
-from ddm_jax.distill import DistillSettings
-from ddm_jax.run.settings import CheckSettings
 from ddm_jax.run.wording import describe
-from ddm_jax.run.workdir import SILENT
-from ddm_jax.tuning import TuneSettings
 
 TEXTS = {"one.txt": "abcdefghij" * 5, "sub/two.txt": "0123456789" * 4, "sub/three.md": "é" * 30}
 
@@ -124,26 +120,6 @@ def test_questions_of_ones_own_come_first(folder):
         ddm.study(
             tasks.language(lambda rngs: models.GPT(256, context=8, width=8, rngs=rngs), 8), one
         )
-
-
-@pytest.mark.slow
-def test_a_study_of_documents(folder, tmp_path_factory):
-    split = data.documents(folder, context=8)
-    made = ddm.study(
-        tasks.language(lambda rngs: models.GPT(256, context=8, width=8, rngs=rngs), 8),
-        split,
-        train=ddm.TrainSettings(epochs=4, batch_size=4, optimizer="adamw", learning_rate=0.01),
-        distill=DistillSettings(items=2, steps=0),
-        update=ddm.UpdateSettings(steps=5, batch=4),
-        tune=TuneSettings(subsets=0),
-        check=CheckSettings(groups=2, subsets=0, seeds=2),
-        progress=SILENT,
-    )
-    assert made.groups.names == ("one.txt", "sub/three.md", "sub/two.txt")
-    assert made.report().stat().st_size > 50_000
-    assert made.without(["one.txt"]).outputs.shape == (4,)
-    assert set(made.quality()) == {"badly learnt", "harmful"}
-    made.save(tmp_path_factory.mktemp("card") / "model.ddm", include_examples=True)
 
 
 ODD = Document("odd", "odd", "x" * 200)

@@ -11,7 +11,8 @@ import ddm_jax as ddm
 from ddm_jax import models, tasks
 from ddm_jax.data.language import CORPUS
 from ddm_jax.files import read_json
-from ddm_jax.run import passages, settings
+from ddm_jax.run import answers, passages, questions, settings
+from ddm_jax.run.finished import open_finished
 from ddm_jax.run.plan import make_plan
 from ddm_jax.run.wording import text_of
 from ddm_jax.run.workdir import SILENT
@@ -169,6 +170,17 @@ def test_from_documents_to_a_report_and_to_what_is_said_without_one(tmp_path):
     assert done.exit_code == 0, done.output
     for network in ("before:", "after forgetting:", "retrained:"):
         assert network in done.stdout
+    run = open_finished(workdir)
+    assert run.groups.names == ("one.txt", "three.txt", "two.txt")
+    queries = questions.half_of_queries(run.plan.split)
+    assert set(questions.quality(run, queries)) == {"badly learnt", "harmful"}
+    done = command(
+        "card", "--workdir", workdir, "--output", tmp_path / "card", "--include-examples"
+    )
+    assert done.exit_code == 0, done.output
+    assert ddm.load_card(tmp_path / "card", run.plan.task).names == run.groups.names
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        answers.forget(run, ["one.txt"], prompt="")
 
 
 def test_the_first_queries_shown_are_of_different_documents():
