@@ -1157,6 +1157,7 @@ TABLES: dict[str, Table | Callable[[Result], str]] = {
     "kinds": Table(kind_columns, note=KINDS_NOTE),
     "unseen": unseen,
     "cifar10_five_epochs": cifar10_rivals,
+    "cifar10_fifteen_epochs": cifar10_rivals,
     "tasks_diabetes.together": tasks_together,
     "tasks_diabetes.averages": task_averages,
     "peers": Table(
