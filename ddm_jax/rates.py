@@ -28,7 +28,7 @@ RANK = 40  # directions of a deflation
 LANCZOS = 80  # iterations that find them
 MOST_BYTES = 2**30  # that they may take
 CURVATURE_ITEMS = 1000  # whose curvature it is
-MOST_BATCHES = 16  # whose sharpest curvature is looked for
+MOST_BATCHES = 8  # whose sharpest curvature is looked for
 ITERATIONS, LATER = 20, 10  # power iterations on the first of them, and on each other
 FLOOR = 0.3  # of the root of the mean squared gradient, see `adaptive_scale`
 

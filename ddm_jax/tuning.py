@@ -63,11 +63,13 @@ LEAST = 4  # subsets to choose by
 FIRST = 4  # subsets that all recipes are tried on,
 FIRST_SHARE = 0.1  # at this cost, or at what is allowed where that is less
 FINALISTS = 4  # recipes of each pool that are tried on all subsets, at what is allowed
+FEW = 8  # recipes of which all are finalists
 # By which a deflated recipe must be better, for it needs the curvature first; and the training data
 # than the synset, which answers without them.
 MARGIN = 0.01
 CURVATURE_COST = 3.0  # example gradients of a product with one example's Hessian
 MOST_CURVATURE = 2.5  # retrainings that the directions of a deflation may cost, a call
+NEAR = 1.5  # times what is allowed, or a part: a cost so near it says nothing more
 MUCH_MORE = 5  # times what is allowed: no cost above it is told of
 
 Pool = Literal["synset", "data"]  # what steps take: its items, or all of the training data
@@ -115,6 +117,7 @@ class Tuned(NamedTuple):
     costs: tuple[Tried, ...]  # the chosen recipe at each of `shares`
     other: Tried | None  # the best recipe of the other pool, at the same cost
     stable: float | None = None  # the stable rate of `update` on `state`
+    finalists: int = 0  # of those tried, the first: at `share`, on all subsets
 
 
 def at_cost(update: UpdateSettings, share: float, gradients: int, items: int) -> UpdateSettings:
@@ -145,7 +148,8 @@ def shares(fixed: UpdateSettings, share: float) -> list[float]:
     """The costs at which the agreement of what was chosen is told."""
     if fixed.steps is not None:
         return [share]
-    return sorted({share, *(each for each in SHARES if each <= MUCH_MORE * share)})
+    others = (each for each in SHARES if each <= MUCH_MORE * share)
+    return sorted({share, *(each for each in others if not 1 / NEAR < each / share < NEAR)})
 
 
 def best_cost(agreement: Sequence[float], costs: Sequence[float], share: float) -> int:
@@ -292,17 +296,21 @@ def tune(
     last: list[Tried] = []
     fallen: list[Tried] = []
     for pool, of in states.items():
-        first = []
         items = length(of.synset.items)
-        for update in recipes(fixed, of, items, gradients, min(share, FIRST_SHARE)):
-            first.append(ask(pool, update, slice(FIRST)))
-            say(f"  {describe(update, pool)}: {first[-1].agreement:.3f} on {FIRST} subsets")
-        order = sorted(first, key=value, reverse=True)
-        for tried in order[:FINALISTS]:
-            last.append(ask(pool, at(tried, share), slice(None)))
-            told = describe(last[-1].update, pool)
+        every = recipes(fixed, of, items, gradients, min(share, FIRST_SHARE))
+        if len(every) > FEW:
+            first = []
+            for update in every:
+                first.append(ask(pool, update, slice(FIRST)))
+                say(f"  {describe(update, pool)}: {first[-1].agreement:.3f} on {FIRST} subsets")
+            order = sorted(first, key=value, reverse=True)
+            every = [tried.update for tried in order[:FINALISTS]]
+            fallen += order[FINALISTS:]
+        for update in every:
+            update = at_share(update, fixed, share, gradients, items)
+            last.append(ask(pool, update, slice(None)))
+            told = describe(update, pool)
             say(f"  {told}: {last[-1].agreement:.3f} on {len(masks)} subsets")
-        fallen += order[FINALISTS:]
     best = max(last, key=value)
     if np.isnan(best.agreement):
         mend = "set online.learning_rate" if fixed.learning_rate is None else "lower it"
@@ -335,8 +343,9 @@ def tune(
     other = max(others, key=value, default=None)
     if other is not None:
         other = ask(other.pool, other.update, slice(None), True)
-    every = (*last, *fallen)
-    return Tuned(best.update, best.pool, states[best.pool], every, costs, other, best.stable)
+    tried = (*last, *fallen)
+    state = states[best.pool]
+    return Tuned(best.update, best.pool, state, tried, costs, other, best.stable, len(last))
 
 
 def describe(update: UpdateSettings, pool: Pool = "synset") -> str:

@@ -72,11 +72,10 @@ def tune_updates(job: Job, loop: Loop) -> dict[str, Any]:
         )
     choices = _choices(job)
     kept = like_tuning(job)
-    finalists = len({pool for pool, _ in choices}) * tuning.FINALISTS
     for number, tried in enumerate(tuned.tried):
         place = choices.index((tried.pool, _recipe(tried.update)))
         kept["agreement"][place] = tried.agreement
-        kept["finalist"][place] = number < finalists
+        kept["finalist"][place] = number < tuned.finalists
     kept["chosen"] = np.int32(choices.index((tuned.pool, _recipe(tuned.update))))
     kept["costs"] = np.asarray([_told(each) for each in tuned.costs], np.float32)
     if (other := tuned.other) is not None:

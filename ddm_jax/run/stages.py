@@ -238,8 +238,10 @@ PROGRAMS: dict[str, Callable[[Plan], str]] = {
     "output": lambda plan: _slope(plan, plan.task.output),
     # How the rate is found that updates go at.
     "rate": lambda plan: text_digest(repr((rates.ITERATIONS, rates.LATER, rates.MOST_BATCHES))),
-    # What there was to choose from: a version with other recipes chooses anew.
-    "recipes": lambda plan: text_digest(repr((tuning.STEPS_ALIKE, tuning.DEFLATED))),
+    # What there was to choose from, and is told: a version with other recipes chooses anew.
+    "recipes": lambda plan: text_digest(
+        repr((tuning.STEPS_ALIKE, tuning.DEFLATED, tuning.FEW, tuning.SHARES, tuning.NEAR))
+    ),
 }
 
 
