@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import json
 import re
+import warnings
 from html.parser import HTMLParser
 
 import jax
@@ -239,6 +240,19 @@ def test_groups_of_one_point_can_be_drawn(stages):
     figure = figures.groups_figure(stages.plan, as_groups(np.arange(120)))
     assert len(figure.axes[0].patches) == 120
     assert "group 119\n1 points" in _texts(figure)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("letters", [30, 300])
+def test_long_names_leave_room_for_the_bars(stages, attribution, letters):
+    names = tuple(f"{n} {'x' * letters}" for n in range(10))
+    groups = as_groups(np.asarray(attribution.groups.ids), names=names)
+    figure = figures.groups_figure(stages.plan, groups)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.canvas.draw()
+    bars = figure.axes[0].get_window_extent()
+    assert bars.height / figure.dpi > 1
 
 
 @pytest.mark.slow

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from ddm_jax.run.plan import Plan
     from ddm_jax.types import Groups, Synset, TrainRun
 
+LONGEST, LETTER = 40, 0.065  # letters of an upright name, and inches of each
+
 
 def agreement_figure(check: Check) -> Figure:
     """Predicted against retrained effects of single groups, and outputs of random halves."""
@@ -176,14 +178,18 @@ def groups_figure(plan: Plan, groups: Groups) -> Figure:
         [f"{names[group]}\n{sizes[group]} points", *member_pictures(plan.split, groups, group, 10)]
         for group in shown
     ]
-    figure = TextFigure(figsize=(9, 2 + 0.8 * len(shown)), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(2, 0.8 * len(shown)), squeeze=False)[:, 0]
+    upright = groups.names is not None and len(names) > 8
+    labels = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+    written = LETTER * max(map(len, labels)) if upright else 0.0
+    heights = (2 + written, 0.8 * len(shown))
+    figure = TextFigure(figsize=(9, sum(heights)), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=heights, squeeze=False)[:, 0]
     axes = above.subplots()
     axes.bar(np.arange(len(sizes)), sizes, color=BLUE)
     whole_ticks(axes.xaxis)
     axes.set(xlabel="group", ylabel="training points")
     if groups.names is not None:
-        axes.set_xticks(range(len(names)), names, fontsize=7, rotation=90 if len(names) > 8 else 0)
+        axes.set_xticks(range(len(names)), labels, fontsize=7, rotation=90 if upright else 0)
     draw_rows(below, rows)
     return figure
 
