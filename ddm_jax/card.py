@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ddm_jax
+from ddm_jax.compute.compiled import compiled
 from ddm_jax.data.preparation import prepare
 from ddm_jax.data.split import Preparation
 from ddm_jax.estimators.ddm import DDMState, make_outputs, undistilled
@@ -302,7 +303,8 @@ def _probe(task: Task, state: DDMState) -> dict[str, list[float]]:
     """What the trained network says of the first items."""
     params = trajectory_point(state.checkpoints, 0.0)
     items = items_of(task).batch(take(state.synset.items, slice(PROBED)))
-    said = {"losses": task.loss(params, items), "outputs": task.output(params, items)}
+    both = compiled(lambda params, items: (task.loss(params, items), task.output(params, items)))
+    said = dict(zip(("losses", "outputs"), both(params, items), strict=True))
     return {name: np.asarray(each, float).ravel().tolist() for name, each in said.items()}
 
 
