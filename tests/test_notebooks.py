@@ -14,6 +14,7 @@ FIGURES = {  # at least so many
     "forget": 3,
     "from_csv": 4,
     "is_it_right": 3,
+    "language": 2,
     "many_devices": 3,
     "own_model_and_data": 5,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -145,18 +145,32 @@ def make_outputs(
     counterfactual = make_counterfactual(task, update, parts)
 
     def outputs(state: DDMState, masks: Any, query: Batch) -> Array:
-        start, moments = (
-            None if of is None else trajectory_point(of, rewind)
-            for of in (state.checkpoints, state.second_moments)
-        )
-        trained = trajectory_point(state.checkpoints, 0.0) if rewind else None
-        of = (start, state.synset, state.weight_decay, moments, state.decoupled_decay, trained)
+        of = _where_to_begin(state, rewind)
         begin = begin_of(*of, stable) if known is None or place not in known else known[place]
         if known is not None:
             known[place] = begin
-        return counterfactual(start, state.synset, masks, query, begin=begin)
+        return counterfactual(of[0], state.synset, masks, query, begin=begin)
 
     return outputs
+
+
+def _where_to_begin(state: DDMState, rewind: float) -> tuple[Any, ...]:
+    """What `online.make_begin` takes of a state."""
+    start, moments = (
+        None if of is None else trajectory_point(of, rewind)
+        for of in (state.checkpoints, state.second_moments)
+    )
+    trained = trajectory_point(state.checkpoints, 0.0) if rewind else None
+    return start, state.synset, state.weight_decay, moments, state.decoupled_decay, trained
+
+
+def find_stable(task: Task, update: UpdateSettings, state: DDMState) -> float | None:
+    """Find the stable rate of updates on a state, which `make_outputs` takes; None where given."""
+    chosen = settled(update)
+    if chosen.learning_rate is not None:
+        return None
+    begin = make_begin(chosen, make_parts(task))
+    return float(cast(Array, begin(*_where_to_begin(state, chosen.rewind)).rate))
 
 
 def stable_of(update: UpdateSettings, known: dict[Any, Begin]) -> float | None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ddm_jax import metrics, tuning
 from ddm_jax.distill import Loop
+from ddm_jax.estimators.ddm import find_stable
 from ddm_jax.judge.rivals import EPOCHS, Rival, short_retrainings
 from ddm_jax.judge.truth import read_truth
 from ddm_jax.run import check as checking
@@ -46,7 +47,10 @@ def tune_updates(job: Job, loop: Loop) -> dict[str, Any]:
     """Retrain on some subsets, and choose the updates that order them best."""
     plan, results, config = job.plan, job.results, job.plan.config
     if plan.tune is None:
-        return like_tuning(job)
+        kept = like_tuning(job)
+        stable = find_stable(plan.task, _fixed(config), results.synset)
+        kept["costs"][0, 2] = np.nan if stable is None else stable
+        return kept
     found = checking.retrained(
         plan, plan.tune, job.workdir / "tuning", results.groups, job.progress
     )
@@ -109,7 +113,8 @@ def tuning_of(job: Job, kept: dict[str, Any]) -> Tuning:
     plan, config = job.plan, job.plan.config
     fixed = _fixed(config)
     if plan.tune is None:
-        return Tuning(fixed)
+        stable = float(kept["costs"][0, 2])
+        return Tuning(fixed, stable=stable if np.isfinite(stable) else None)
     gradients, share = _retraining_gradients(job), config.tune.share
     choices = _choices(job)
 
