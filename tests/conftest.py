@@ -25,6 +25,16 @@ import ddm_jax as ddm
 from ddm_jax.matching import trajectory_indices
 from ddm_jax.synset import initial_synset
 
+# Fixtures that take half a minute, a truth store and a whole study: whoever needs one is slow.
+LONG = {"filled", "regression"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if LONG & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
 
 class Ready:
     """A trained tiny network on 150 digits, with 10 groups."""

@@ -153,6 +153,7 @@ def test_documents_are_attributed_by_the_whole_method():
     np.testing.assert_array_equal(scores.argmax(0), np.arange(4))
 
 
+@pytest.mark.slow
 def test_a_gpt2_of_another_library():
     """Logits of a random GPT-2 by transformers, see golden/by_transformers.py."""
     pytest.importorskip("safetensors")
@@ -262,6 +263,7 @@ def test_a_gpt_that_was_saved_is_read_again(tmp_path, tied):
         models.save_gpt2(gpt(lora=2), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_likeliest_tokens_one_by_one(task, params):
     said, tokens = tasks.make_generate(task, 9, context=8)(params, [1, 2]), [1, 2]
     for _ in range(9):  # past the context, of which the last eight tokens are seen

@@ -46,6 +46,7 @@ def test_the_corpus_that_is_carried():
     assert "PYTHON SOFTWARE FOUNDATION LICENSE" in (CORPUS.parent / "LICENSE-PSF").read_text()
 
 
+@pytest.mark.slow
 def test_the_network_that_it_begins_at_has_learnt_other_text():
     """Bytes that are all alike have 5.5 nats, and bytes by how often they come some 3.3."""
     plan = make_plan(settings.preset("language"))

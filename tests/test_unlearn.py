@@ -227,6 +227,7 @@ def test_without_classes_forgetting_is_the_difference(ready, synset):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
 
 
+@pytest.mark.slow
 def test_numbers_are_no_classes_that_could_be_gone():
     """By softmax the first of two numbers is a class that the first group has alone."""
     draw = np.random.default_rng(0)
