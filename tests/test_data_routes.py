@@ -307,6 +307,7 @@ def test_a_folder_of_hugging_face(tmp_path, monkeypatch, kind):
         "table": {"a": list(range(10)), "b": [0.5, 1.5] * 5},
     }[kind] | {"label": [0, 1] * 5}
     write(tmp_path / "saved" / "state.json", "{}")
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as where it is not installed
     with pytest.raises(ValueError, match=r"pip install 'ddm_jax\[datasets\]'"):
         data.load(tmp_path / "saved")
     module = types.ModuleType("datasets")
@@ -316,6 +317,31 @@ def test_a_folder_of_hugging_face(tmp_path, monkeypatch, kind):
     assert (split.kind, split.classes) == (kind, ("no", "yes"))
     np.testing.assert_array_equal(both(split)[1], [0, 1] * 5)
     assert split.train.x.shape[1:] == {"images": (4, 4, 1), "texts": (512,), "table": (2,)}[kind]
+
+
+@pytest.mark.slow
+def test_folders_that_hugging_face_really_saved(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    pictures = [Image.new("L", (4, 4), 20 * i) for i in range(10)]
+    labels = datasets.ClassLabel(names=["no", "yes"])
+    saved = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1] * 5})
+    saved.cast_column("label", labels).save_to_disk(tmp_path / "images")
+    split = data.load(tmp_path / "images")
+    assert (split.kind, split.classes) == ("images", ("no", "yes"))
+    pixels = np.concatenate(
+        [split.pixels(part.x)[:, 0, 0, 0] for part in (split.train, split.test)]
+    )
+    np.testing.assert_allclose(np.sort(pixels), np.arange(10) * 20 / 255, atol=1e-6)
+    frame = pandas.DataFrame({"a": np.arange(20.0), "kind": ["x", "y"] * 10})
+    parts = {"train": frame[:15], "test": frame[15:]}
+    datasets.DatasetDict(
+        {
+            name: datasets.Dataset.from_pandas(part, preserve_index=False)
+            for name, part in parts.items()
+        }
+    ).save_to_disk(tmp_path / "table")
+    split = data.load(tmp_path / "table", target="kind")
+    assert (split.kind, len(split.train_ids), len(split.test_ids)) == ("table", 15, 5)
 
 
 # A number as target
