@@ -397,7 +397,7 @@ def test_open_steps_are_told_at_several_costs(tuned, tmp_path, without_pictures)
     assert len(shares) == 4
     assert shares == sorted(shares)
     assert found.update.rewind == 0.0
-    assert found.costs[-1].update == found.update
+    assert found.update in [each.update for each in found.costs]  # at less, where that is better
     rows = [row["what"] for row in metrics["updates"]["costs"]]
     assert rows.count(f"{report.POOLS[found.pool]}, the chosen recipe") == 4
 
