@@ -131,6 +131,13 @@ def test_other_shapes_and_numbers_are_refused():
         again(words, [1, 2])
 
 
+@pytest.mark.parametrize("scale", [255, 255.0, -1.0, np.nan])
+def test_images_that_are_neither_bytes_nor_of_zero_to_one_are_refused(scale):
+    split = ddm.data.load("digits", train_size=50, test_size=20)
+    with pytest.raises(ValueError, match=r"pass bytes \(uint8\), or floats in 0\.\.1"):
+        again(split, np.full((2, 8, 8, 1), scale))
+
+
 def test_without_labels_what_needs_them_is_nan():
     split = ddm.data.load(table(), target="kind", missing="impute")
     found = again(split, split.shown_test)

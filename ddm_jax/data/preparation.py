@@ -70,8 +70,15 @@ def _numbers(by: Preparation, examples: Any) -> np.ndarray:
         found = found[..., None]  # grey
     if by.kind == "arrays":
         return found.astype(np.float64)
-    divisor = np.float32(255 if found.dtype == np.uint8 else 1)
-    return found.astype(np.float32) / divisor
+    if found.dtype == np.uint8:
+        return found.astype(np.float32) / np.float32(255)
+    floats = np.issubdtype(found.dtype, np.floating)
+    if not floats or (found.size and not (found.min() >= 0 and found.max() <= 1)):
+        raise ValueError(
+            f"{WHERE} are images of {found.dtype}"
+            f"{' beyond 0..1' if floats else ''}; pass bytes (uint8), or floats in 0..1"
+        )
+    return found.astype(np.float32)
 
 
 def _table(by: Preparation, examples: Any) -> np.ndarray:
