@@ -109,7 +109,13 @@ def test_images_of_a_folder_that_are_standardised(tmp_path):
         (table().assign(dear=np.nan), None, "row 1, column 'dear': the value is missing"),
         (table()[:2], ["low", "middling"], "label 'middling' is none of the data's: high, low"),
         (table()[:2], ["low"], "1 labels for 2 queries"),
-        (np.zeros(3), None, "pass a DataFrame, or"),
+        (np.zeros((2, 5)), None, "columns have names: pass a DataFrame"),
+        (table().assign(dear=7.5), None, "column 'dear' is of true or false, and holds 7.5"),
+        (table().assign(weight=True), None, "column 'weight' is of numbers, and holds True"),
+        (table().assign(spice=3), None, "row 1, column 'spice': 3 is a int"),
+        (table().assign(checked=1.0), None, "column 'checked': 1.0 is a float"),
+        (pandas.concat([table(), table()[["spice"]]], axis=1), None, "the column 'spice' twice"),
+        (table()[:2], pandas.DataFrame({"kind": ["low", "low"]}), "labels are a DataFrame"),
     ],
 )
 def test_what_does_not_fit_is_refused(examples, labels, told):
@@ -145,3 +151,102 @@ def test_without_labels_what_needs_them_is_nan():
     assert found.y.shape == split.test.y.shape
     assert np.isnan(found.y).all()
     assert ddm.data.given_split(split.train, split.test).preparation is None
+
+
+def of_numbers(names=None):
+    x = np.random.default_rng(1).normal(3, 2, (40, 3))
+    extra = {} if names is None else {"names": np.array(names)}
+    return ddm.data.load({"x": x, "y": np.arange(40) % 3, **extra}), x
+
+
+def test_an_array_has_the_columns_that_the_data_had():
+    split, x = of_numbers()
+    check_same(split, again(split, x[split.test_ids], names_of(split)))
+    for odd in (x[:, :2], np.c_[x, x[:, :1]], x[0]):
+        with pytest.raises(ValueError, match=r"pass \[M, 3\], as the data had"):
+            again(split, odd)
+    with pytest.raises(ValueError, match="3 values are masked"):
+        again(split, np.ma.masked_less(np.r_[x[:1], -999 * np.ones((1, 3))], -900))
+    for odd in (x + 1j, x.astype(str)):
+        with pytest.raises(ValueError, match="they must be numbers"):
+            again(split, odd)
+
+
+def test_a_label_is_a_name_and_no_place_of_another():
+    plain, x = of_numbers()
+    np.testing.assert_array_equal(again(plain, x[:3], [0, 1, 2]).y, np.eye(3))
+    named, x = of_numbers(["1", "2", "3"])
+    np.testing.assert_array_equal(again(named, x[:1], ["1"]).y, [[1, 0, 0]])
+    with pytest.raises(ValueError, match="may be a name or a number of a class"):
+        again(named, x[:1], [1])
+
+
+def test_lists_of_zeros_and_ones_are_no_names():
+    draw = np.random.default_rng(1)
+    x, y = draw.normal(size=(40, 3)), draw.integers(0, 2, (40, 3))
+    split = ddm.data.load((x, y))
+    for labels in ([[1, 0, 1]], np.array([[1, 0, 1]]), [["0", "2"]]):
+        np.testing.assert_array_equal(again(split, x[:1], labels).y, [[1, 0, 1]])
+    np.testing.assert_array_equal(again(split, x[:1], [[]]).y, [[0, 0, 0]])
+
+
+@pytest.mark.parametrize("number", [np.inf, None])
+def test_numbers_as_targets_are_finite(number):
+    x = np.random.default_rng(1).normal(size=(40, 2))
+    split = ddm.data.load((x, np.linspace(0, 1, 40)))
+    with pytest.raises(ValueError, match="labels"):
+        again(split, x[:2], [1.0, number])
+
+
+def test_texts_are_a_list_of_texts():
+    split = ddm.data.load([{"text": WORDS[n % 3], "label": n % 2} for n in range(20)])
+    for odd in ({"text": "salt"}, pandas.DataFrame({"text": ["salt"]})):
+        with pytest.raises(ValueError, match="pass a list of texts"):
+            again(split, odd)
+
+
+def test_truth_in_any_letters_and_categories_that_differ_by_them(tmp_path):
+    path = tmp_path / "own.csv"
+    rows = [
+        f"{word},{n},{'ab'[n % 2]}" for n, word in enumerate(["True", "TRUE", "maybe", "no"] * 10)
+    ]
+    path.write_text("\n".join(["c,n,kind", *rows]))
+    split = ddm.data.load(str(path))
+    check_same(split, again(split, split.shown_test, names_of(split)))
+    rows = [f"{word},{n},{'ab'[n % 2]}" for n, word in enumerate(["true", "FALSE", ""] * 14)]
+    path.write_text("\n".join(["c,n,kind", *rows]))
+    split = ddm.data.load(str(path), missing="impute")
+    asked = pandas.DataFrame({"c": ["TRUE", "false", "NA", None], "n": [1, 2, 3, 4]})
+    found = again(split, asked).x[:, :3]
+    np.testing.assert_array_equal(found, [[0, 1, 0], [1, 0, 0], [0, 0, 1], [0, 0, 1]])
+
+
+def test_a_category_is_missing_only_where_one_was():
+    frame = pandas.DataFrame(
+        {"c": ["missing", "here"] * 20, "n": range(40), "kind": ["a", "b"] * 20}
+    )
+    split = ddm.data.load(frame, target="kind")
+    with pytest.raises(ValueError, match="column 'c': the value is missing, and none was"):
+        again(split, frame.assign(c=None))
+    dated = frame.assign(c=pandas.Timestamp("2020-01-01"))
+    with pytest.raises(ValueError, match="is a Timestamp, and the data had"):
+        again(split, dated)
+
+
+def test_pictures_of_pillow_are_converted_as_those_of_a_folder(tmp_path):
+    draw = np.random.default_rng(2)
+    for number in range(20):
+        picture = draw.integers(0, 256, (4, 4)).astype(np.uint8)
+        folder = tmp_path / WORDS[number % 2]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{number:02}.png")
+    split = ddm.data.load(str(tmp_path))
+    picture = Image.open(tmp_path / "salt" / "00.png")
+    grey = np.asarray(picture)
+    paletted = picture.convert("P")
+    np.testing.assert_array_equal(again(split, [paletted]).x, again(split, grey[None]).x)
+
+
+def test_classes_of_long_numbers_have_names_of_their_own():
+    frame = pandas.DataFrame({"n": range(20), "y": [1234567.5, 1234568.5] * 10})
+    assert ddm.data.load(frame).classes == ("1234567.5", "1234568.5")

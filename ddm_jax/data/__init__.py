@@ -241,7 +241,7 @@ def load(
         targets=source.targets,
     )
     found = standardise_targets(found) if found.targets == "any" else found
-    return found._replace(preparation=preparation_of(found, source.fill))
+    return found._replace(preparation=preparation_of(found, source.used))
 
 
 def _listed(names: Any) -> Sequence[Any]:

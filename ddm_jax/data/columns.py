@@ -155,6 +155,16 @@ def _other(name: str, where: str, kind: Any) -> str:
     )
 
 
+class Used(NamedTuple):
+    """A column that became numbers: how its values are read; JSON values all."""
+
+    name: str
+    kind: str  # as of a `Column`
+    categories: list[str]  # that became a number each; none of the other kinds
+    gap: float | str | None  # what stands for a missing value; None: none was missing
+    texts: bool  # whether texts may mean numbers, truth and what is missing, as in a CSV file
+
+
 class Encoded(NamedTuple):
     """The numbers of a table."""
 
@@ -163,10 +173,10 @@ class Encoded(NamedTuple):
     scale: np.ndarray  # [D]
     features: tuple[tuple[str, str | None], ...]  # D columns, and of which category
     told: tuple[str, ...]
-    fill: np.ndarray  # [D] what missing numbers became; NaN where none were
+    used: tuple[Used, ...]
 
 
-def encode(columns: list[Column], rows: np.ndarray, where: str) -> Encoded:
+def encode(columns: list[Column], rows: np.ndarray, where: str, infer: bool) -> Encoded:
     """Numbers are standardised, and medians and categories found, by the training rows.
 
     Raises:
@@ -178,9 +188,10 @@ def encode(columns: list[Column], rows: np.ndarray, where: str) -> Encoded:
     kinds = ("number", "boolean", "category", "constant", "missing")
     said: dict[str, list[str]] = {kind: [] for kind in kinds}
     filled: list[str] = []
-    fill: list[float] = []
+    used: list[Used] = []
     for column in columns:
-        values, name, middle = column.values, column.name, np.nan
+        values, name = column.values, column.name
+        gap: float | str | None = None
         if column.missing[rows].all():
             said["missing"].append(name)
             continue
@@ -189,12 +200,13 @@ def encode(columns: list[Column], rows: np.ndarray, where: str) -> Encoded:
             known = np.unique(values[rows])
             found = (values[:, None] == known).astype(np.float64)
             named: list[tuple[str, str | None]] = [(name, str(each)) for each in known]
+            gap = "missing" if column.missing.any() else None
             note = f"{name} ({len(known)})"
         else:
             values = values.astype(np.float64)
             if column.missing.any():
                 there = rows[~column.missing[rows]]
-                middle = float(np.median(values[there]))
+                gap = middle = float(np.median(values[there]))
                 values = np.where(column.missing, middle, values)
             known, named, note = np.unique(values[rows]), [(name, None)], name
             found = values[:, None]
@@ -206,7 +218,8 @@ def encode(columns: list[Column], rows: np.ndarray, where: str) -> Encoded:
         said[column.kind].append(note)
         parts.append(found)
         features += named
-        fill += [middle] * len(named)
+        listed = [each for _, each in named if each is not None]
+        used.append(Used(name, column.kind, listed, gap, infer))
         standard += [column.kind == "number"] * len(named)
     if not parts:
         raise ValueError(f"{where}: all rows are equal; no column is left that tells them apart")
@@ -224,7 +237,7 @@ def encode(columns: list[Column], rows: np.ndarray, where: str) -> Encoded:
     }
     told = [f"  {words[kind]}: {_listed(names)}" for kind, names in said.items() if names]
     told += [f"  missing values filled: {_listed(filled)}"] if filled else []
-    return Encoded(x, offset, scale, tuple(features), tuple(told), np.asarray(fill))
+    return Encoded(x, offset, scale, tuple(features), tuple(told), tuple(used))
 
 
 def _listed(names: list[str]) -> str:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddm_jax.data.columns import Used
+
 
 class Reading(NamedTuple):
     """How to read data of one's own; see `data.load`."""
@@ -29,7 +31,7 @@ class Fitted(NamedTuple):
     scale: np.ndarray | None = None  # [D]
     features: tuple[tuple[str, str | None], ...] = ()  # D columns or words, and of which category
     told: tuple[str, ...] = ()  # lines for the user
-    fill: np.ndarray | None = None  # [D] of a table: what was missing became; NaN: nothing was
+    used: tuple[Used, ...] = ()  # the columns of a table
 
 
 class Examples(NamedTuple):

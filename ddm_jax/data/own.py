@@ -133,7 +133,7 @@ def own_source(name: Any, reading: Reading, draw: np.random.Generator, original:
         originals=found.originals,
         told=(*found.told, targets.told, *fitted.told),
         targets=targets.kind,
-        fill=fitted.fill,
+        used=fitted.used,
     )
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from ddm_jax.checks import check_choice, check_integer
+from ddm_jax.data.columns import Used
 from ddm_jax.types import Batch, Groups, length
 
 
@@ -27,8 +28,8 @@ class Preparation(NamedTuple):
     targets: str
     classes: list[str]  # or labels; none where targets are numbers
     shape: list[int]  # of an example, as the network sees it
-    columns: list[list[str | None]]  # of a table: the name of each, and of which category
-    fill: list[float | None]  # [D] what stands for a missing number, where some were missing
+    columns: list[Used]  # of a table
+    unnamed: int  # how many columns a table had, where they had no names; else 0
     offset: list[float]  # [D]
     scale: list[float]  # [D]
     target_offset: list[float] | None
@@ -260,7 +261,7 @@ class Source(NamedTuple):
     originals: Any = None  # the same: a DataFrame, or texts
     told: tuple[str, ...] = ()
     targets: str = "distribution"
-    fill: np.ndarray | None = None  # [D] of a table: what was missing became; NaN: nothing was
+    used: tuple[Used, ...] = ()  # the columns of a table
 
 
 def make_batch(x: Any, labels: Any, num_classes: int) -> Batch:

@@ -151,8 +151,8 @@ def table_examples(frame: Any, where: str, reading: Reading, infer: bool = False
         _check_column(column, where, reading.missing)
 
     def fit(rows: np.ndarray) -> Fitted:
-        x, offset, scale, features, told, fill = encode(columns, rows, where)
-        return Fitted(lambda some, image_size: x[some], offset, scale, features, told, fill)
+        x, offset, scale, features, told, used = encode(columns, rows, where, infer)
+        return Fitted(lambda some, image_size: x[some], offset, scale, features, told, used)
 
     found = "" if reading.target else " (data.target names another)"
     groups = None

@@ -57,7 +57,10 @@ def find_targets(found: Examples) -> Targets:
             told = "  a number as target: a regression"
             return Targets("any", (), values[:, None].astype(np.float64), told)
         whole = (present == np.round(present)).all()
-        return _classes([f"{each:.0f}" if whole else f"{each:g}" for each in present], places)
+        names = [f"{each:.0f}" if whole else f"{each:g}" for each in present]
+        if len(set(names)) < len(names):  # six digits do not tell them apart
+            names = [repr(float(each)) for each in present]
+        return _classes(names, places)
     return _classes([str(each) for each in present], places)
 
 
