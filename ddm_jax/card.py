@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ddm_jax
+from ddm_jax.checks import is_concrete
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.data.preparation import prepare
 from ddm_jax.data.split import Preparation
@@ -246,7 +247,8 @@ def make_what_if(task: Task, card: Card) -> Callable[[Any, Batch], WhatIf]:
     call with as many masks and queries takes no compilation.
 
     Raises:
-        ValueError: (when called) for masks that do not fit the card.
+        ValueError: (when called) for masks that do not fit the card, or queries without labels
+            where the output needs them.
     """
     outputs = make_outputs(task, card.update, stable=card.stable)
     count = len(card.state.synset.share)
@@ -254,6 +256,7 @@ def make_what_if(task: Task, card: Card) -> Callable[[Any, Batch], WhatIf]:
     def what_if(masks: Any, query: Batch) -> WhatIf:
         there = card.state.synset.background is not None
         masks = np.asarray(check_masks(np.atleast_2d(masks), count, background=there))
+        query = _labelled(task, card.state, query)
         alone = leave_one_out_masks(count) if card.intervals is not None else np.ones((1, count))
         every = np.concatenate([np.asarray(alone), masks]).astype(np.float32)
         said = outputs(card.state, every, query)
@@ -266,6 +269,27 @@ def make_what_if(task: Task, card: Card) -> Callable[[Any, Batch], WhatIf]:
         return WhatIf(asked, asked - whole, wide)
 
     return what_if
+
+
+def _labelled(task: Task, state: DDMState, query: Batch) -> Batch:
+    """Queries without labels with some in their place, where the output is the same with any.
+
+    Raises:
+        ValueError: where it is not.
+    """
+    y = query.y
+    if not isinstance(y, np.ndarray | jax.Array) or not is_concrete(y) or not np.isnan(y).any():
+        return query
+    params = trajectory_point(state.checkpoints, 0.0)
+    one, other = np.zeros((2, *y.shape), y.dtype)
+    one[..., 0], other[..., -1] = 1, y.shape[-1] > 1
+    said, again = (task.output(params, query._replace(y=each)) for each in (one, other))
+    if not np.array_equal(said, again):
+        raise ValueError(
+            f"{int(np.isnan(y).any(-1).sum())} queries have no label, and this objective needs "
+            "it: card.queries(examples, labels), or a card of another, such as logit:0"
+        )
+    return query._replace(y=one)
 
 
 def count_copies(synset: Synset, task: Task, data: Batch) -> int:

@@ -226,6 +226,12 @@ def test_a_run_becomes_a_card(finished, tmp_path):  # noqa: F811
     queries = read.queries(split.pixels(split.test.x), names)
     for one, two in zip(queries, split.test, strict=True):
         np.testing.assert_array_equal(one, two)
+    unlabelled, mask = read.queries(split.pixels(split.test.x)), np.r_[0.0, np.ones(9)]
+    with pytest.raises(ValueError, match="queries have no label, and this objective needs it"):
+        cards.make_what_if(run.plan.task, read)(mask, unlabelled)
+    logit = objectives.explain(run.plan.given, "logit:0")
+    said = cards.make_what_if(logit, read)(mask, unlabelled).outputs
+    np.testing.assert_array_equal(said, cards.make_what_if(logit, read)(mask, queries).outputs)
 
 
 def test_a_card_of_numbers_has_no_queries_of_its_own(card):

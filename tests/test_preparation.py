@@ -221,6 +221,13 @@ def test_truth_in_any_letters_and_categories_that_differ_by_them(tmp_path):
     np.testing.assert_array_equal(found, [[0, 1, 0], [1, 0, 0], [0, 0, 1], [0, 0, 1]])
 
 
+def test_a_category_that_the_data_did_not_have_is_warned_of():
+    split = ddm.data.load(table(), target="kind", missing="impute")
+    odd = split.shown_test.iloc[:2].assign(spice=["slat", "salt"])
+    with pytest.warns(UserWarning, match="row 1, column 'spice': 'slat' is a category that"):
+        again(split, odd)
+
+
 def test_a_category_is_missing_only_where_one_was():
     frame = pandas.DataFrame(
         {"c": ["missing", "here"] * 20, "n": range(40), "kind": ["a", "b"] * 20}

@@ -365,12 +365,17 @@ def test_ticks_of_logarithms_are_numbers():
 @pytest.mark.slow
 def test_what_harms_a_query_depends_on_what_is_better(stages, attribution):
     plan = stages.plan._replace(task=stages.plan.task._replace(lower_is_better=True))
+    scores = attribution.scores
+    centred = attribution._replace(scores=scores - np.median(scores, 0))  # some of each sign
     texts = [
-        _texts(figures.mistakes_figure(each, stages.results.target, attribution)).splitlines()
+        _texts(figures.mistakes_figure(each, stages.results.target, centred)).splitlines()
         for each in (stages.plan, plan)
     ]
     more, less = ([line for line in text if line.startswith("group ")][:4] for text in texts)
     assert more == [*less[2:], *less[:2]]
+    helping = attribution._replace(scores=1 + np.abs(scores))
+    only = _texts(figures.mistakes_figure(stages.plan, stages.results.target, helping))
+    assert 2 * only.count("group ") == " ".join(texts[0]).count("group ") > 0  # no red ones
 
 
 # The page
@@ -472,7 +477,7 @@ def _told(
         one_retraining=0.95,
         seconds_a_retraining=4.0,
     )
-    told = report.told_updates(tuning if tuned else Tuning(update), SECONDS)
+    told = report.told_updates(tuning if tuned else Tuning(update), SECONDS, 10, 10**6)
     return told, " ".join(told["sentences"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,15 +42,16 @@ def preparation_of(split: Split, used: Sequence[Used]) -> Preparation:
 def prepare(by: Preparation, examples: Any, labels: Any = None) -> Batch:
     """Make a `Batch` of new examples, to the bit as `data.load` would have made it.
 
-    A text of a category that the data did not have is in none of them, as in `data.load`.
+    A text of a category that the data did not have is in none of them, as in `data.load`, and
+    warned of.
 
     Args:
         examples: of a table a DataFrame, or an array [M, columns] where they had no names; texts;
             images [M, H, W, D] as bytes or in [0, 1] (those of "digits" divided by 16), as large as
             the network sees them; other arrays [M, ...].
         labels: names of classes [M]; of several labels lists of names, or [M, C] of zeros and
-            ones; or numbers, in the units of the data. None: targets are NaN, and so is every
-            output that needs them.
+            ones; or numbers, in the units of the data. None: targets are NaN; a card refuses
+            them where its objective needs labels.
 
     Raises:
         ValueError: for a column that is not there, a value that cannot be one of it or is missing
@@ -170,6 +172,14 @@ def _category(used: Used, series: Any) -> list[np.ndarray]:
         read.append(text)
     if gone.any():
         _check_gap(used, gone)
+    unseen = [row for row, text in enumerate(read) if text not in known]
+    if unseen:
+        warnings.warn(
+            f"{WHERE}, row {unseen[0] + 1}, column {used.name!r}: {read[unseen[0]]!r} is a "
+            f"category that the data did not have ({len(unseen)} rows so); it counts as none of "
+            f"{some_of(used.categories)}",
+            stacklevel=2,
+        )
     return [np.asarray([text == each for text in read], np.float64) for each in used.categories]
 
 

@@ -216,8 +216,8 @@ def forget(
     ]
     if not careful and amount != 1.0:
         sentences.append(
-            f"The network moved by {amount:.2f} times what the updates do: by so much retraining "
-            "went farther than they, without the groups that the run checked itself on."
+            f"The network moved by {amount:.2f} times what the updates do: so far went retraining "
+            "without the groups that the run checked itself on."
         )
     if prompt is not None:
         shown = {name: each[0] for name, each in networks.items()}

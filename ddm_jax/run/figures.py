@@ -129,6 +129,8 @@ def mistakes_figure(plan: Plan, target: TrainRun, attribution: Attribution) -> F
             for group in chosen:
                 inside = attribution.members(group)
                 near = nearest(flat[0], inside, flat[1][query])[:members]
+                if (helps[group, query] < 0) != (colour == RED):
+                    near = near[:0]  # fewer than two harmed it, or helped
                 titles = [f"{names[group]}: {scores[group, query]:+.2g}", *[""] * members]
                 shown = zip(near, titles, strict=False)
                 row += filled([point_picture(split, *each, colour) for each in shown], members)

@@ -75,16 +75,24 @@ def places_of(run: Finished, groups: Any) -> np.ndarray:
             raise ValueError(f"{each!r} is no group")
         return int(each)
 
-    try:
-        found = np.asarray([place(each) for each in asked], int)
-    except ValueError as error:
-        shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    found, unknown = np.zeros(len(asked), int), []
+    for index, each in enumerate(asked):
+        try:
+            found[index] = place(each)
+        except ValueError:
+            unknown.append(each)
+    if unknown:
+        quoted = [
+            f'"{each}"' if isinstance(each, str) and "," in each else str(each)
+            for each in (*names, *unknown)
+        ]
+        shown = ", ".join(quoted[: len(names)][:20]) + (", ..." if len(names) > 20 else "")
         allowed = f"some of {shown}" if names else f"integers in 0..{count - 1}"
         told = (
-            f"groups {', '.join(map(str, asked[:20]))}: name {allowed}, with commas between (a "
-            "name with a comma in it quoted: '\"a, b\",c')"
+            f"groups {', '.join(quoted[len(names) :][:20])}: name {allowed}, with commas between "
+            "(a name with a comma in it quoted: '\"a, b\",c')"
         )
-        raise ValueError(" ".join(told.split())) from error  # names may have several lines
+        raise ValueError(" ".join(told.split()))  # names may have several lines
     wrong = found[(found < 0) | (found >= count)]
     if len(wrong):
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,9 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
             "retraining": int((np.asarray(target.rows) >= 0).sum()),
         },
         "seconds_a_retrained_network": truth.seconds,
-        "updates": told_updates(results.tuning, seconds),
+        "updates": told_updates(
+            results.tuning, seconds, step_items, int((np.asarray(target.rows) >= 0).sum())
+        ),
         "intervals": {
             "level": LEVEL,
             "single_groups_larger": float(
@@ -145,12 +147,25 @@ def told_passages(plan: Plan, results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def told_updates(tuning: Tuning, seconds: dict[str, float]) -> dict[str, Any]:
-    """How the updates go, what it was chosen from, and when to retrain instead; JSON values."""
+def told_updates(
+    tuning: Tuning, seconds: dict[str, float], step_items: int, gradients: int
+) -> dict[str, Any]:
+    """How the updates go, what it was chosen from, and when to retrain instead; JSON values.
+
+    Args:
+        step_items: that a step takes.
+        gradients: example gradients of one retraining.
+    """
     told: dict[str, Any] = {"chosen": asdict(tuning.update), "sentences": [], "costs": []}
-    words = describe(tuning.update, tuning.pool)
+    words = describe(replace(tuning.update, batch=step_items), tuning.pool)
     if not tuning.tried:
         told["sentences"].append(f"Updates, as the settings say: {words}.")
+        share = settled(tuning.update).steps * step_items / gradients
+        if share >= 1:
+            told["sentences"].append(
+                f"An answer takes {share:.2g} times the example gradients of a retraining: retrain "
+                "instead, or lower online.steps."
+            )
         return told
     best = next(each for each in tuning.costs if each.update == tuning.update)
     rows: list[tuple[Any, ...]] = [
