@@ -470,11 +470,29 @@ def test_a_gradient_too_small_to_square_still_has_its_activation():
     """At a trained network the labels that are drawn hardly ever surprise."""
     a, delta = np.array([1.0, -2.0, 1.0]), np.array([3e-25, -1e-25])
     g = jnp.asarray((a[:, None] * delta)[None], jnp.float32)
-    side, _ = ekfac.sides(ekfac.Block(1, 0, True), g)
+    side, _ = ekfac.sides(True, g)
     assert side.shape == (3, 3)
     np.testing.assert_allclose(side, np.outer(a, a), rtol=1e-4)
-    none, _ = ekfac.sides(ekfac.Block(1, 0, True), g * 0)
+    none, _ = ekfac.sides(True, g * 0)
     np.testing.assert_array_equal(none, np.zeros((3, 3)))
+
+
+def test_a_layer_that_is_applied_to_each_token_has_no_outer_products():
+    """Its factors are those of any gradients, though a bias lies beside its kernel."""
+    draw = np.random.default_rng(0)
+    x, delta = draw.normal(size=(4, 6, 3)), draw.normal(size=(4, 6, 2))
+    x = np.concatenate([x, np.ones((4, 6, 1))], 2)
+    each = jnp.asarray(np.einsum("btm,btn->btmn", x, delta), jnp.float32)
+    assert ekfac.is_outer(each[:, 0])
+    assert not ekfac.is_outer(each.sum(1))
+    found = ekfac.sides(ekfac.is_outer(each.sum(1)), each.sum(1))
+    for one, two in zip(found, ekfac.sides(False, each.sum(1)), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5)
+
+
+def test_a_table_of_many_rows_keeps_its_diagonal():
+    table = {"tokens": {"embedding": jnp.zeros((ekfac.MOST + 1, 2))}, "w": jnp.zeros((3, 2))}
+    assert ekfac.blocks(table) == [ekfac.Block(1, None, False)]
 
 
 # DataInf

@@ -122,6 +122,42 @@ def test_a_token_without_a_logit_is_nan_and_no_other_token(task, params):
         )
 
 
+def test_tokens_that_are_drawn_have_the_curvature_for_their_second_moment(task, params):
+    """`E[(g v)^2]` of drawn tokens is `v G v`, G the Gauss-Newton matrix of the loss."""
+    batch = tasks.sequences(ROWS, 8, 11)
+    batch.x["mask"][0, :3] = 0, 0, 0.5  # a prompt, and a token that counts by half
+    ways = jax.tree.map(
+        lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape), params
+    )
+    logits, moved = jax.jvp(lambda p: task.apply(p, batch.x), (params,), (ways,))
+    chances, moved = jax.nn.softmax(logits)[:, :-1], moved[:, :-1]
+    spread = (chances * moved**2).sum(-1) - (chances * moved).sum(-1) ** 2
+    curvature = (batch.x["mask"][:, 1:] * spread).sum(1) / 7
+
+    @jax.vmap
+    def slopes(key):
+        drawn = task.draw(params, batch, key)
+        return jax.jvp(lambda p: task.loss(p, drawn), (params,), (ways,))[1]
+
+    found = jax.jit(slopes)(jax.random.split(jax.random.key(5), 4000))
+    np.testing.assert_allclose((found**2).mean(0), curvature, rtol=0.08)
+    assert found[0, 2] == 0 == curvature[2]
+    drawn = task.draw(params, batch, jax.random.key(0))
+    np.testing.assert_array_equal(drawn.y[:, 0], batch.x["tokens"][:, 0])
+    assert ((drawn.y >= 0) & (drawn.y < 11)).all()
+
+
+def test_targets_in_place_of_the_tokens(task, params):
+    batch = tasks.sequences(ROWS, 8, 11)
+    own = batch._replace(y=batch.x["tokens"])
+    np.testing.assert_array_equal(task.loss(params, batch), task.loss(params, own))
+    other = batch._replace(y=(batch.x["tokens"] + 1) % 11)
+    assert not np.allclose(task.loss(params, batch), task.loss(params, other))
+    for wrong in (np.zeros(3, int), np.zeros((3, 8))):
+        with pytest.raises(ValueError, match="targets are its own tokens, so y is None"):
+            task.loss(params, batch._replace(y=wrong))
+
+
 def test_adapters_alone_learn_and_begin_at_nothing():
     plain, adapted = gpt(), gpt(lora=2)
     tokens = jnp.asarray([[1, 2, 3]])
@@ -151,6 +187,10 @@ def test_documents_are_attributed_by_the_whole_method():
     state = estimator.fit(jax.random.key(1), run, data, ddm.as_groups(document))
     scores = np.asarray(estimator.score(state, query))
     np.testing.assert_array_equal(scores.argmax(0), np.arange(4))
+    for make in (ddm.estimators.make_ekfac, ddm.estimators.make_source):
+        state = make(task).fit(jax.random.key(1), run, data, ddm.as_groups(document))
+        found = np.asarray(make(task).score(state, query))
+        np.testing.assert_array_equal(found.argmax(0), np.arange(4))
 
 
 @pytest.mark.slow

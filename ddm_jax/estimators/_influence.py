@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ddm_jax.checks import is_concrete
+from ddm_jax.checks import is_concrete, require_distributions
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.estimators.contract import make_estimator
 from ddm_jax.estimators.grad_dot import GradDotState, make_along
@@ -174,9 +174,24 @@ def drawn_order(key: Array, data: Batch) -> Array:
     return jnp.argsort(place)[jax.random.permutation(order_key, len(place))]
 
 
-def draw_labels(key: Array, logits: Array) -> Array:
-    """Labels [B] drawn from the network's own softmax: the same ones in floats of any size."""
-    return jax.random.categorical(key, logits.astype(jnp.float32))
+def make_draw(task: Task, method: str) -> Callable[[Params, Batch, Array], Batch]:
+    """Make `draw(params, batch, key)`, the batch with targets drawn from what the network says.
+
+    Labels are drawn from its softmax: the same ones in floats of any size.
+
+    Raises:
+        ValueError: for a task that draws none, and is none of classes.
+    """
+    if task.draw is not None:
+        return task.draw
+    apply = require_distributions(task, method)
+
+    def draw(params: Params, batch: Batch, key: Array) -> Batch:
+        logits = apply(params, batch.x)
+        labels = jax.random.categorical(key, logits.astype(jnp.float32))
+        return Batch(batch.x, jax.nn.one_hot(labels, logits.shape[-1], dtype=batch.y.dtype))
+
+    return draw
 
 
 def conjugate_gradient(

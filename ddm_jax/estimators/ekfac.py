@@ -7,11 +7,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from ddm_jax.checks import require_distributions
-from ddm_jax.estimators._influence import draw_labels, make_influence
-from ddm_jax.gradients import curvature_diagonal, sum_gradients
-from ddm_jax.types import Array, Batch, Estimator, Params, Task
+from ddm_jax.estimators._influence import make_draw, make_influence
+from ddm_jax.gradients import curvature_diagonal, example_gradients, sum_gradients
+from ddm_jax.types import Array, Batch, Estimator, Params, Task, length, take
+
+MOST = 8192  # rows or columns of a matrix that is turned; a table of tokens may have more
+FEW = 8  # examples whose gradients tell whether they are outer products
 
 
 class Block(NamedTuple):
@@ -19,7 +22,7 @@ class Block(NamedTuple):
 
     kernel: int  # which leaf
     bias: int | None
-    outer: bool  # the gradient of one example is an outer product
+    outer: bool  # the gradient of one example may be an outer product
 
 
 class EkfacCurvature(NamedTuple):
@@ -42,9 +45,11 @@ def make_ekfac(task: Task, *, damping: float = 0.01) -> Estimator:
     `d = weight_decay + damping` with the run's weight decay, block by block. No hooks into layers
     are needed: a dense layer has `G = a delta^T`, its bias's gradient is delta and `a = G delta /
     |delta|^2`, so `A = E[a a^T]` and `S = E[delta delta^T]` are the exact ones (of examples that
-    reach the layer, and where the layer is applied once an example). Convolutions and kernels
-    without a bias take `E[G G^T]` and `E[G^T G]`, exact for a single Kronecker product. M is exact
-    for any; the remaining leaves (scales, lone biases) keep their diagonal.
+    reach the layer). Where gradients are no such products, as of convolutions, of kernels without a
+    bias and of layers that are applied to each token, A and S are `E[G G^T]` and `E[G^T G]`, exact
+    for a single Kronecker product. M is exact for any; the remaining leaves (scales, lone biases,
+    tables of more than MOST rows) keep their diagonal. Of a language model the labels are tokens,
+    one drawn at each place.
 
     George, Laurent, Bouthillier, Ballas & Vincent, "Fast approximate natural gradient descent in
     a Kronecker-factored eigenbasis", 2018, arXiv 1806.03884; for influence Grosse et al.,
@@ -58,18 +63,19 @@ def make_ekfac(task: Task, *, damping: float = 0.01) -> Estimator:
         ValueError: for a setting out of range or a task whose targets are no classes, or (in
             `fit`) neither damping nor weight decay.
     """
-    apply = require_distributions(task, "ekfac")
+    draw = make_draw(task, "ekfac")
 
     def factor(key: Array, params: Params, data: Batch, weight_decay: Array) -> EkfacCurvature:
-        logits = apply(params, data.x)
-        labels = draw_labels(jax.random.fold_in(key, 1), logits)
-        drawn = Batch(data.x, jax.nn.one_hot(labels, logits.shape[-1], dtype=data.y.dtype))
+        drawn = draw(params, data, jax.random.fold_in(key, 1))
         found = blocks(params)
+        few = take(drawn, slice(FEW))
+        some, _ = to_matrices(params, example_gradients(task.loss, params, few))
+        outer = [block.outer and is_outer(g) for block, g in zip(found, some, strict=True)]
 
         def factors(rows: Array, which: Array) -> list[Array]:
             matrices, _ = to_matrices(params, rows)
             return [
-                one for block, g in zip(found, matrices, strict=True) for one in sides(block, g)
+                one for is_so, g in zip(outer, matrices, strict=True) for one in sides(is_so, g)
             ]
 
         sums = sum_gradients(factors, task.loss, params, drawn)
@@ -83,7 +89,7 @@ def make_ekfac(task: Task, *, damping: float = 0.01) -> Estimator:
 
         sums = sum_gradients(squares, task.loss, params, drawn)
         diagonal = curvature_diagonal(damping, weight_decay)
-        moments, others = jax.tree.map(lambda leaf: leaf / len(logits) + diagonal, sums)
+        moments, others = jax.tree.map(lambda leaf: leaf / length(data) + diagonal, sums)
         return EkfacCurvature(inputs, outputs, moments, others)
 
     def solve(params: Params, data: Batch, curvature: EkfacCurvature, vectors: Array) -> Array:
@@ -105,7 +111,7 @@ def blocks(params: Params) -> list[Block]:
     }
     found = []
     for name, (index, leaf) in named.items():
-        if leaf.ndim < 2:
+        if leaf.ndim < 2 or max(leaf.size // leaf.shape[-1], leaf.shape[-1]) > MOST:
             continue
         beside, bias = named.get(name.removesuffix("['kernel']") + "['bias']", (None, None))
         if bias is not None and bias.shape != leaf.shape[-1:]:
@@ -114,16 +120,37 @@ def blocks(params: Params) -> list[Block]:
     return found
 
 
-def sides(block: Block, g: Array) -> tuple[Array, Array]:
-    """The input and output factors, but for a constant, of gradients `[B, m, n]`."""
-    if not block.outer:
+def sides(outer: Array | bool, g: Array) -> tuple[Array, Array]:
+    """The input and output factors, but for a constant, of gradients `[B, m, n]`.
+
+    Args:
+        outer: whether the gradients are outer products.
+    """
+
+    def of_products(g: Array) -> tuple[Array, Array]:
+        a, delta = split_outer(g)
+        return a.T @ a, delta.T @ delta
+
+    def of_any(g: Array) -> tuple[Array, Array]:
         return jnp.einsum("bij,bkj->ik", g, g), jnp.einsum("bij,bik->jk", g, g)
+
+    return of_any(g) if outer is False else lax.cond(outer, of_products, of_any, g)
+
+
+def is_outer(g: Array) -> Array:
+    """Whether gradients `[B, m, n]` are outer products, as of a layer that is applied once."""
+    a, delta = split_outer(g)
+    left = g - a[:, :, None] * delta[:, None]
+    return jnp.sum(left**2) <= 1e-6 * jnp.sum(g**2)
+
+
+def split_outer(g: Array) -> tuple[Array, Array]:
+    """`a [B, m]` and `delta [B, n]` of outer products `[B, m, n]` whose last row is delta."""
     delta = g[:, -1]
     size = jnp.max(jnp.abs(delta), 1)[:, None]  # first, as squares of tiny numbers are zero
     unit = delta / jnp.where(size > 0, size, 1.0)
     scale = jnp.where(size > 0, size, 1.0) * jnp.maximum(jnp.sum(unit**2, 1, keepdims=True), 1.0)
-    a = jnp.einsum("bij,bj->bi", g, unit) / scale
-    return a.T @ a, delta.T @ delta
+    return jnp.einsum("bij,bj->bi", g, unit) / scale, delta
 
 
 def turn(matrices: list[Array], left: list[Array], right: list[Array]) -> list[Array]:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ddm_jax.checks import check_integer, require_distributions
+from ddm_jax.checks import check_integer
 from ddm_jax.compute.compiled import compiled
-from ddm_jax.estimators._influence import draw_labels, drawn_order
+from ddm_jax.estimators._influence import drawn_order, make_draw
 from ddm_jax.estimators._shared import require
 from ddm_jax.estimators.contract import make_estimator
 from ddm_jax.gradients import (
@@ -85,7 +85,7 @@ def make_source(task: Task, *, segments: int = 3, points: int = 200) -> Estimato
     """
     check_integer("segments", segments)
     check_integer("points", points)
-    apply = require_distributions(task, "source")
+    draw = make_draw(task, "source")
 
     def curvature(
         key: Array, checkpoints: Params, root: Array | None, data: Batch
@@ -97,11 +97,8 @@ def make_source(task: Task, *, segments: int = 3, points: int = 200) -> Estimato
             params, key = item
             draw_key, label_key = jax.random.split(key)
             each = max(points // number, 1)
-            x = take(data.x, drawn_order(draw_key, data)[:each])
-            logits = apply(params, x)
-            labels = draw_labels(label_key, logits)
-            drawn = jax.nn.one_hot(labels, logits.shape[1], dtype=data.y.dtype)
-            return example_gradients(task.loss, params, Batch(x, drawn))
+            some = take(data, drawn_order(draw_key, data)[:each])
+            return example_gradients(task.loss, params, draw(params, some, label_key))
 
         rows = lax.map(at, (checkpoints, jax.random.split(key, number)))
         rows = rows.reshape(-1, rows.shape[-1])

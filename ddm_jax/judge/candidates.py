@@ -23,6 +23,7 @@ from ddm_jax.estimators import (
 from ddm_jax.estimators.contract import joint_estimator
 from ddm_jax.estimators.ddm import DDMState, distilled_run, make_outputs, undistilled
 from ddm_jax.judge.problem import Problem, retraining_of, trainer_of
+from ddm_jax.online import Parts, make_parts
 from ddm_jax.synset import all_members
 from ddm_jax.types import Array, Batch, Estimator, Groups, TrainRun, length
 from ddm_jax.updates import UpdateSettings
@@ -31,7 +32,7 @@ from ddm_jax.values import VALUES
 BUDGET = 6  # candidates an estimator
 
 Settings = dict[str, Any]
-Maker = Callable[[Problem, Settings], Estimator]
+Maker = Callable[..., Estimator]  # (problem, settings), and what is `shared`
 
 
 class Candidates(NamedTuple):
@@ -40,6 +41,8 @@ class Candidates(NamedTuple):
     make: Maker
     offline: dict[str, tuple[Any, ...]]  # of `fit`
     online: dict[str, tuple[Any, ...]]  # of `score` and `outputs` alone: they share a fit
+    # What those that share a fit share besides, as keywords of `make`.
+    shared: Callable[[Problem], dict[str, Any]] | None = None
 
 
 def every_choice(choices: dict[str, tuple[Any, ...]]) -> list[Settings]:
@@ -53,13 +56,13 @@ def every_choice(choices: dict[str, tuple[Any, ...]]) -> list[Settings]:
     return found
 
 
-def make_ddm_candidate(problem: Problem, chosen: Settings) -> Estimator:
+def make_ddm_candidate(problem: Problem, chosen: Settings, parts: Parts | None = None) -> Estimator:
     """The distilled datamodel with the problem's settings, and a recipe at the problem's cost."""
     distill, update = _settings(problem, chosen)
-    return _at_cost(problem, update, make_ddm(problem.task, distill, update).fit, "ddm")
+    return _at_cost(problem, update, make_ddm(problem.task, distill, update).fit, "ddm", parts)
 
 
-def make_real_data(problem: Problem, chosen: Settings) -> Estimator:
+def make_real_data(problem: Problem, chosen: Settings, parts: Parts | None = None) -> Estimator:
     """The same updates on all real kept data, at the same cost: what a perfect synset would do."""
     task, (_, update) = problem.task, _settings(problem, chosen)
 
@@ -67,11 +70,20 @@ def make_real_data(problem: Problem, chosen: Settings) -> Estimator:
         synset = all_members(task, data, groups)
         return distilled_run(run, synset, undistilled(synset))
 
-    return _at_cost(problem, update, fit, "real_data")
+    return _at_cost(problem, update, fit, "real_data", parts)
+
+
+def _parts(problem: Problem) -> dict[str, Any]:
+    """Compiled once for all recipes: most differ by their rates and momenta alone."""
+    return {"parts": make_parts(problem.task)}
 
 
 def _at_cost(
-    problem: Problem, update: UpdateSettings, fit: Callable[..., DDMState], method: str
+    problem: Problem,
+    update: UpdateSettings,
+    fit: Callable[..., DDMState],
+    method: str,
+    parts: Parts | None,
 ) -> Estimator:
     """Updates in as many steps as the problem allows, which the size of the pool decides."""
     gradients = problem.num_points * problem.train.epochs
@@ -79,7 +91,7 @@ def _at_cost(
     @cache
     def of_pool(items: int) -> Callable[..., Array]:
         allowed = tuning.at_cost(update, problem.share, gradients, items)
-        return make_outputs(problem.task, allowed)
+        return make_outputs(problem.task, allowed, parts)
 
     def outputs(state: DDMState, masks: Any, query: Batch) -> Array:
         return of_pool(length(state.synset.items))(state, masks, query)
@@ -227,7 +239,11 @@ MAKERS: dict[str, Maker] = {
     "synset_influence": make_synset_influence_candidate,
 } | {name: _of_training((ESTIMATORS | VALUES)[name]) for name in OF_TRAINING}
 CANDIDATES: dict[str, Candidates] = {
-    name: Candidates(MAKERS.get(name) or _of_task((ESTIMATORS | VALUES)[name]), *choices)
+    name: Candidates(
+        MAKERS.get(name) or _of_task((ESTIMATORS | VALUES)[name]),
+        *choices,
+        _parts if name in ("ddm", "real_data") else None,
+    )
     for name, choices in CHOICES.items()
 }
 

@@ -230,10 +230,11 @@ def _fit(
 ) -> list[Fitted]:
     """Every candidate, those with the same offline settings sharing one fit."""
     fitted = []
+    shared = candidates.shared(problem) if candidates.shared else {}
     for offline in every_choice(candidates.offline):
         state, seconds = None, 0.0
         for online in every_choice(candidates.online):
-            estimator = candidates.make(problem, offline | online)
+            estimator = candidates.make(problem, offline | online, **shared)
             if state is None:
                 begin = time.perf_counter()
                 fit = estimator.fit(_estimator_key(problem), run, data, groups)

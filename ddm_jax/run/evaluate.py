@@ -26,6 +26,7 @@ from ddm_jax.run.plan import Plan, check_distillation_fits, make_plan
 from ddm_jax.run.report import is_defined, number
 from ddm_jax.run.settings import Config
 from ddm_jax.run.stages import Results, bring
+from ddm_jax.run.wording import in_seconds
 from ddm_jax.run.workdir import (
     COMPUTES,
     CONFIG,
@@ -219,8 +220,8 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 _interval(row["over_rows"]),
                 number(row["ceiling"]),
                 f"{share:.0%}" if is_defined(share) else "-",
-                _seconds(row["offline_seconds"]),
-                _seconds(row["online_seconds"]),
+                in_seconds(row["offline_seconds"]),
+                in_seconds(row["online_seconds"]),
             ]
         )
     return head, lines
@@ -298,10 +299,6 @@ def _write(result: dict[str, Any], workdir: Path, progress: Progress) -> dict[st
         if any("error" not in row for row in result["rows"]):
             files.write_whole(workdir / "compare.png", png(comparison_figure(result), 150))
     return result
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.0f} s" if value >= 10 else f"{value:.2g} s"
 
 
 def _interval(values: Sequence[Any]) -> str:

@@ -169,7 +169,7 @@ def matching_figure(error: np.ndarray, before: np.ndarray) -> Figure:
     axes.axhline(1, color=RED, linewidth=0.8, label="an empty synset")
     make_log(axes, "y")
     whole_ticks(axes.xaxis)
-    axes.legend(**SMALL, loc="lower right")  # the line of an empty synset runs above
+    axes.legend(**SMALL, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))  # above the data
     return figure
 
 
@@ -177,7 +177,10 @@ def groups_figure(plan: Plan, groups: Groups) -> Figure:
     """The sizes of the groups, and members of some of them."""
     sizes, names, shown = groups.sizes(), group_names(groups), spread_groups(groups.count)
     rows: list[Row] = [
-        [f"{names[group]}\n{sizes[group]} points", *member_pictures(plan.split, groups, group, 10)]
+        [
+            f"{names[group]}\n{sizes[group]} point{'s' * (sizes[group] != 1)}",
+            *member_pictures(plan.split, groups, group, 10),
+        ]
         for group in shown
     ]
     upright = groups.names is not None and len(names) > 8

@@ -23,6 +23,7 @@ from ddm_jax.run.drawing import png
 from ddm_jax.run.plan import Plan
 from ddm_jax.run.settings import as_json
 from ddm_jax.run.targets import performance
+from ddm_jax.run.wording import in_seconds
 from ddm_jax.run.workdir import KeptAnswer, kept_answers, versions
 from ddm_jax.synset import batch_size
 from ddm_jax.tuning import Tried, describe
@@ -106,8 +107,8 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
             f"Offline (clustering aside): {seconds['target']:.1f} s training, "
             f"{seconds['synset']:.1f} s distilling. Online: {seconds['attribution']:.1f} s for "
             f"{num_groups} held-out groups, compilation included. Retraining all of them takes "
-            f"about {truth.seconds * (num_groups + 1):.0f} s a seed ({truth.seconds:.2f} s a "
-            "network).",
+            f"about {in_seconds(truth.seconds * (num_groups + 1))} a seed "
+            f"({in_seconds(truth.seconds)} a network).",
             f"Median matching error at held-out checkpoints: {error:.2g} (before distillation "
             f"{before:.2g}; an empty synset has 1). It is worse than before for {worse} of "
             f"{num_groups} groups.",

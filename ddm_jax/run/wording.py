@@ -17,6 +17,11 @@ FEW = 15  # numbers that are all shown
 INTEGERS = 30  # of an example, such as its tokens
 
 
+def in_seconds(value: float) -> str:
+    """A time in seconds, to two digits below ten."""
+    return f"{value:.0f} s" if value >= 10 else f"{value:.2g} s"
+
+
 def describe(split: Split, x: Any, original: Any = None) -> str:
     """At most five lines: the columns that differ most from the training mean, or a text's start.
 

@@ -78,6 +78,7 @@ def freeze(task: Task, params: Params, trainable: Trainable) -> Task:
         apply=of_whole(task.apply),
         features=of_whole(task.features),
         training_loss=of_whole(task.training_loss),
+        draw=of_whole(task.draw),
     )
 
 

@@ -38,6 +38,9 @@ def language(
     marks: the sequence, a completion (`completions`) or single tokens (`each_token`); of the
     difference of two continuations it is `objectives.over_sets` with weights 1 and -1.
 
+    With `y [N, L]` of integers these are what is to be predicted in place of the tokens, after the
+    same tokens before; None is the tokens themselves.
+
     The items of a synset are real sequences, whose masses are learnt.
 
     Args:
@@ -55,21 +58,27 @@ def language(
     logits = _logits_of(made.forward, like, jax.ShapeDtypeStruct((1, context), jnp.int32))
     vocabulary = logits.shape[-1]
 
-    def token_losses(predict: Callable[..., Any], params: Params, x: Any, *key: Array) -> Array:
-        tokens, mask = parts_of(x, vocabulary)
+    def ahead(predict: Callable[..., Any], params: Params, tokens: Array, *key: Array) -> Array:
+        """Logits of the tokens but the first."""
         logits = _logits_of(predict, params, tokens, *key)[:, :-1]
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        chances = jax.nn.log_softmax(logits)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def token_losses(
+        predict: Callable[..., Any], params: Params, batch: Batch, *key: Array
+    ) -> Array:
+        tokens, mask = parts_of(batch.x, vocabulary)
+        wanted = tokens if batch.y is None else targets_of(batch.y, tokens)
+        chances = jax.nn.log_softmax(ahead(predict, params, tokens, *key))
         # A token that the model has no logit of is NaN, and not another token's.
         found = jnp.take_along_axis(
-            chances, tokens[:, 1:, None], -1, mode="fill", fill_value=jnp.nan
+            chances, wanted[:, 1:, None], -1, mode="fill", fill_value=jnp.nan
         )
         counts = mask[:, 1:]
         return -jnp.where(counts > 0, counts * found[..., 0], 0.0).sum(1)
 
     def mean_of(predict: Callable[..., Any]) -> Callable[..., Array]:
         def loss(params: Params, batch: Batch, *key: Array) -> Array:
-            each = token_losses(predict, params, batch.x, *key)
+            each = token_losses(predict, params, batch, *key)
             return each / (batch.x["tokens"].shape[1] - 1)
 
         return loss
@@ -79,7 +88,24 @@ def language(
     def output(params: Params, batch: Batch) -> Array:
         summed = lambda p, some, weights: weights @ loss(p, some)  # noqa: E731
         size = examples_a_piece(length(batch), bytes_an_example(summed, params, batch))
-        return -map_pieces(lambda x: token_losses(made.forward, params, x), batch.x, size)
+        return -map_pieces(lambda some: token_losses(made.forward, params, some), batch, size)
+
+    def draw(params: Params, batch: Batch, key: Array) -> Batch:
+        tokens, mask = parts_of(batch.x, vocabulary)
+        keys = jax.random.split(key, len(tokens))
+
+        def of_piece(piece: tuple[Array, Array]) -> Array:
+            some, keys = piece
+            logits = ahead(made.forward, params, some)
+            found = jax.vmap(jax.random.categorical)(keys, logits).astype(some.dtype)
+            return jnp.concatenate([some[:, :1], found], 1)
+
+        size = examples_a_piece(len(tokens), tokens.shape[1] * vocabulary * 8)
+        drawn = map_pieces(of_piece, (tokens, keys), size)
+        # A loss is a mean over places, whose gradients with drawn tokens do not depend on each
+        # other: the mean of L of them has an L-th of the curvature for its second moment.
+        weight = jnp.sqrt(mask * (tokens.shape[1] - 1))
+        return Batch({"tokens": tokens, "mask": weight}, drawn)
 
     return Task(
         init=made.init,
@@ -87,6 +113,7 @@ def language(
         output=output,
         apply=lambda params, x: made.forward(params, parts_of(x, vocabulary)[0]),
         training_loss=mean_of(made.train_forward) if made.train_forward else None,
+        draw=draw,
         targets="any",
         items=Items(free=()),
     )
@@ -125,6 +152,20 @@ def parts_of(x: Any, vocabulary: int | None = None) -> tuple[Array, Array]:
                 f"masks hold {weights[~(weights >= 0)][0]}; each must be 0 or more: 1 counts"
             )
     return tokens, mask
+
+
+def targets_of(y: Any, tokens: Array) -> Array:
+    """Tokens to be predicted in place of the sequence's own, checked.
+
+    Raises:
+        ValueError: for anything but integers of the tokens' shape.
+    """
+    if jnp.shape(y) != tokens.shape or not jnp.issubdtype(jnp.result_type(y), jnp.integer):
+        raise ValueError(
+            f"y has shape {jnp.shape(y)} of {jnp.result_type(y)}; a sequence's targets are its own "
+            f"tokens, so y is None, or tokens {tokens.shape} to be predicted in their place"
+        )
+    return jnp.asarray(y)
 
 
 def vocabulary_of(task: Task, context: int) -> int:
