@@ -199,7 +199,7 @@ def load_card(path: str | Path, task: Task) -> Card:
             return _filled(skeleton, iter(leaves))
         kinds = [jax.dtypes.canonicalize_dtype(told["types"][f"{name}.{n}"]) for n in range(count)]
         placed = [jnp.asarray(leaf, kind) for leaf, kind in zip(leaves, kinds, strict=True)]
-        if name in ("checkpoints", "second_moments"):
+        if name in ("checkpoints", "second_moments", "residual"):
             return _as_parameters(path, like, placed)
         return _filled(skeleton, iter(placed))
 
@@ -215,6 +215,7 @@ def load_card(path: str | Path, task: Task) -> Card:
         undistilled(synset),
         found["second_moments"],
         found["decoupled_decay"],
+        found.get("residual"),
     )
     intervals = None
     if found["intervals"] is not None:
@@ -313,6 +314,7 @@ def _trees(card: Card) -> dict[str, Any]:
         "second_moments": state.second_moments,
         "weight_decay": state.weight_decay,
         "decoupled_decay": state.decoupled_decay,
+        "residual": state.residual,
         "x": synset.items.x,
         "y": synset.items.y,
         "group": synset.group,

@@ -46,6 +46,7 @@ def make_finetune(
     optimizer: optax.GradientTransformation,
     weight_decay: Array | float = 0.0,
     batch: int | None = None,
+    residual: Params | None = None,
 ) -> Finetune:
     """Make `finetune(params, synset, keep [K]) -> params`, which traces whole.
 
@@ -70,6 +71,8 @@ def make_finetune(
         optimizer: any optax optimiser, for example `optax.sgd(0.3, 0.9, nesterov=True)`.
         weight_decay: the training objective's; unused by "forget".
         batch: how many items a step takes at most, at least 1; None takes all.
+        residual: what the items leave of the gradient of each group, leaves `[K, ...]`, the
+            background's last where there is one; it is added to `h_k` at every step.
 
     Raises:
         ValueError: for an unknown update, negative steps, or no items.
@@ -93,10 +96,14 @@ def make_finetune(
             factor = keep * own
         examples = items_of(task).batch(synset.items)
         weights, turns = item_weights(synset, factor, own), batches_of(length(examples), batch)
+        every = jnp.append(factor, own)
+        left = jax.tree.map(lambda leaf: jnp.tensordot(every[: len(leaf)], leaf, 1), residual)
 
         def step(carry, rows: Array):
             params, state = carry
             _, gradient = of_losses(params, *take_batch(examples, weights, rows, turns))
+            if left is not None:
+                gradient = jax.tree.map(lambda g, r: g + r.astype(g.dtype), gradient, left)
             slope = jax.tree.map(lambda g, p: g + (decay * p).astype(g.dtype), gradient, params)
             updates, new = optimizer.update(slope, state, params)
             # A momentum that is an array makes more of small floats.
@@ -154,6 +161,7 @@ class Taken(NamedTuple):
     weight_decay: Array  # the factor of `|theta|^2 / 2` in the objective
     preconditioner: Preconditioner | None
     decoupled_decay: Array  # of AdamW's kind
+    residual: Params | None = None  # what the items leave of each group's gradient, see `corrected`
 
 
 def make_taken(task: Task, optimizer: str | None) -> Callable[..., Taken]:
@@ -193,6 +201,7 @@ def make_updates(task: Task, update: str, steps: int, batch: int | None) -> Call
             optimizer=update_rule(pace, taken.preconditioner, taken.decoupled_decay),
             weight_decay=taken.weight_decay,
             batch=batch,
+            residual=taken.residual,
         )
         moved = finetune(params, synset, keep)
         return moved if query is None else task.output(moved, query)
@@ -244,10 +253,10 @@ class Begin(NamedTuple):
 
 
 def make_begin(chosen: Settled, parts: Parts) -> Callable[..., Begin]:
-    """Make `begin(params, synset, weight_decay, moments, decoupled_decay, trained, stable=None)`.
+    """Make `begin(params, synset, weight_decay, moments, decoupled_decay, trained, ...)`.
 
     As of `make_counterfactual`; it costs some power iterations, and Lanczos' of deflated steps.
-    `stable` is the rate where it was found before, for just these.
+    `stable` is the rate where it was found before, for just these; a `residual` changes none.
     """
     taken_of, stable_of = parts.taken(chosen.optimizer), parts.rate(chosen.batch)
 
@@ -259,14 +268,16 @@ def make_begin(chosen: Settled, parts: Parts) -> Callable[..., Begin]:
         decoupled_decay: Any,
         trained: Params | None,
         stable: float | None = None,
+        residual: Params | None = None,
     ) -> Begin:
         check_moments(chosen.optimizer, second_moments)
         taken = taken_of(params, synset, weight_decay, second_moments, decoupled_decay)
+        whole = taken._replace(residual=residual)
         if chosen.learning_rate is not None:
-            return Begin(taken, None)
+            return Begin(whole, None)
         if stable is not None:
-            return Begin(taken, jnp.asarray(stable, jnp.float32))
-        return Begin(taken, stable_of(params, synset, taken, trained))
+            return Begin(whole, jnp.asarray(stable, jnp.float32))
+        return Begin(whole, stable_of(params, synset, taken, trained))
 
     return begin
 

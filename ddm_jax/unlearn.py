@@ -38,6 +38,7 @@ def make_forget(
     weight_decay: float = 0.0,
     batch: int | None = None,
     amount: float = 1.0,
+    residual: Params | None = None,
 ) -> Callable[[Params, Params, Synset, Array], Params]:
     """Make `forget(params, start, synset, keep [K]) -> params`, which traces whole.
 
@@ -68,17 +69,22 @@ def make_forget(
     Args:
         amount: how far to go, positive. Few steps undo only a part of what the groups did;
             `metrics.calibrated_amount` says by how much.
+        residual: as of `online.make_finetune`; where a class is gone it is left out.
 
     Raises:
         ValueError: for an amount that is not positive and finite.
     """
     check_number("amount", amount, above=0)
-    finetune = make_finetune(
-        task,
-        steps=steps,
-        optimizer=optimizer,
-        weight_decay=weight_decay,
-        batch=batch,
+    finetune, whole = (
+        make_finetune(
+            task,
+            steps=steps,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            batch=batch,
+            residual=left,
+        )
+        for left in (None, residual)
     )
 
     def without_class(params: Params, start: Params, synset: Synset, factor: Array, gone: Array):
@@ -101,8 +107,8 @@ def make_forget(
 
     def forget(params: Params, start: Params, synset: Synset, keep: Array) -> Params:
         def difference(relabelled: Synset, factor: Array) -> Params:
-            moved = finetune(start, relabelled, factor)
-            drift = finetune(start, synset, jnp.ones_like(factor))
+            moved = whole(start, relabelled, factor)
+            drift = whole(start, synset, jnp.ones_like(factor))
             return jax.tree.map(lambda p, m, d: p + amount * (m - d), params, moved, drift)
 
         if task.targets != "distribution":
@@ -175,6 +181,7 @@ def forget_groups(
         weight_decay=float(decay),
         batch=online.batch,
         amount=amount,
+        residual=state.residual,
     )
     return Forgotten(compiled(forget)(trained, start, synset, keep), careful != 1.0)
 

@@ -17,6 +17,7 @@ import ddm_jax as ddm
 from ddm_jax import card as cards
 from ddm_jax import files, metrics, objectives
 from ddm_jax.cluster import as_groups
+from ddm_jax.estimators.ddm import corrected
 from ddm_jax.judge.problem import trainer_of
 from ddm_jax.metrics.intervals import fit_intervals
 from ddm_jax.run import cards as of_run
@@ -75,6 +76,18 @@ def test_a_card_answers_as_the_whole_run_does(state, rewind):
     np.testing.assert_array_equal(found.outputs, wanted)
     np.testing.assert_allclose(found.changes, wanted - wanted[:1], atol=1e-6)
     assert found.half_widths is None
+
+
+def test_a_corrected_run_has_a_card_too(state, tmp_path):
+    whole = corrected(state, task(), split().train, GROUPS)
+    place, masks = tmp_path / "corrected.ddm", np.r_[0.0, np.ones(9)]
+    made = cards.make_card(whole, UPDATE, GROUPS)
+    cards.save_card(place, made, task(), split().train, include_examples=True)
+    found = cards.make_what_if(task(), ddm.load_card(place, task()))(masks, split().test)
+    wanted = ddm.make_ddm(task(), None, UPDATE).outputs(whole, masks[None], split().test)
+    np.testing.assert_allclose(found.outputs, wanted, rtol=1e-5, atol=1e-5)
+    assert np.abs(cards.make_what_if(task(), cards.make_card(state, UPDATE, GROUPS))(
+        masks, split().test).outputs - wanted).max() > 1e-3  # fmt: skip
 
 
 def test_a_card_that_was_read_is_the_card(card, path):

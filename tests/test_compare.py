@@ -690,6 +690,21 @@ def test_a_synset_for_its_curvature_is_small(monkeypatch):
     assert calls[0][0][2] == dataclasses.replace(large, items=5, steps=1000)
 
 
+def test_recipes_share_what_they_are_compiled_of(problem):
+    made = []
+
+    def make(problem, chosen, parts):
+        made.append(parts)
+        return Estimator(lambda *_: np.zeros(1), lambda state, query: state)
+
+    choices = {"recipe": ({"a": 1}, {"a": 2})}
+    shared = CANDIDATES["ddm"].shared
+    found = compare._fit(Candidates(make, {}, choices, shared), problem, None, None, None)
+    assert len(found) == 2
+    assert made[0] is made[1]
+    assert CANDIDATES["real_data"].shared is shared
+
+
 def test_what_is_chosen_takes_the_place_of_the_problems_own(monkeypatch, problem):
     calls, ours = watched(monkeypatch, "make_ddm"), CANDIDATES["ddm"]
     ours.make(problem, {"items": 7, "steps": 20})

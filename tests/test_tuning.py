@@ -12,8 +12,8 @@ import pytest
 from small_problem import DISTILL, GROUPS, TRAIN, small_problem, split, task
 
 import ddm_jax as ddm
-from ddm_jax import metrics, online, tuning
-from ddm_jax.estimators.ddm import on_all_data
+from ddm_jax import gradients, metrics, online, tuning, unlearn
+from ddm_jax.estimators.ddm import corrected, make_outputs, on_all_data
 from ddm_jax.estimators.retraining import retrained_outputs
 from ddm_jax.judge.problem import retraining_of, trainer_of
 from ddm_jax.judge.rivals import pays_after, short_retrainings
@@ -313,6 +313,36 @@ def test_data_that_are_not_those_of_the_synset_are_refused(state):
     for ids in (np.repeat(np.arange(10), [30] + [10] * 9), np.arange(120) % 11 - 1):
         with pytest.raises(ValueError, match="not those that the synset was distilled of"):
             on_all_data(state, task(), train, ddm.as_groups(ids))
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_corrected_step_is_that_of_all_the_data(run, background):
+    """Whatever the items are, a step at the trained network knows each group's gradient."""
+    ids = np.asarray(GROUPS.ids) - background  # the first group is always there, or is asked about
+    groups = ddm.as_groups(np.where(ids < 0, -1, ids))
+    distill = ddm.DistillSettings(items=1, steps=0, start="random")
+    state = ddm.make_ddm(task(), distill).fit(jax.random.key(1), run, split().train, groups)
+    one = UpdateSettings(steps=1, batch=1000, learning_rate=0.5)
+    outputs = make_outputs(task(), one)
+    masks = np.concatenate([np.eye(groups.count), 1 - np.eye(groups.count)]).astype(np.float32)
+    exact = outputs(on_all_data(state, task(), split().train, groups), masks, split().test)
+    found = corrected(state, task(), split().train, groups)
+    np.testing.assert_allclose(outputs(found, masks, split().test), exact, atol=2e-4)
+    assert np.abs(outputs(state, masks, split().test) - exact).max() > 0.1
+    if not background:
+        keep = masks[-1:]
+        moved = [unlearn.forget_groups(task(), each, keep, one).params for each in (state, found)]
+        assert not np.allclose(*(gradients.flatten(each) for each in moved), atol=1e-3)
+
+
+def test_all_the_data_leave_nothing_to_correct(run, state):
+    whole = on_all_data(state, task(), split().train, GROUPS)
+    left = corrected(whole, task(), split().train, GROUPS).residual
+    some = corrected(state, task(), split().train, GROUPS).residual
+    assert np.abs(gradients.flatten(left)).max() < 1e-5 < np.abs(gradients.flatten(some)).max()
+    others = ddm.as_groups(np.repeat(np.arange(10), [30] + [10] * 9))
+    with pytest.raises(ValueError, match="not those that the synset was distilled of"):
+        corrected(state, task(), split().train, others)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from ddm_jax.estimators.banzhaf import make_banzhaf as make_banzhaf
 from ddm_jax.estimators.class_fraction import make_class_fraction as make_class_fraction
 from ddm_jax.estimators.datainf import make_datainf as make_datainf
 from ddm_jax.estimators.datamodel import make_datamodel as make_datamodel
+from ddm_jax.estimators.ddm import corrected as corrected
 from ddm_jax.estimators.ddm import make_ddm as make_ddm
 from ddm_jax.estimators.density_support import make_density_support as make_density_support
 from ddm_jax.estimators.ekfac import make_ekfac as make_ekfac

@@ -21,7 +21,13 @@ from ddm_jax.estimators import (
     make_synset_influence,
 )
 from ddm_jax.estimators.contract import joint_estimator
-from ddm_jax.estimators.ddm import DDMState, distilled_run, make_outputs, undistilled
+from ddm_jax.estimators.ddm import (
+    DDMState,
+    corrected,
+    distilled_run,
+    make_outputs,
+    undistilled,
+)
 from ddm_jax.judge.problem import Problem, retraining_of, trainer_of
 from ddm_jax.online import Parts, make_parts
 from ddm_jax.synset import all_members
@@ -60,6 +66,17 @@ def make_ddm_candidate(problem: Problem, chosen: Settings, parts: Parts | None =
     """The distilled datamodel with the problem's settings, and a recipe at the problem's cost."""
     distill, update = _settings(problem, chosen)
     return _at_cost(problem, update, make_ddm(problem.task, distill, update).fit, "ddm", parts)
+
+
+def make_corrected(problem: Problem, chosen: Settings, parts: Parts | None = None) -> Estimator:
+    """The same, whose steps add what the items leave of each group's gradient."""
+    task, (distill, update) = problem.task, _settings(problem, chosen)
+    distilled = make_ddm(task, distill, update).fit
+
+    def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> DDMState:
+        return corrected(distilled(key, run, data, groups), task, data, groups)
+
+    return _at_cost(problem, update, fit, "ddm_corrected", parts)
 
 
 def make_real_data(problem: Problem, chosen: Settings, parts: Parts | None = None) -> Estimator:
@@ -166,6 +183,7 @@ RECIPES = (
 # What may be chosen: of `fit`, and of `score` and `outputs` alone.
 CHOICES: dict[str, tuple[dict[str, tuple[Any, ...]], dict[str, tuple[Any, ...]]]] = {
     "ddm": ({}, {"recipe": RECIPES}),
+    "ddm_corrected": ({}, {"recipe": RECIPES}),
     "real_data": ({}, {"recipe": RECIPES}),
     "retraining": ({}, {}),
     "short_retraining": ({"epochs": (1, 2, 5, 10)}, {}),
@@ -231,6 +249,7 @@ CHOICES: dict[str, tuple[dict[str, tuple[Any, ...]], dict[str, tuple[Any, ...]]]
 OF_TRAINING = ("datamodel", "banzhaf", "encoded_ensemble", "value_network", "trak", "data_oob")
 MAKERS: dict[str, Maker] = {
     "ddm": make_ddm_candidate,
+    "ddm_corrected": make_corrected,
     "real_data": make_real_data,
     "retraining": make_retraining_candidate,
     "short_retraining": make_short_retraining,
@@ -242,10 +261,15 @@ CANDIDATES: dict[str, Candidates] = {
     name: Candidates(
         MAKERS.get(name) or _of_task((ESTIMATORS | VALUES)[name]),
         *choices,
-        _parts if name in ("ddm", "real_data") else None,
+        _parts if choices[1].get("recipe") is RECIPES else None,
     )
     for name, choices in CHOICES.items()
 }
 
 # Candidates that are another estimator with settings of their own.
-VARIANTS = {"short_retraining": "retraining", "trak_10": "trak", "real_data": "ddm"}
+VARIANTS = {
+    "ddm_corrected": "ddm",
+    "real_data": "ddm",
+    "short_retraining": "retraining",
+    "trak_10": "trak",
+}
