@@ -86,6 +86,36 @@ def test_unseen(tmp_path):
     assert row["short retraining"] is not None
 
 
+def test_language(tmp_path):
+    result = quick("language", tmp_path, "--planted", "0")
+    check_told(result, "language")
+    found = result["protocols"]["installed"]
+    assert found["documents"] == 27
+    assert found["tokens_per_retraining"] > 0
+    rows = {(row["estimator"], row.get("score")): row for row in found["rows"]}
+    for name in ("ddm", "grad_dot", "own document"):
+        for score in ("LDS, keep 0.5", "leave-one-out"):
+            assert -1 <= rows[name, score]["value"] <= 1
+    assert rows["own document", "leave-one-out"]["value"] > 0  # each query is of a document
+
+
+def test_language_memory(tmp_path):
+    result = quick("language_memory", tmp_path)
+    check_told(result, "language_memory")
+    assert result["finite"]
+    assert [stage["peak_gb"] > 0 for stage in result["stages"]] == [True] * 3
+
+
+def test_shakespeare(tmp_path):
+    result = quick("shakespeare", tmp_path)
+    check_told(result, "shakespeare")
+    rows = {row["estimator"]: row for row in result["rows"]}
+    assert -1 <= rows["grad-dot"]["lds"] <= 1
+    assert rows["perfect predictor"]["lds"] <= 1
+    if importlib.util.find_spec("dattri") is not None:  # the same weights and the same scores
+        assert abs(rows["dattri: TracIn"]["lds"]) <= 1
+
+
 def test_runs(tmp_path):
     result = quick("runs", tmp_path)
     check_told(result, "runs")

@@ -736,7 +736,10 @@ def test_no_more_candidates_than_the_budget(problem, monkeypatch):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "no estimators are named; choose from ddm, real_data, retraining, short_retraining"),
+        (
+            [],
+            "no estimators are named; choose from ddm, ddm_corrected, real_data",
+        ),
         (["ddm", "nope"], "unknown estimator 'nope'; choose from ddm"),
         (["ddm", "grad_dot", "ddm"], "estimator 'ddm' is named twice"),
     ],
@@ -797,7 +800,7 @@ def test_updates_have_the_steps_that_their_pool_allows():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 candidates, "make_outputs",
-                lambda task, update, asked=asked: asked.append(update) or (lambda *args: None),
+                lambda _, update, parts, asked=asked: asked.append(update) or (lambda *args: None),
             )  # fmt: skip
             patch.setattr(
                 candidates, "joint_estimator",

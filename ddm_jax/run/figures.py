@@ -178,7 +178,7 @@ def groups_figure(plan: Plan, groups: Groups) -> Figure:
     sizes, names, shown = groups.sizes(), group_names(groups), spread_groups(groups.count)
     rows: list[Row] = [
         [
-            f"{names[group]}\n{sizes[group]} point{'s' * (sizes[group] != 1)}",
+            f"{names[group]}\n{sizes[group]} point{'' if sizes[group] == 1 else 's'}",
             *member_pictures(plan.split, groups, group, 10),
         ]
         for group in shown
