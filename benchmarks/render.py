@@ -999,6 +999,67 @@ POINT_COLUMNS: dict[str, Cell] = {
     "offline": seconds("offline_seconds"),
     "online": seconds("online_seconds"),
 }
+
+
+def language_rows(result: Result, corpus: str) -> list[Row]:
+    """An estimator a row, best on halves first; those that refuse are told in the note."""
+    found: dict[str, Row] = {}
+    for row in result["protocols"][corpus]["rows"]:
+        if "score" in row:
+            single = row["score"] == "leave-one-out"
+            place = found.setdefault(row["estimator"], {"estimator": row["estimator"]})
+            place["single" if single else "halves"] = row
+    return sorted(found.values(), key=lambda row: -(row["halves"]["value"] or -1.0))
+
+
+def with_interval(part: str) -> Cell:
+    """A score with its interval over queries."""
+
+    def written(row: Row) -> str:
+        told, ends = score(f"{part}.value")(row), interval("over_queries")(row.get(part, {}))
+        return f"{told} [{ends}]"
+
+    return written
+
+
+def language_note(result: Result, corpus: str) -> str:
+    """Ceilings, the cost of a retraining, and what refused."""
+    found = result["protocols"][corpus]
+    first = next(iter(language_rows(result, corpus)))
+    tokens, share = found["tokens_per_retraining"], found["share"]
+    said = (
+        f"{found['documents']} documents, {found['queries']} queries; intervals over queries, "
+        f"95 %. A perfect predictor would reach {first['halves']['ceiling']:.3f} and "
+        f"{first['single']['ceiling']:.3f}. One retraining takes "
+        f"{in_seconds(found['seconds_per_retraining'])} and {tokens:,} tokens; ddm, real-data and "
+        f"short-retraining take {share:.0%} of them or less an answer. "
+    )
+    for row in found["rows"]:
+        if "error" in row:
+            said += f"Refused: {row['error']}. "
+    return said + f"Partition {result['partition']}. "
+
+
+def language_table(corpus: str) -> Table:
+    """Rivals on fine-tuned language models."""
+    columns: dict[str, Cell] = {
+        "": dashed("estimator"),
+        "halves, LDS": with_interval("halves"),
+        "single documents": with_interval("single"),
+        "settings for halves": chosen("halves.settings"),
+        "offline": seconds("single.offline_seconds"),
+        "all documents left out": seconds("single.online_seconds"),
+        "peak memory": gib("single.peak_gib"),
+    }
+    rows, note = (partial(made, corpus=corpus) for made in (language_rows, language_note))
+    return Table(columns, rows, note)
+
+
+def planted_rows(result: Result) -> list[Row]:
+    """The planted fact's one row."""
+    return [result["planted"]]
+
+
 TABLES: dict[str, Table | Callable[[Result], str]] = {
     "digits_protocol": Table(
         lambda result: group_columns(result) | {"all 50 groups": seconds("seconds_all_groups")},
@@ -1050,6 +1111,19 @@ TABLES: dict[str, Table | Callable[[Result], str]] = {
         },
         "additivity",
         "{told}",
+    ),
+    **{f"language.{corpus}": language_table(corpus) for corpus in ("installed",)},
+    "language.planted": Table(
+        {
+            "the fact is in": text("planted"),
+            "named first": text("first"),
+            "without it, retrained (four seeds)": cell("{:.1f} nats", "retrained"),
+            "what if, predicted": lambda row: "{what_if:.1f} ± {half_width:.1f} nats".format(**row),
+            "forgotten by the synset": cell("{:.1f} nats", "forgotten"),
+            "part of retraining": cell("{:.2f}", "part"),
+        },
+        planted_rows,
+        "Partition {partition}. ",
     ),
     "unlearning": UNLEARNING,
     "unlearning_mnist": UNLEARNING,

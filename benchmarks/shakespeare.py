@@ -1,0 +1,259 @@
+"""dattri's Shakespeare protocol in nanoGPT's size for a CPU: which blocks taught it a block?
+
+The first nine tenths of the text are training data, the rest is what is asked, both cut into
+consecutive blocks of 64 characters. A GPT of four layers (.8 million parameters) is trained for
+three epochs; truth: random halves of the training blocks, a network trained on each alone. The LDS
+is taken for each test block over the halves. The network and its training follow nanoGPT's
+`train_shakespeare_char` for CPUs (batch 12, 2,000 steps, AdamW); the protocol is that of dattri
+(arXiv 2410.04555).
+
+    python benchmarks/shakespeare.py --text input.txt [--quick] [--halves 50]
+
+Each half takes some two minutes on two cores. What they say is kept in
+`results/shakespeare_truth.json`, and a later call goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+from harness import say
+
+import ddm_jax as ddm
+from ddm_jax import estimators, metrics, models, tasks
+from ddm_jax.data.language import CORPUS
+from ddm_jax.estimators.ddm import distilled_run, make_outputs, undistilled
+from ddm_jax.estimators.retraining import subset_retraining_response
+from ddm_jax.synset import all_members
+from ddm_jax.train import Trainer, TrainSettings, recipe
+from ddm_jax.tuning import at_cost
+from ddm_jax.types import Batch, Groups, Task, TrainRun, length, take
+
+BLOCK, WIDTH, DEPTH, HEADS = 64, 128, 4, 4
+EPOCHS, BATCH, RATE, DECAY, CLIP = 3, 12, 1e-3, 0.1, 1.0
+QUERIES = 100
+# As on the documents of language.py, on another text.
+DAMPINGS, PROJECTION = {"ekfac": 0.001, "trak": 1.0}, 2048
+UPDATE = ddm.UpdateSettings(rewind=0.75, momentum=0.95)
+SHARES = (0.1, 0.33)  # of a retraining
+SEEDS = (0, 1)  # of a half: the second of all comes after the first of all
+
+
+class Ready(NamedTuple):
+    """The protocol's data and training."""
+
+    task: Task
+    train: Batch
+    test: Batch
+    characters: str
+
+
+def cut(text: str, characters: str) -> list[list[int]]:
+    """Consecutive blocks, each with the character after it, which is only predicted."""
+    place = {each: index for index, each in enumerate(characters)}
+    ids = [place[each] for each in text]
+    count = (len(ids) - 1) // BLOCK
+    return [ids[i * BLOCK : (i + 1) * BLOCK + 1] for i in range(count)]
+
+
+def make_ready(text: str, quick: bool) -> Ready:
+    """Cut the text, and make the network's task."""
+    characters = "".join(sorted(set(text)))
+    border = len(text) * 9 // 10
+    train, test = cut(text[:border], characters), cut(text[border:], characters)
+    if quick:
+        train, test = train[:96], test[:200]
+    draw = np.random.default_rng(0)
+    asked = np.sort(draw.choice(len(test), min(QUERIES, len(test)), replace=False))
+    size = {"context": BLOCK + 1, "width": WIDTH, "depth": DEPTH, "heads": HEADS}
+    size |= {"width": 16, "depth": 1, "heads": 2} if quick else {}
+    vocabulary = len(characters)
+    task = tasks.language(lambda rngs: models.GPT(vocabulary, **size, rngs=rngs), context=BLOCK + 1)
+    data, query = (
+        tasks.sequences(rows, BLOCK + 1, vocabulary)
+        for rows in (train, [test[index] for index in asked])
+    )
+    return Ready(task, data, query, characters)
+
+
+def trainer_of(ready: Ready, num_points: int) -> Trainer:
+    """nanoGPT's training, on so many blocks."""
+    settings = TrainSettings(
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        learning_rate=RATE,
+        final_learning_rate=RATE / 10,
+        optimizer="adamw",
+        weight_decay=DECAY,
+        clip=CLIP,
+    )
+    return recipe(ready.task, settings, num_points)
+
+
+def masks_of(count: int, halves: int) -> np.ndarray:
+    """Random halves of the blocks, [R, N]; the first ones are the same for any R."""
+    masks = np.zeros((halves, count), np.float32)
+    for row in range(halves):
+        masks[row, np.random.default_rng((7, row)).permutation(count)[: count // 2]] = 1
+    return masks
+
+
+def retrain(ready: Ready, file: Path, halves: int, limit: float) -> dict[str, Any]:
+    """What networks of the halves say of the test blocks, {"seed-half": [Q]}; kept as they come."""
+    count = length(ready.train)
+    truth = json.loads(file.read_text()) if file.exists() else {"count": count, "outputs": {}}
+    if truth["count"] != count:
+        raise SystemExit(f"{file} is of {truth['count']} blocks, and there are {count}: move it")
+    response = subset_retraining_response(
+        trainer_of(ready, count // 2).train, ready.task.output, count // 2
+    )
+    every = Groups(jnp.arange(count), count)
+    ask = jax.jit(lambda mask, key, data, query: response(mask, key, data, every, query))
+    masks, begin = masks_of(count, halves), time.perf_counter()
+    data, query = jax.device_put((ready.train, ready.test))
+    for seed in SEEDS:
+        for row in range(halves):
+            name = f"{seed}-{row}"
+            if name in truth["outputs"] or time.perf_counter() - begin > limit:
+                continue
+            key = jax.random.key(1000 * (seed + 1) + row)
+            said = np.asarray(ask(masks[row], key, data, query), float)
+            truth["outputs"][name] = [float(f"{each:.5g}") for each in said]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.with_suffix(".part").write_text(json.dumps(truth))
+            file.with_suffix(".part").replace(file)
+            say(f"  half {row}, seed {seed}: mean {said.mean():.3f}")
+    return truth
+
+
+def rows_of(ready: Ready, truth: dict[str, Any], halves: int, quick: bool) -> list[dict[str, Any]]:
+    """Every estimator on the halves that were retrained."""
+    count = length(ready.train)
+    masks, runs = masks_of(count, halves), runs_of(truth, halves)
+    masks = masks[: runs.shape[1]]
+    trainer = trainer_of(ready, count)
+    data, query = jax.device_put((ready.train, ready.test))
+    key, every = jax.random.key(7), jnp.ones(count, jnp.float32)
+    run, seconds = harness.once(jax.jit(trainer.train), key, data, every)
+    say(f"  the network: {seconds:.0f} s")
+    groups = Groups(jnp.arange(count), count)
+    rows: list[dict[str, Any]] = []
+
+    def judged(name: str, predicted: Any, seconds: float) -> None:
+        agreement = metrics.linear_datamodeling_score(np.asarray(predicted), runs.mean(0))
+        one = [metrics.linear_datamodeling_score(np.asarray(predicted), run).mean for run in runs]
+        rows.append(
+            {
+                "estimator": name,
+                "lds": agreement.mean,
+                "over_queries": list(agreement.over_queries),
+                "one_run": float(np.mean(one)),
+                "seconds": seconds,
+            }
+        )
+        say(harness.told(rows[-1]))
+
+    made = {
+        "grad-dot": estimators.make_grad_dot(ready.task),
+        "grad-cos": estimators.make_grad_cos(ready.task),
+        "EK-FAC": estimators.make_ekfac(ready.task, damping=DAMPINGS["ekfac"]),
+        "TRAK-1": estimators.make_trak(
+            ready.task, trainer.train, projection=PROJECTION, damping=DAMPINGS["trak"]
+        ),
+    }
+    for name in list(made)[: 1 if quick else None]:
+        estimator, begin = made[name], time.perf_counter()
+        scores = np.asarray(
+            estimator.score(estimator.fit(jax.random.key(1), run, data, groups), query)
+        )
+        judged(name, metrics.additive_outputs(scores, masks), time.perf_counter() - begin)
+    synset = all_members(ready.task, data, groups)
+    state = distilled_run(run, synset, undistilled(synset))
+    for share in SHARES[: 1 if quick else None]:
+        update = at_cost(UPDATE, share, count * EPOCHS, count)
+        outputs, begin = make_outputs(ready.task, update), time.perf_counter()
+        said = [np.asarray(outputs(state, mask[None], query))[0] for mask in masks]
+        name = f"steps on what is kept, {share:g} of a retraining"
+        judged(name, said, (time.perf_counter() - begin) / len(masks))
+    try:
+        rivals(ready, run, masks, judged)
+    except ImportError as error:
+        rows.append({"estimator": "dattri", "error": str(error)})
+    if len(runs) > 1:
+        ceiling = metrics.noise_ceiling(runs)
+        one = {"estimator": "one retraining", "lds": ceiling.one_run, "seconds": seconds / 2}
+        rows += [one, {"estimator": "perfect predictor", "lds": ceiling.perfect}]
+    return rows
+
+
+def rivals(ready: Ready, run: TrainRun, masks: np.ndarray, judged: Any) -> None:
+    """dattri's own TRAK and TracIn on the same weights.
+
+    Raises:
+        ImportError: where it is not installed.
+    """
+    import torch_gpt
+
+    train, test = (np.asarray(part.x["tokens"]) for part in (ready.train, ready.test))
+    heads = HEADS if run.params["tokens"]["embedding"].shape[1] == WIDTH else 2
+    networks = [
+        torch_gpt.TorchGPT(jax.tree.map(np.asarray, take(run.checkpoints, place)), heads)
+        for place in range(1, length(run.checkpoints))
+    ]
+    ours = ready.task.apply and ready.task.apply(run.params, take(ready.test, slice(4)).x)
+    torch_gpt.check_same(networks[-1], test[:4], np.asarray(ours))
+    scores, seconds = torch_gpt.dattri_tracin(networks, [RATE] * len(networks), train, test)
+    judged("dattri: TracIn", metrics.additive_outputs(scores, masks), seconds)
+    scores, seconds = torch_gpt.dattri_trak(networks[-1], train, test)
+    judged("dattri: TRAK-1", metrics.additive_outputs(scores, masks), seconds)
+
+
+def runs_of(truth: dict[str, Any], halves: int) -> np.ndarray:
+    """What was retrained, [S, R, Q]: all seeds that every one of the first R halves has."""
+    outputs = truth["outputs"]
+    there = [row for row in range(halves) if f"{SEEDS[0]}-{row}" in outputs]
+    if len(there) < 2 or there != list(range(len(there))):
+        raise SystemExit(f"{len(there)} halves are retrained, and two are needed; raise --minutes")
+    complete = [seed for seed in SEEDS if all(f"{seed}-{row}" in outputs for row in there)]
+    return np.asarray([[outputs[f"{seed}-{row}"] for row in there] for seed in complete])
+
+
+def main() -> None:
+    """Retrain what is missing, judge, and write."""
+    options = harness.arguments(
+        __doc__,
+        quick="96 blocks, a tiny network, 4 halves",
+        partitions=(0,),
+        text={"type": Path, "help": "tinyshakespeare.txt; the small form has its own"},
+        halves={"type": int, "default": 50},
+        minutes={"type": float, "default": 1e9, "help": "stop retraining after so many"},
+    )
+    if options.quick:
+        text, halves = "".join(file.read_text() for file in sorted(CORPUS.glob("plays/*"))), 4
+    elif options.text is None:
+        raise SystemExit("name the text: --text tinyshakespeare.txt")
+    else:
+        text, halves = options.text.read_text(), options.halves
+    ready = make_ready(text, options.quick)
+    file = (options.work if options.quick else harness.RESULTS) / "shakespeare_truth.json"
+    truth = retrain(ready, file, halves, 60 * options.minutes)
+    rows = rows_of(ready, truth, halves, options.quick)
+    content = {
+        "blocks": length(ready.train),
+        "queries": length(ready.test),
+        "halves": runs_of(truth, halves).shape[1],
+        "seeds": len(runs_of(truth, halves)),
+        "rows": rows,
+    }
+    harness.write(options, content)
+
+
+if __name__ == "__main__":
+    main()
