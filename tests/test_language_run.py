@@ -209,7 +209,7 @@ def test_a_planted_fact_is_named_and_taken_away():
         distill=ddm.DistillSettings(items=15, steps=0),
         update=ddm.UpdateSettings(steps=20, batch=45, rewind=0.75, momentum=0.95),
         tune=TuneSettings(subsets=0),
-        check=CheckSettings(groups=2, subsets=0, seeds=2),
+        check=CheckSettings(groups=3, subsets=0, seeds=2),
         progress=SILENT,
     )
     names = study.groups.names
