@@ -62,10 +62,6 @@ class Task(NamedTuple):
     # params, batch, key -> [B]: the loss that training descends on where it is random (dropout,
     # augmentation). Everything else uses `loss`.
     training_loss: Callable[[Params, Batch, Array], Array] | None = None
-    # params, batch, key -> the batch with targets drawn from what the network says; the second
-    # moments of gradients of their losses are the Fisher matrix. None: where targets are a
-    # "distribution", labels from the softmax of `apply`; others have no Fisher matrix.
-    draw: Callable[[Params, Batch, Array], Batch] | None = None
     lower_is_better: bool = False  # whether a larger output is worse, as of a loss
     # What `y` holds: "distribution", rows over classes that sum to one and are compared with the
     # softmax of `apply`, which a Fisher matrix needs; "labels", each in [0, 1]; or "any".
@@ -75,6 +71,10 @@ class Task(NamedTuple):
     # Whether an output is one of sets of queries, `output(params, batch) -> [S]` for S sets that it
     # knows of, and not one of each example.
     of_sets: bool = False
+    # params, batch, key -> the batch with targets drawn from what the network says; the second
+    # moments of gradients of their losses are the Fisher matrix. None: where targets are a
+    # "distribution", labels from the softmax of `apply`; others have no Fisher matrix.
+    draw: Callable[[Params, Batch, Array], Batch] | None = None
 
 
 @partial(
