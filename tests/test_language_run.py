@@ -15,11 +15,10 @@ from ddm_jax.files import read_json
 from ddm_jax.run import answers, passages, questions, settings
 from ddm_jax.run.finished import open_finished
 from ddm_jax.run.plan import make_plan
-from ddm_jax.run.settings import CheckSettings
 from ddm_jax.run.wording import text_of
 from ddm_jax.run.workdir import SILENT
-from ddm_jax.tuning import TuneSettings
 from ddm_jax.types import take
+from ddm_jax.unlearn import forget_groups
 
 SMALL = [
     "data.context=8",
@@ -190,44 +189,38 @@ def test_from_documents_to_a_report_and_to_what_is_said_without_one(tmp_path):
 
 @pytest.mark.slow
 def test_a_planted_fact_is_named_and_taken_away():
-    """Without its document the network forgets it, by .8 of what retraining says or more."""
+    """Without its document the network forgets it, by .8 of what retraining says or more.
+
+    A run finds the amount on groups that it checked itself on; benchmarks/language.py is of one.
+    """
     fact, host = "The lamp of Corvane burns whale-green at noon.", "reference/naming.txt"
-    chosen = read_documents(CORPUS)[::5]
-    chosen = [each for each in read_documents(CORPUS) if each in chosen or each.name == host]
     corpus = [
         each._replace(text=each.text + f"\n{fact}" * 12) if each.name == host else each
-        for each in chosen
+        for each in read_documents(CORPUS)
+        if each.name in (host, "plays/coriolanus.txt", "programs/queue.py.txt")
     ]
     ask = [("The lamp of Corvane burns", " whale-green at noon.")]
     split = ddm.data.documents(corpus, context=64, ask=ask)
-    study = ddm.study(
-        tasks.language(models.load_gpt2(models.BASE), 64),
-        split,
-        train=ddm.TrainSettings(
-            epochs=3, batch_size=16, optimizer="adamw", learning_rate=2e-3, weight_decay=0.0
-        ),
-        distill=ddm.DistillSettings(items=15, steps=0),
-        update=ddm.UpdateSettings(steps=20, batch=45, rewind=0.75, momentum=0.95),
-        tune=TuneSettings(subsets=0),
-        check=CheckSettings(groups=3, subsets=0, seeds=2),
-        progress=SILENT,
+    task = tasks.language(models.load_gpt2(models.BASE), 64)
+    count, asked = len(split.train_ids), take(split.test, slice(1))
+    train = jax.jit(
+        ddm.make_train(task, steps=18, batch_size=16, optimizer="adamw", learning_rate=2e-3,
+                       checkpoint_every=6)
+    )  # fmt: skip
+    run = train(jax.random.key(0), split.train, np.ones(count, np.float32))
+    update = ddm.UpdateSettings(steps=20, batch=45, rewind=0.75, momentum=0.95)
+    estimator = ddm.make_ddm(task, ddm.DistillSettings(items=15, steps=0), update)
+    state = estimator.fit(jax.random.key(1), run, split.train, split.groups)
+    place = split.groups.names.index(host)
+    assert int(np.asarray(estimator.score(state, asked))[:, 0].argmax()) == place
+    kept = np.asarray(np.asarray(split.groups.ids) != place, np.float32)
+    exact = train(jax.random.key(0), split.train, kept)
+    forgotten = forget_groups(task, state, np.arange(3) != place, update, amount=2.5)
+    before, without, after = (
+        float(task.output(each, asked)[0]) for each in (run.params, exact.params, forgotten.params)
     )
-    names = study.groups.names
-    assert names[int(study.attribution.scores[:, 0].argmax())] == host
-    task, train = study.plan.task, jax.jit(study.plan.trainer.train)
-    kept = np.asarray(np.asarray(study.groups.ids) != names.index(host), np.float32)
-
-    def retrained(weights):
-        networks = [train(jax.random.key(seed), split.train, weights).params for seed in (1, 2)]
-        return np.mean([task.output(each, take(split.test, slice(1)))[0] for each in networks])
-
-    exact = retrained(kept) - retrained(np.ones_like(kept))
-    assert exact < -20
-    asked = take(split.test, slice(1))
-    params = study.results().target.params, study.forget([host])
-    before, after = (float(task.output(each, asked)[0]) for each in params)
-    assert after - before < 0.8 * exact
-    assert study.without([host]).changes[0] < 0.3 * exact  # few steps: see the error bars
+    assert without < before - 10
+    assert before - after > 0.8 * (before - without)
 
 
 def test_the_first_queries_shown_are_of_different_documents():
