@@ -4,8 +4,8 @@ The first nine tenths of the text are training data, the rest is what is asked, 
 consecutive blocks of 64 characters. A GPT of four layers (.8 million parameters) is trained for
 three epochs; truth: random halves of the training blocks, a network trained on each alone. The LDS
 is taken for each test block over the halves. The network and its training follow nanoGPT's
-`train_shakespeare_char` for CPUs (batch 12, 2,000 steps, AdamW); the protocol is that of dattri
-(arXiv 2410.04555).
+`train_shakespeare_char` for CPUs (batch 12, 2,000 steps, AdamW) without its warm-up; the protocol
+is that of dattri (arXiv 2410.04555).
 
     python benchmarks/shakespeare.py --text input.txt [--quick] [--halves 50]
 
@@ -40,7 +40,7 @@ BLOCK, WIDTH, DEPTH, HEADS = 64, 128, 4, 4
 EPOCHS, BATCH, RATE, DECAY, CLIP = 3, 12, 1e-3, 0.1, 1.0
 QUERIES = 100
 # As on the documents of language.py, on another text.
-DAMPINGS, PROJECTION = {"ekfac": 0.001, "trak": 1.0}, 2048
+DAMPINGS, PROJECTION = {"ekfac": 1e-4, "trak": 1.0}, 2048
 UPDATE = ddm.UpdateSettings(rewind=0.75, momentum=0.95)
 SHARES = (0.1, 0.33)  # of a retraining
 SEEDS = (0, 1)  # of a half: the second of all comes after the first of all
@@ -52,7 +52,7 @@ class Ready(NamedTuple):
     task: Task
     train: Batch
     test: Batch
-    characters: str
+    heads: int
 
 
 def cut(text: str, characters: str) -> list[list[int]]:
@@ -80,7 +80,7 @@ def make_ready(text: str, quick: bool) -> Ready:
         tasks.sequences(rows, BLOCK + 1, vocabulary)
         for rows in (train, [test[index] for index in asked])
     )
-    return Ready(task, data, query, characters)
+    return Ready(task, data, query, size["heads"])
 
 
 def trainer_of(ready: Ready, num_points: int) -> Trainer:
@@ -202,9 +202,8 @@ def rivals(ready: Ready, run: TrainRun, masks: np.ndarray, judged: Any) -> None:
     import torch_gpt
 
     train, test = (np.asarray(part.x["tokens"]) for part in (ready.train, ready.test))
-    heads = HEADS if run.params["tokens"]["embedding"].shape[1] == WIDTH else 2
     networks = [
-        torch_gpt.TorchGPT(jax.tree.map(np.asarray, take(run.checkpoints, place)), heads)
+        torch_gpt.TorchGPT(jax.tree.map(np.asarray, take(run.checkpoints, place)), ready.heads)
         for place in range(1, length(run.checkpoints))
     ]
     ours = ready.task.apply and ready.task.apply(run.params, take(ready.test, slice(4)).x)

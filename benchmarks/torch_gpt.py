@@ -1,7 +1,7 @@
 """The package's GPT in PyTorch, and dattri's TRAK and TracIn on it, a network or several.
 
 Sequences are examples: the loss is the mean of the tokens', and TRAK's margin the log-odds of the
-whole sequence's mean probability, as in dattri's own example on nanoGPT.
+probability that the loss is of.
 """
 
 from __future__ import annotations
