@@ -255,7 +255,7 @@ def test_nothing_is_chosen_where_the_settings_say_so(finished):  # noqa: F811
     assert found.tried == found.costs == found.rivals == ()
     told = json.loads((finished / "metrics.json").read_text())["updates"]
     assert told["costs"] == []
-    assert told["sentences"][0].startswith("Updates, as the settings say: sgd, 5 steps of 50")
+    assert told["sentences"][0].startswith("Updates, as the settings say: sgd, 5 steps of 10")
     assert {p.name for p in (finished / "tuning").iterdir()} == {"chosen"}
 
 
