@@ -30,7 +30,7 @@ import ddm_jax as ddm
 from ddm_jax import estimators, metrics, models, tasks
 from ddm_jax.data.language import CORPUS
 from ddm_jax.estimators.ddm import distilled_run, make_outputs, undistilled
-from ddm_jax.estimators.retraining import subset_retraining_response
+from ddm_jax.estimators.retraining import retrained_outputs, subset_retraining_response
 from ddm_jax.synset import all_members
 from ddm_jax.train import Trainer, TrainSettings, recipe
 from ddm_jax.tuning import at_cost
@@ -115,21 +115,28 @@ def retrain(ready: Ready, file: Path, halves: int, limit: float) -> dict[str, An
         trainer_of(ready, count // 2).train, ready.task.output, count // 2
     )
     every = Groups(jnp.arange(count), count)
-    ask = jax.jit(lambda mask, key, data, query: response(mask, key, data, every, query))
+    outputs = retrained_outputs(response)
     masks, begin = masks_of(count, halves), time.perf_counter()
     data, query = jax.device_put((ready.train, ready.test))
-    for seed in SEEDS:
-        for row in range(halves):
-            name = f"{seed}-{row}"
-            if name in truth["outputs"] or time.perf_counter() - begin > limit:
-                continue
-            key = jax.random.key(1000 * (seed + 1) + row)
-            said = np.asarray(ask(masks[row], key, data, query), float)
-            truth["outputs"][name] = [float(f"{each:.5g}") for each in said]
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.with_suffix(".part").write_text(json.dumps(truth))
-            file.with_suffix(".part").replace(file)
+    missing = [
+        (seed, row)
+        for seed in SEEDS
+        for row in range(halves)
+        if f"{seed}-{row}" not in truth["outputs"]
+    ]
+    side_by_side = jax.device_count()  # a network is small: each has a core of its own
+    for place in range(0, len(missing), side_by_side):
+        if time.perf_counter() - begin > limit:
+            break
+        some = missing[place : place + side_by_side]
+        keys = jnp.stack([jax.random.key(1000 * (seed + 1) + row) for seed, row in some])
+        found = outputs(masks[[row for _, row in some]], keys, data, every, query)
+        for (seed, row), said in zip(some, np.asarray(found, float), strict=True):
+            truth["outputs"][f"{seed}-{row}"] = [float(f"{each:.5g}") for each in said]
             say(f"  half {row}, seed {seed}: mean {said.mean():.3f}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.with_suffix(".part").write_text(json.dumps(truth))
+        file.with_suffix(".part").replace(file)
     return truth
 
 

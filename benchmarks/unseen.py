@@ -43,7 +43,6 @@ from sklearn.datasets import load_sample_images
 
 import ddm_jax as ddm
 from ddm_jax import metrics, tuning
-from ddm_jax.estimators.ddm import on_all_data
 from ddm_jax.judge import scoring, truth
 from ddm_jax.judge.problem import Problem, TruthSettings, make_problem, trainer_of
 from ddm_jax.judge.rivals import short_retrainings
@@ -245,7 +244,6 @@ def measure(options: argparse.Namespace, name: str, seed: int) -> list[dict[str,
     run = jax.jit(trainer_of(reports).train)(jax.random.key(seed), data, jnp.ones(count))
     estimator = ddm.make_ddm(task, distill)
     state, offline = harness.once(estimator.fit, jax.random.key(seed + 1), run, data, case.groups)
-    states = {"synset": state, "data": on_all_data(state, task, data, case.groups)}
     gradients = int(run.rows.size)
     short = short_retrainings(reports, found.masks, found.subsets.mean(0), data, case.groups, query)
     ceilings = scoring.ceilings(found)
@@ -261,7 +259,8 @@ def measure(options: argparse.Namespace, name: str, seed: int) -> list[dict[str,
         assert tuned.other is not None
         row["pool"] = tuned.pool
         for pool, update in ((tuned.pool, tuned.update), (tuned.other.pool, tuned.other.update)):
-            made, at = ddm.make_ddm(task, None, update), states[pool]
+            made = ddm.make_ddm(task, None, update)
+            at = tuning.state_of(pool, state, task, data, case.groups)
             assert made.outputs is not None
             outputs, online = harness.timed(made.outputs, at, found.masks, query)
             scores = np.asarray(made.score(at, query))

@@ -5,7 +5,8 @@ where it does not, a cosine from a start well before the end; where few steps ar
 that are shrunk along the sharpest directions. Which of these a run is cannot be read off its
 losses. It can be measured: each recipe predicts the same retrained subsets at the same cost, and
 the one that orders them best is taken. So it is with what the steps take: where a few items a group
-are too few, the training data themselves are better at the same cost.
+are too few, steps that add what the items leave of each group's gradient are better, or those on
+the training data themselves, at the same cost.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -22,7 +23,15 @@ from pydantic import Field, model_validator
 
 from ddm_jax import metrics
 from ddm_jax.checks import check_integer, check_number, settings
-from ddm_jax.estimators.ddm import DDMState, make_outputs, on_all_data, stable_of
+from ddm_jax.estimators.ddm import (
+    DDMState,
+    check_same_groups,
+    corrected,
+    make_outputs,
+    on_all_data,
+    stable_of,
+    unmatched,
+)
 from ddm_jax.masks import check_masks
 from ddm_jax.online import Begin, make_parts
 from ddm_jax.rates import CURVATURE_ITEMS, LANCZOS, deflation_rank
@@ -64,15 +73,25 @@ FIRST = 4  # subsets that all recipes are tried on,
 FIRST_SHARE = 0.1  # at this cost, or at what is allowed where that is less
 FINALISTS = 4  # recipes of each pool that are tried on all subsets, at what is allowed
 FEW = 8  # recipes of which all are finalists
-# By which a deflated recipe must be better, for it needs the curvature first; and the training data
-# than the synset, which answers without them.
+# By which a deflated recipe must be better, for it needs the curvature first; and what the steps
+# take than the synset alone.
 MARGIN = 0.01
+# Of the groups' gradients that the items must leave, on average, for a correction to be tried: with
+# less it changes nothing. And the synset's best recipes that it is tried with.
+UNMATCHED = 0.05
+CORRECTED = 2
 CURVATURE_COST = 3.0  # example gradients of a product with one example's Hessian
 MOST_CURVATURE = 2.5  # retrainings that the directions of a deflation may cost, a call
 NEAR = 1.5  # times what is allowed, or a part: a cost so near it says nothing more
 MUCH_MORE = 5  # times what is allowed: no cost above it is told of
+# Example gradients: no cost below them is told of. Steps of a few items need rates of their own,
+# which cost more to find than the steps.
+LEAST_TOLD = 500
 
-Pool = Literal["synset", "data"]  # what steps take: its items, or all of the training data
+# What steps take: the synset's items, these and what they leave of each group's gradient
+# (`estimators.corrected`), or all of the training data.
+Pool = Literal["synset", "corrected", "data"]
+POOLS: tuple[Pool, ...] = get_args(Pool)
 
 
 @settings("tune")
@@ -112,10 +131,12 @@ class Tuned(NamedTuple):
 
     update: UpdateSettings  # at `share`, or at less of it where that is better
     pool: Pool
-    state: DDMState  # what the updates go with: the items of its synset are those of the pool
+    state: DDMState  # what the updates go with: its items are those of the pool
     tried: tuple[Tried, ...]  # each recipe, on all subsets or, where it fell out, the first FIRST
     costs: tuple[Tried, ...]  # the chosen recipe at each of `shares`
-    other: Tried | None  # the best recipe of the other pool, at the same cost
+    # The best recipe of the other kind at the same cost: with the training data where what was
+    # chosen answers without them, or the other way round.
+    other: Tried | None
     stable: float | None = None  # the stable rate of `update` on `state`
     finalists: int = 0  # of those tried, the first: at `share`, on all subsets
 
@@ -144,11 +165,13 @@ def at_share(
     return at_cost(free, share, gradients, items)
 
 
-def shares(fixed: UpdateSettings, share: float) -> list[float]:
-    """The costs at which the agreement of what was chosen is told."""
+def shares(fixed: UpdateSettings, share: float, gradients: int) -> list[float]:
+    """The costs at which the agreement of what was chosen is told, of so many example gradients."""
     if fixed.steps is not None:
         return [share]
-    others = (each for each in SHARES if each <= MUCH_MORE * share)
+    others = (
+        each for each in SHARES if each <= MUCH_MORE * share and each * gradients >= LEAST_TOLD
+    )
     return sorted({share, *(each for each in others if not 1 / NEAR < each / share < NEAR)})
 
 
@@ -210,6 +233,7 @@ def tune(
     share: float = 0.25,
     fixed: UpdateSettings | None = None,
     real: tuple[Batch, Groups] | None = None,
+    pools: Sequence[Pool] = POOLS,
     say: Callable[[str], None] = lambda text: None,
 ) -> Tuned:
     """Choose the updates that order retrained subsets best, at a given cost.
@@ -221,10 +245,12 @@ def tune(
     listens to the few queries that move most; the LDS of eight subsets chose within .01 of the
     best there.
 
-    With `real` data each recipe is tried in two pools: the items of the synset, and all of the
-    training data, each in its group. A step costs the same in both. `Tuned.state` is what the
-    chosen updates go with: `make_ddm(task, None, tuned.update, stable=tuned.stable).outputs(
-    tuned.state, masks, query)`; without `stable` it looks for the rate again.
+    With `real` data recipes are tried in up to three pools: the items of the synset; these with
+    what they leave of each group's gradient, where that is more than UNMATCHED (the CORRECTED best
+    recipes of the synset); and all of the training data, each in its group. A step costs the same
+    in all, and the first two answer without the data. `Tuned.state` is what the chosen updates go
+    with: `make_ddm(task, None, tuned.update, stable=tuned.stable).outputs(tuned.state, masks,
+    query)`; without `stable` it looks for the rate again.
 
     What is told of the agreement is what the choice was made by, and so a little too good; judge
     the chosen updates on other subsets.
@@ -236,7 +262,8 @@ def tune(
         gradients: example gradients of one retraining: steps times batch.
         share: what a counterfactual may cost of them, in (0, 1].
         fixed: settings that are not to be chosen, where they are not None.
-        real: the training data and their groups, which may take the place of the synset.
+        real: the training data and their groups, for the pools that are made of them.
+        pools: those to try, with the synset's among them.
 
     Raises:
         ValueError: for shapes that do not fit, too few subsets, or where every recipe diverged.
@@ -258,9 +285,16 @@ def tune(
         )
     if not np.isfinite(truth).all():
         raise ValueError("retrained outputs must be finite: some retrained network diverged")
+    if unknown := [each for each in pools if each not in POOLS]:
+        raise ValueError(f"pools {unknown}: name some of {', '.join(POOLS)}")
     states: dict[Pool, DDMState] = {"synset": state}
     if real is not None:
-        states["data"] = on_all_data(state, task, *real)
+        check_same_groups(state.synset, *real)
+        if "corrected" in pools and state.residual is None:
+            better = _worth_correcting(state, task, *real, say)
+            states |= {} if better is None else {"corrected": better}
+        if "data" in pools:
+            states["data"] = state_of("data", state, task, *real)
     parts = make_parts(task)
     # What recipes find where they begin: most differ by their rates and momenta alone.
     known: dict[Pool, dict[Any, Begin]] = {pool: {} for pool in states}
@@ -268,9 +302,11 @@ def tune(
     def ask(pool: Pool, update: UpdateSettings, rows: slice, timed: bool = False) -> Tried:
         """How well one recipe orders some of the subsets, and what it takes."""
         of, chosen = states[pool], masks[rows]
-        outputs = make_outputs(task, update, parts, known[pool])
-        found = np.asarray(outputs(of, chosen, query))
         seconds, stable = float("nan"), None
+        if pool == "corrected" and not timed:  # goes at the synset's rates
+            stable = stable_of(update, known["synset"])
+        outputs = make_outputs(task, update, parts, known[pool], stable)
+        found = np.asarray(outputs(of, chosen, query))
         if timed:  # once more, without what was compiled, as a question goes
             stable = stable_of(update, known[pool])
             outputs = make_outputs(task, update, parts, stable=stable)
@@ -290,7 +326,7 @@ def tune(
         return at_share(tried.update, fixed, share, gradients, items)
 
     def value(tried: Tried) -> float:
-        worse = MARGIN * ((tried.update.optimizer == "deflated") + (tried.pool == "data"))
+        worse = MARGIN * ((tried.update.optimizer == "deflated") + (tried.pool != "synset"))
         return -np.inf if np.isnan(tried.agreement) else tried.agreement - worse
 
     last: list[Tried] = []
@@ -298,7 +334,10 @@ def tune(
     for pool, of in states.items():
         items = length(of.synset.items)
         every = recipes(fixed, of, items, gradients, min(share, FIRST_SHARE))
-        if len(every) > FEW:
+        if pool == "corrected":
+            order = sorted(last, key=value, reverse=True)
+            every = [tried.update for tried in order[:CORRECTED]]
+        elif len(every) > FEW:
             first = []
             for update in every:
                 first.append(ask(pool, update, slice(FIRST)))
@@ -334,12 +373,12 @@ def tune(
             "must have said task.output of these queries, and margins rise where losses fall",
             stacklevel=2,
         )
-    nominal = shares(fixed, share)
+    nominal = shares(fixed, share, gradients)
     costs = tuple(ask(best.pool, at(best, each), slice(None), True) for each in nominal)
     best = costs[best_cost([each.agreement for each in costs], nominal, share)]
     told = describe(best.update, best.pool)
     say(f"  chosen: {told}: {best.agreement:.3f} on {len(masks)} subsets")
-    others = [tried for tried in last if tried.pool != best.pool]
+    others = [tried for tried in last if (tried.pool == "data") != (best.pool == "data")]
     other = max(others, key=value, default=None)
     if other is not None:
         other = ask(other.pool, other.update, slice(None), True)
@@ -348,9 +387,16 @@ def tune(
     return Tuned(best.update, best.pool, state, tried, costs, other, best.stable, len(last))
 
 
+def state_of(pool: Pool, state: DDMState, task: Task, data: Batch, groups: Groups) -> DDMState:
+    """What the steps of a pool go with, of a distilled run and its data."""
+    if pool == "synset":
+        return state
+    return (corrected if pool == "corrected" else on_all_data)(state, task, data, groups)
+
+
 def describe(update: UpdateSettings, pool: Pool = "synset") -> str:
     """Updates in words."""
-    items = "items" if pool == "synset" else "training points"
+    items = "training points" if pool == "data" else "items"
     chosen = settled(update)
     rate = f"{chosen.rate_factor:g} times the stable rate"
     if chosen.learning_rate is not None:
@@ -358,4 +404,19 @@ def describe(update: UpdateSettings, pool: Pool = "synset") -> str:
     return (
         f"{chosen.optimizer or 'sgd'}, {chosen.steps} steps of {chosen.batch} {items}, {rate}, "
         f"{chosen.schedule}, momentum {chosen.momentum:g}, rewound by {chosen.rewind:g}"
+        f"{', corrected by what the items leave of the gradients' * (pool == 'corrected')}"
     )
+
+
+def _worth_correcting(
+    state: DDMState, task: Task, data: Batch, groups: Groups, say: Callable[[str], None]
+) -> DDMState | None:
+    """The corrected state, where its items leave enough to be worth a try, and it fits."""
+    try:
+        found = state_of("corrected", state, task, data, groups)
+    except ValueError as error:
+        say(f"  no correction is tried: {error}")
+        return None
+    left = float(np.mean(unmatched(found, task)))
+    say(f"  the items leave {left:.2g} of the groups' gradients")
+    return found if left > UNMATCHED else None

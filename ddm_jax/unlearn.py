@@ -174,16 +174,21 @@ def forget_groups(
     if stable is not None:
         rate = stable * with_momentum(online.momentum)
     pace = pace_of(online, careful * rate)
-    forget = make_forget(
-        task,
-        steps=online.steps,
-        optimizer=update_rule(pace, taken.preconditioner, taken.decoupled_decay),
-        weight_decay=float(decay),
-        batch=online.batch,
-        amount=amount,
-        residual=state.residual,
-    )
-    return Forgotten(compiled(forget)(trained, start, synset, keep), careful != 1.0)
+
+    def forget(residual: Params | None, *at: Any) -> Params:
+        return make_forget(
+            task,
+            steps=online.steps,
+            optimizer=update_rule(pace, taken.preconditioner, taken.decoupled_decay),
+            weight_decay=float(decay),
+            batch=online.batch,
+            amount=amount,
+            residual=residual,
+        )(*at)
+
+    # An argument: K networks as a constant of a program would be compiled into it.
+    params = compiled(forget)(state.residual, trained, start, synset, keep)
+    return Forgotten(params, careful != 1.0)
 
 
 def relabel_forgotten(

@@ -214,7 +214,7 @@ def test_other_types_and_other_items_come_back(tmp_path):
 
 def card_stable(run):
     """The stable rate on the synset, as the run's own choice found it."""
-    return of_run.of_synset(run.tuning)[1]
+    return of_run.without_data(run, run.plan).stable
 
 
 def test_a_run_becomes_a_card(finished, tmp_path):  # noqa: F811

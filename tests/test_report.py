@@ -8,6 +8,7 @@ import json
 import re
 import warnings
 from html.parser import HTMLParser
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -239,7 +240,7 @@ def test_a_matrix_of_zeros_can_be_drawn(stages):
 def test_groups_of_one_point_can_be_drawn(stages):
     figure = figures.groups_figure(stages.plan, as_groups(np.arange(120)))
     assert len(figure.axes[0].patches) == 120
-    assert "group 119\n1 points" in _texts(figure)
+    assert "group 119\n1 point" in _texts(figure)
 
 
 @pytest.mark.slow
@@ -466,9 +467,11 @@ def _told(
     """What is said of updates that cost a quarter of a retraining, and half a second a question."""
     update = UpdateSettings(steps=5, batch=10, schedule="cosine")
     tried = Tried(update, pool, 0.25, 0.8, 0.5)
-    beside: Pool = "data" if pool == "synset" else "synset"
+    beside: Pool = "synset" if pool == "data" else "data"
+    state = cast(Any, None)  # nothing is computed
     tuning = Tuning(
         update=update,
+        state=state,
         pool=pool,
         tried=(tried, tried._replace(agreement=0.3)),
         costs=(tried._replace(update=UpdateSettings(steps=1), share=0.05, agreement=0.6), tried),
@@ -477,7 +480,7 @@ def _told(
         one_retraining=0.95,
         seconds_a_retraining=4.0,
     )
-    told = report.told_updates(tuning if tuned else Tuning(update), SECONDS, 10, 10**6)
+    told = report.told_updates(tuning if tuned else Tuning(update, state), SECONDS, 10, 10**6)
     return told, " ".join(told["sentences"])
 
 
@@ -513,6 +516,7 @@ def test_how_the_updates_go_beside_retraining(stages, summary):
     [
         ("synset", 0.7, "reaches 0.700: more items would buy nothing.", ("data", "synset")),
         ("synset", float("nan"), "diverged with every recipe: more items", ("data", "synset")),
+        ("corrected", 0.7, "items leave of the gradients. ", ("data", "corrected")),
         ("data", 0.7, "themselves, for the synset reaches 0.700: more items would buy 0.100",
          ("synset", "data")),
     ],
@@ -521,7 +525,7 @@ def test_what_the_steps_take_beside_what_they_might(stages, pool, other, said, r
     told, text = _told(stages, tuned=True, pool=pool, other=other)
     assert said in text
     assert ("tune.real_data=false" in text) == (pool == "data")
-    assert f"5 steps of 10 {'items' if pool == 'synset' else 'training points'}" in text
+    assert f"5 steps of 10 {'training points' if pool == 'data' else 'items'}" in text
     beside, chosen = (report.POOLS[each] for each in rows)
     what = [row["what"] for row in told["costs"]]
     assert what[:3] == [f"{chosen}, the chosen recipe"] * 2 + [

@@ -13,12 +13,12 @@ from small_problem import DISTILL, GROUPS, TRAIN, small_problem, split, task
 
 import ddm_jax as ddm
 from ddm_jax import gradients, metrics, online, tuning, unlearn
-from ddm_jax.estimators.ddm import corrected, make_outputs, on_all_data
+from ddm_jax.estimators.ddm import corrected, make_outputs, on_all_data, unmatched
 from ddm_jax.estimators.retraining import retrained_outputs
 from ddm_jax.judge.problem import retraining_of, trainer_of
 from ddm_jax.judge.rivals import pays_after, short_retrainings
 from ddm_jax.synset import all_members
-from ddm_jax.types import length
+from ddm_jax.types import length, take
 from ddm_jax.updates import UpdateSettings, settled
 
 GRADIENTS = 4 * 120  # of a training
@@ -66,9 +66,16 @@ def test_the_chosen_recipe_is_the_best_of_those_tried_on_all_subsets(
 ):
     found, _ = tuned
     masks, runs = retrained
-    last = found.tried[: 2 * tuning.FINALISTS]
-    assert [tried.pool for tried in last] == ["synset"] * 4 + ["data"] * 4
-    states = {"synset": state, "data": on_all_data(state, problem.task, split().train, GROUPS)}
+    last = found.tried[: found.finalists]
+    assert [tried.pool for tried in last] == ["synset"] * 4 + ["corrected"] * 2 + ["data"] * 4
+    order = sorted(last[:4], key=lambda tried: -tried.agreement)
+    assert [tried.update for tried in last[4:6]] == [tried.update for tried in order[:2]]
+    where = problem.task, split().train, GROUPS
+    states = {
+        "synset": state,
+        "corrected": corrected(state, *where),
+        "data": on_all_data(state, *where),
+    }
     measured = []
     for tried in last:
         made, at = ddm.make_ddm(problem.task, None, tried.update), states[tried.pool]
@@ -76,17 +83,19 @@ def test_the_chosen_recipe_is_the_best_of_those_tried_on_all_subsets(
         each = metrics.per_query_correlation(np.asarray(outputs), runs.mean(0))
         measured.append(metrics.nan_mean(each))
         assert tried.agreement == pytest.approx(measured[-1], abs=1e-6)
-    worse = [(tried.update.optimizer == "deflated") + (tried.pool == "data") for tried in last]
+    worse = [(tried.update.optimizer == "deflated") + (tried.pool != "synset") for tried in last]
     value = np.asarray(measured) - tuning.MARGIN * np.asarray(worse)
     best = last[int(np.argmax(value))]
     assert (found.update, found.pool) == (best.update, best.pool)
-    pool = {"synset": length(state.synset.items), "data": 120}[best.pool]
+    pool = 120 if best.pool == "data" else length(state.synset.items)
     assert length(found.state.synset.items) == pool
+    assert (found.state.residual is not None) == (best.pool == "corrected")
     assert found.other is not None
-    assert found.other.pool != found.pool
-    rest = [value[n] for n, tried in enumerate(last) if tried.pool != best.pool]
+    with_data = best.pool == "data"
+    assert (found.other.pool == "data") != with_data
+    rest = [value[n] for n, tried in enumerate(last) if (tried.pool == "data") != with_data]
     penalty = tuning.MARGIN * (
-        (found.other.update.optimizer == "deflated") + (found.other.pool == "data")
+        (found.other.update.optimizer == "deflated") + (found.other.pool != "synset")
     )
     assert found.other.agreement - penalty == pytest.approx(max(rest), abs=1e-6)
 
@@ -123,7 +132,10 @@ def test_costs_are_told_in_gradients_of_a_retraining(state, tuned):
 @pytest.mark.slow
 def test_progress_names_every_recipe_and_the_chosen_one(tuned):
     found, said = tuned
-    assert sum("on 4 subsets" in line for line in said) == len(found.tried)
+    corrected = [tried for tried in found.tried if tried.pool == "corrected"]
+    assert sum("on 4 subsets" in line for line in said) == len(found.tried) - len(corrected)
+    assert sum("corrected by what the items leave" in line for line in said) >= len(corrected) == 2
+    assert any(line.startswith("  the items leave 0.") for line in said)
     assert said[-1].startswith(f"  chosen: {tuning.describe(found.update, found.pool)}")
 
 
@@ -142,6 +154,55 @@ def test_the_same_choice_again(problem, state, retrained, tuned):
 
 
 @pytest.mark.slow
+def test_what_is_corrected_goes_at_the_rates_of_the_synset(problem, state, retrained, monkeypatch):
+    """Its curvature is that of the items: it needs no products of its own."""
+    found, asked = online.stable_rate, []
+    monkeypatch.setattr(
+        online, "stable_rate", lambda *given, **more: asked.append(1) or found(*given, **more)
+    )
+    how = {"gradients": GRADIENTS, "share": 0.1, "fixed": ddm.UpdateSettings(rewind=0.0)}
+    where = {"query": split().test, "real": (split().train, GROUPS)}
+    counts = []
+    for pools in (["synset"], ["synset", "corrected"]):
+        asked.clear()
+        tuned = ddm.tune(problem.task, state, *retrained, **where, **how, pools=pools)
+        counts.append(len(asked))
+    assert counts[0] == counts[1] > 0
+    assert {each.pool for each in tuned.tried} == {"synset", "corrected"}
+    assert tuned.other is None  # neither takes the training data
+
+
+@pytest.mark.slow
+def test_a_correction_is_not_tried_where_the_items_match(problem, state, monkeypatch, retrained):
+    monkeypatch.setattr(tuning, "UNMATCHED", 0.9)
+    said: list[str] = []
+    found = ddm.tune(
+        problem.task, state, *retrained, split().test, gradients=GRADIENTS, share=0.1,
+        real=(split().train, GROUPS), pools=["synset", "corrected"], say=said.append,
+    )  # fmt: skip
+    assert {each.pool for each in found.tried} == {"synset"}
+    assert any("of the groups' gradients" in line for line in said)
+
+
+def test_what_is_unmatched_is_what_the_items_leave(run, problem, state):
+    whole = corrected(
+        on_all_data(state, problem.task, split().train, GROUPS), problem.task, split().train, GROUPS
+    )
+    np.testing.assert_allclose(unmatched(whole, problem.task), np.zeros(10), atol=1e-6)
+    some = corrected(state, problem.task, split().train, GROUPS)
+    loss = jax.grad(lambda params, batch: problem.task.loss(params, batch).sum() / 120)
+    exact = loss(run.params, take(split().train, np.flatnonzero(GROUPS.ids == 3)))
+    size = optax.global_norm(exact) ** 2
+    left = optax.global_norm(jax.tree.map(lambda leaf: leaf[3], some.residual)) ** 2
+    assert unmatched(some, problem.task)[3] == pytest.approx(float(left / size), rel=1e-4)
+
+
+def test_pools_that_there_are_not_are_refused(problem, state, retrained):
+    with pytest.raises(ValueError, match=r"pools \['all'\]: name some of synset, corrected, data"):
+        ddm.tune(problem.task, state, *retrained, split().test, gradients=GRADIENTS, pools=["all"])
+
+
+@pytest.mark.slow
 def test_a_synset_that_stands_for_nothing_gives_way_to_the_data(problem, state, retrained):
     """Items whose labels are swapped: no recipe can order subsets with them as the data do."""
     wrong = state.synset.items._replace(y=state.synset.items.y[:, ::-1])
@@ -152,7 +213,9 @@ def test_a_synset_that_stands_for_nothing_gives_way_to_the_data(problem, state, 
     )  # fmt: skip
     assert found.pool == "data"
     assert found.other is not None
-    assert found.other.pool == "synset"
+    assert found.other.pool == "corrected"  # to first order right, whatever the items
+    of_items = [each.agreement for each in found.tried if each.pool == "synset"]
+    assert found.other.agreement > max(of_items) + 0.1
     assert all(each.pool == "data" for each in found.costs)
     made = ddm.make_ddm(problem.task, None, found.update)
     outputs = np.asarray(made.outputs(found.state, retrained[0], split().test))

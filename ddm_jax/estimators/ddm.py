@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ddm_jax.blocks import plan_blocks
 from ddm_jax.checks import check_alone, check_integer, is_concrete
@@ -17,7 +18,7 @@ from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.memory import bytes_of, refuse_larger
 from ddm_jax.distill import DistillSettings, Loop, make_blockwise, straight_through
 from ddm_jax.estimators.contract import joint_estimator
-from ddm_jax.gradients import group_batches, make_group_gradients
+from ddm_jax.gradients import GroupBatches, group_batches, make_group_gradients
 from ddm_jax.items import free_leaves, items_of
 from ddm_jax.matching import at_least_float32, trajectory_indices
 from ddm_jax.online import (
@@ -215,7 +216,7 @@ def on_all_data(state: DDMState, task: Task, data: Batch, groups: Groups) -> DDM
     Raises:
         ValueError: for data and groups that are not those of the synset.
     """
-    _check_same_groups(state.synset, data, groups)
+    check_same_groups(state.synset, data, groups)
     return state._replace(synset=all_members(task, data, groups), residual=None)
 
 
@@ -240,8 +241,8 @@ def corrected(state: DDMState, task: Task, data: Batch, groups: Groups) -> DDMSt
         ValueError: for data and groups that are not those of the synset, or where K numbers a
             parameter do not fit into memory.
     """
-    _check_same_groups(state.synset, data, groups)
-    params, synset = at_least_float32(trajectory_point(state.checkpoints, 0.0)), state.synset
+    check_same_groups(state.synset, data, groups)
+    params = at_least_float32(trajectory_point(state.checkpoints, 0.0))
     whole = with_background(groups)
     refuse_larger(
         f"a correction of {whole.count} groups",
@@ -249,16 +250,40 @@ def corrected(state: DDMState, task: Task, data: Batch, groups: Groups) -> DDMSt
         "correct fewer groups, or use the synset alone",
     )
     gradients = compiled(make_group_gradients(task))
-    owner = np.asarray(synset.group)
-    items = group_batches(Groups(np.where(owner < 0, groups.count, owner), whole.count))
-    weights = item_weights(synset, jnp.ones(groups.count))
-    items = replace(items, valid=items.valid * weights[items.rows], total=jnp.float32(1))
     exact = gradients(params, jax.device_put(data), group_batches(whole))
-    of_items = gradients(params, items_of(task).batch(synset.items), items)
+    of_items = gradients(params, *_items_by_group(state.synset, task, whole.count))
     return state._replace(residual=jax.tree.map(jnp.subtract, exact, of_items))
 
 
-def _check_same_groups(synset: Synset, data: Batch, groups: Groups) -> None:
+def unmatched(state: DDMState, task: Task) -> np.ndarray:
+    """What part of each group's gradient the items leave, `|r_k|^2 / |h_k + r_k|^2`, [K].
+
+    Args:
+        state: of `corrected`; a background that is in no group is its last row.
+    """
+    count = len(jax.tree.leaves(state.residual)[0])
+    params = at_least_float32(trajectory_point(state.checkpoints, 0.0))
+    batch, items = _items_by_group(state.synset, task, count)
+
+    def part(residual: Params) -> Array:
+        of_items = make_group_gradients(task)(params, batch, items)
+        exact = jax.tree.map(jnp.add, of_items, residual)
+        left, whole = (jax.vmap(optax.global_norm)(each) for each in (residual, exact))
+        return left**2 / jnp.maximum(whole**2, jnp.finfo(whole.dtype).tiny)
+
+    return np.asarray(compiled(part)(state.residual))
+
+
+def _items_by_group(synset: Synset, task: Task, count: int) -> tuple[Batch, GroupBatches]:
+    """The items and which are whose, weighted as where every group is kept."""
+    owner = np.asarray(synset.group)
+    items = group_batches(Groups(np.where(owner < 0, len(synset.share), owner), count))
+    weights = item_weights(synset, jnp.ones(len(synset.share)))
+    items = replace(items, valid=items.valid * weights[items.rows], total=jnp.float32(1))
+    return items_of(task).batch(synset.items), items
+
+
+def check_same_groups(synset: Synset, data: Batch, groups: Groups) -> None:
     """Check that data and groups are those that a synset was distilled of, by their sizes.
 
     Raises:

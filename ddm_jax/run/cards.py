@@ -10,7 +10,7 @@ import numpy as np
 from ddm_jax.card import Card, make_card
 from ddm_jax.estimators.ddm import make_ddm, make_outputs
 from ddm_jax.run import check as checking
-from ddm_jax.run.choosing import of_synset
+from ddm_jax.run.choosing import without_data
 from ddm_jax.run.finished import Finished
 from ddm_jax.run.settings import GIVEN
 
@@ -21,14 +21,14 @@ def card_of_run(run: Finished) -> Card:
     Its error bars and its agreement are those of the updates on the synset: where the run chose the
     training data for its own, what it checked itself on is predicted once more.
     """
-    plan, (update, stable) = run.plan, of_synset(run.tuning)
-    check = run.check
-    if check is not None and run.tuning.pool != "synset":
+    plan, check = run.plan, run.check
+    update, stable, state = without_data(run, plan)
+    if check is not None and run.tuning.pool == "data":
         masks, query = checking.masks_of(check.truth, run.groups.count), plan.split.test
         outputs = make_outputs(plan.task, update, stable=stable)
-        predicted = np.asarray(outputs(run.synset, masks, query))
+        predicted = np.asarray(outputs(state, masks, query))
         ddm = make_ddm(plan.task, None, update, stable=stable)
-        scores = np.asarray(ddm.score(run.synset, query))
+        scores = np.asarray(ddm.score(state, query))
         check = check._replace(predicted=predicted, scores=scores)
     told: dict[str, Any] = {
         "data": plan.split.name,
@@ -43,4 +43,4 @@ def card_of_run(run: Finished) -> Card:
         intervals = checking.intervals_of(check, run.groups)
         rows = checking.agreement(check)
         told["agreement"] = {row["what"]: round(float(row["ddm"]), 3) for row in rows}
-    return make_card(run.synset, update, run.groups, intervals=intervals, told=told, stable=stable)
+    return make_card(state, update, run.groups, intervals=intervals, told=told, stable=stable)

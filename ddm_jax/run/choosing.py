@@ -10,11 +10,12 @@ import numpy as np
 
 from ddm_jax import metrics, tuning
 from ddm_jax.distill import Loop
-from ddm_jax.estimators.ddm import find_stable
+from ddm_jax.estimators.ddm import DDMState, find_stable
 from ddm_jax.judge.rivals import EPOCHS, Rival, short_retrainings
 from ddm_jax.judge.truth import read_truth
 from ddm_jax.run import check as checking
 from ddm_jax.run.jobs import Job
+from ddm_jax.run.plan import Plan
 from ddm_jax.run.settings import Config
 from ddm_jax.tuning import Pool, Tried
 from ddm_jax.types import length
@@ -25,22 +26,41 @@ class Tuning(NamedTuple):
     """How the updates of a run go, and why."""
 
     update: UpdateSettings
+    state: DDMState  # what they go with
     pool: Pool = "synset"  # what the steps take
     tried: tuple[Tried, ...] = ()
     costs: tuple[Tried, ...] = ()
-    other: Tried | None = None  # the best of the other pool
+    other: Tried | None = None  # the best of the other kind, with or without the training data
     rivals: tuple[Rival, ...] = ()
     one_retraining: float = float("nan")  # agreement of one seed with the others
     seconds_a_retraining: float = float("nan")
     stable: float | None = None  # the stable rate of the updates, on what their steps take
 
 
-def of_synset(tuning: Tuning) -> tuple[UpdateSettings, float | None]:
-    """How updates go that must take the synset's items, whatever was chosen; their stable rate."""
-    if tuning.pool == "synset":
-        return tuning.update, tuning.stable
-    other = tuning.other
-    return (tuning.update, None) if other is None else (other.update, other.stable)
+class WithoutData(NamedTuple):
+    """How updates go that must not take the training data."""
+
+    update: UpdateSettings
+    stable: float | None
+    state: DDMState
+
+
+def without_data(made: Any, plan: Plan) -> WithoutData:
+    """How updates go that must not take the training data, whatever was chosen.
+
+    Args:
+        made: what the stages of a run made: `Results` or `Finished`.
+    """
+    chosen = made.tuning
+    if chosen.pool != "data":
+        return WithoutData(chosen.update, chosen.stable, chosen.state)
+    if (other := chosen.other) is None:
+        return WithoutData(chosen.update, None, made.synset)
+    return WithoutData(other.update, other.stable, _state_of(other.pool, made, plan))
+
+
+def _state_of(pool: Pool, made: Any, plan: Plan) -> DDMState:
+    return tuning.state_of(pool, made.synset, plan.task, plan.split.train, made.groups)
 
 
 def tune_updates(job: Job, loop: Loop) -> dict[str, Any]:
@@ -64,7 +84,8 @@ def tune_updates(job: Job, loop: Loop) -> dict[str, Any]:
         gradients=_retraining_gradients(job),
         share=config.tune.share,
         fixed=_fixed(config),
-        real=(data, results.groups) if config.tune.real_data else None,
+        real=(data, results.groups),
+        pools=_pools(job),
         say=job.progress.say,
     )
     rivals = short_retrainings(
@@ -79,7 +100,7 @@ def tune_updates(job: Job, loop: Loop) -> dict[str, Any]:
     for number, tried in enumerate(tuned.tried):
         place = choices.index((tried.pool, _recipe(tried.update)))
         kept["agreement"][place] = tried.agreement
-        kept["finalist"][place] = number < tuned.finalists
+        kept["round"][place] = 2 if number < tuned.finalists else 1
     kept["chosen"] = np.int32(choices.index((tuned.pool, _recipe(tuned.update))))
     kept["costs"] = np.asarray([_told(each) for each in tuned.costs], np.float32)
     if (other := tuned.other) is not None:
@@ -95,13 +116,13 @@ def like_tuning(job: Job) -> dict[str, Any]:
     # At least one row of each: what has none cannot be kept.
     chosen = job.plan.tune is not None
     count = len(_choices(job)) if chosen else 1
-    costs = len(tuning.shares(_fixed(job.plan.config), job.plan.config.tune.share))
+    costs = len(_nominal(job)) if chosen else 1
     epochs = [each for each in EPOCHS if each < job.plan.config.train.epochs]
     return {
         "agreement": np.full(count, np.nan, np.float32),
-        "finalist": np.zeros(count, np.int8),
+        "round": np.zeros(count, np.int8),  # the last one that it was tried in; 0 for none
         "chosen": np.int32(0),
-        "costs": np.zeros((costs if chosen else 1, 3), np.float32),
+        "costs": np.zeros((costs, 3), np.float32),
         "other": np.int32(-1),
         "other_told": np.full(3, np.nan, np.float32),
         "rivals": np.zeros((max(len(epochs), 1), 2), np.float32),
@@ -114,7 +135,7 @@ def tuning_of(job: Job, kept: dict[str, Any]) -> Tuning:
     fixed = _fixed(config)
     if plan.tune is None:
         stable = float(kept["costs"][0, 2])
-        return Tuning(fixed, stable=stable if np.isfinite(stable) else None)
+        return Tuning(fixed, job.results.synset, stable=stable if np.isfinite(stable) else None)
     gradients, share = _retraining_gradients(job), config.tune.share
     choices = _choices(job)
 
@@ -130,9 +151,9 @@ def tuning_of(job: Job, kept: dict[str, Any]) -> Tuning:
 
     costs = tuple(
         tried(kept["chosen"], each, *told)
-        for each, told in zip(tuning.shares(fixed, share), np.asarray(kept["costs"]), strict=True)
+        for each, told in zip(_nominal(job), np.asarray(kept["costs"]), strict=True)
     )
-    chosen = costs[_cost(kept, config)]
+    chosen = costs[_cost(job, kept)]
     opened = checking.open_truth(plan, plan.tune, job.workdir / "tuning", job.results.groups)
     found = read_truth(plan.tune, opened)
     # As the others are judged: against the mean of all seeds, of which it is none.
@@ -141,12 +162,14 @@ def tuning_of(job: Job, kept: dict[str, Any]) -> Tuning:
     epochs = [each for each in EPOCHS if each < config.train.epochs]
     return Tuning(
         update=chosen.update,
+        state=_state_of(chosen.pool, job.results, plan),
         pool=chosen.pool,
         tried=tuple(
-            tried(place, share if finalist else min(share, tuning.FIRST_SHARE), agreement)
-            for place, (agreement, finalist) in enumerate(
-                zip(kept["agreement"], kept["finalist"], strict=True)
+            tried(place, share if last == 2 else min(share, tuning.FIRST_SHARE), agreement)
+            for place, (agreement, last) in enumerate(
+                zip(kept["agreement"], kept["round"], strict=True)
             )
+            if last
         ),
         costs=costs,
         other=tried(kept["other"], share, *kept["other_told"]) if kept["other"] >= 0 else None,
@@ -174,16 +197,21 @@ def of_choice(job: Job, kept: dict[str, Any]) -> Any:
     """What later stages depend on: what was chosen, not what it took."""
     if job.plan.tune is None:
         return kept["chosen"]
-    config = job.plan.config
-    cost, allowed = _cost(kept, config), config.tune.share
-    less = tuning.shares(_fixed(config), allowed)[cost] < allowed
+    cost = _cost(job, kept)
+    less = _nominal(job)[cost] < job.plan.config.tune.share
     return (kept["chosen"], np.int32(cost)) if less else kept["chosen"]
 
 
-def _cost(kept: dict[str, Any], config: Config) -> int:
+def _cost(job: Job, kept: dict[str, Any]) -> int:
     """The place of the chosen cost among those that are told."""
-    nominal = tuning.shares(_fixed(config), config.tune.share)
-    return tuning.best_cost(np.asarray(kept["costs"])[:, 0].tolist(), nominal, config.tune.share)
+    agreement = np.asarray(kept["costs"])[:, 0].tolist()
+    return tuning.best_cost(agreement, _nominal(job), job.plan.config.tune.share)
+
+
+def _nominal(job: Job) -> list[float]:
+    """The costs that are told."""
+    config = job.plan.config
+    return tuning.shares(_fixed(config), config.tune.share, _retraining_gradients(job))
 
 
 def _fixed(config: Config) -> UpdateSettings:
@@ -197,12 +225,13 @@ def _retraining_gradients(job: Job) -> int:
 
 
 def _pools(job: Job) -> list[Pool]:
-    return ["synset", "data"] if job.plan.config.tune.real_data else ["synset"]
+    allowed = job.plan.config.tune.real_data
+    return [pool for pool in tuning.POOLS if allowed or pool != "data"]
 
 
 def _items(job: Job, pool: Pool) -> int:
     """How many items a pool has."""
-    return length(job.results.synset.synset.items if pool == "synset" else job.plan.split.train)
+    return length(job.plan.split.train if pool == "data" else job.results.synset.synset.items)
 
 
 def _choices(job: Job) -> list[tuple[Pool, UpdateSettings]]:

@@ -87,7 +87,7 @@ def estimate(plan: Plan) -> Estimate:
     matching = config.distill.steps * config.distill.points_per_step * items * MATCHING_COST
     share = _share(plan, steps * batch, items)
     answers = {
-        "tuning": _answers_of_tuning(plan, share) if plan.tune else 0.0,
+        "tuning": _answers_of_tuning(plan, share, steps * batch) if plan.tune else 0.0,
         "attribution": share * (1 + groups),
         "check": share * (1 + config.check.subsets),
     }
@@ -140,14 +140,15 @@ def _share(plan: Plan, gradients: int, items: int) -> float:
     return tuning.example_gradients(plan.config.online, items) / gradients
 
 
-def _answers_of_tuning(plan: Plan, share: float) -> float:
+def _answers_of_tuning(plan: Plan, share: float, gradients: int) -> float:
     """How many retrainings the answers of the tuning cost, as `tuning.tune` asks for them."""
     tune = plan.config.tune
     pools = 2 if tune.real_data else 1
     recipes = len(tuning.STEPS_ALIKE) + len(tuning.DEFLATED)
     first = pools * recipes * min(tuning.FIRST, tune.subsets) * min(share, tuning.FIRST_SHARE)
-    last = pools * tuning.FINALISTS * tune.subsets * share
-    told = 2 * tune.subsets * (sum(tuning.shares(plan.config.online, share)) + (pools - 1) * share)
+    last = (pools * tuning.FINALISTS + tuning.CORRECTED) * tune.subsets * share
+    costs = sum(tuning.shares(plan.config.online, share, gradients))
+    told = 2 * tune.subsets * (costs + (pools - 1) * share)
     epochs = plan.config.train.epochs
     short = 2 * tune.subsets * sum(each / epochs for each in EPOCHS if each < epochs)
     return first + last + told + short

@@ -21,11 +21,9 @@ from ddm_jax.compute.placement import in_batches
 from ddm_jax.compute.streaming import over_rows, read_as_needed
 from ddm_jax.distill import Loop, Step
 from ddm_jax.estimators.ddm import (
-    DDMState,
     DistillInfo,
     make_ddm,
     make_outputs,
-    on_all_data,
 )
 from ddm_jax.estimators.grad_dot import make_grad_dot
 from ddm_jax.items import items_of
@@ -171,26 +169,19 @@ def leave_out(job: Job, loop: Loop) -> np.ndarray:
         warnings.filterwarnings("ignore", "ddm: some answers are not finite")  # refused below
         tuning = job.results.tuning
         ddm = make_ddm(job.plan.task, None, tuning.update, stable=tuning.stable)
-        scores = ddm.score(online_state(job.plan, job.results), job.plan.split.test)
+        scores = ddm.score(tuning.state, job.plan.split.test)
     # Not kept where it is not finite.
     return make_attribution(np.asarray(scores), job.results.groups).scores
-
-
-def online_state(plan: Plan, made: Any) -> DDMState:
-    """What the updates of a run go with, by what its stages made: `Results` or `Finished`."""
-    if made.tuning.pool == "synset":
-        return made.synset
-    return on_all_data(made.synset, plan.task, plan.split.train, made.groups)
 
 
 def predict(plan: Plan, made: Any, masks: np.ndarray) -> np.ndarray:
     """The queries' outputs without what each mask [R, K] leaves out, [R, Q], in one step.
 
     Args:
-        made: what the stages made, as of `online_state`.
+        made: what the stages made: `Results` or `Finished`.
     """
     outputs = make_outputs(plan.task, made.tuning.update, stable=made.tuning.stable)
-    return np.asarray(outputs(online_state(plan, made), masks, plan.split.test))
+    return np.asarray(outputs(made.tuning.state, masks, plan.split.test))
 
 
 def attribution_of(job: Job, scores: np.ndarray) -> Attribution:

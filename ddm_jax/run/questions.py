@@ -21,7 +21,7 @@ from ddm_jax.metrics.intervals import half_widths, reach
 from ddm_jax.objectives import explain
 from ddm_jax.run import check as checking
 from ddm_jax.run import targets
-from ddm_jax.run.choosing import of_synset
+from ddm_jax.run.choosing import without_data
 from ddm_jax.run.finished import Finished
 from ddm_jax.run.jobs import predict
 from ddm_jax.types import Params, Task, length, take
@@ -147,8 +147,8 @@ def forgotten_network(run: Finished, gone: np.ndarray) -> tuple[Params, bool, fl
     mask = np.ones(run.groups.count, np.float32)
     mask[gone] = 0
     amount = amount_of(run)
-    update, _ = of_synset(run.tuning)
-    params, careful = unlearn.forget_groups(run.plan.task, run.synset, mask, update, amount)
+    update, _, state = without_data(run, run.plan)
+    params, careful = unlearn.forget_groups(run.plan.task, state, mask, update, amount)
     return params, careful, amount
 
 

@@ -42,7 +42,11 @@ AGREEMENT = {
 }
 
 
-POOLS = {"synset": "distilled datamodel", "data": "steps on all of the training data"}
+POOLS = {
+    "synset": "distilled datamodel",
+    "corrected": "distilled datamodel, corrected",
+    "data": "steps on all of the training data",
+}
 
 
 def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[str, Any]:
@@ -51,7 +55,7 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
     synset, info, truth = results.synset.synset, results.synset.info, results.check.truth
     good = performance(split, plan.task, target.params)
     num_groups, update = len(synset.share), settled(results.tuning.update)
-    pool = len(synset.mass) if results.tuning.pool == "synset" else length(split.train)
+    pool = length(split.train) if results.tuning.pool == "data" else len(synset.mass)
     step_items = batch_size(pool, update.batch)
     classes = good.name == "accuracy"
     error = float(np.median(info.error))
@@ -215,7 +219,7 @@ def told_updates(
 
 
 def _beside(best: Tried, other: Tried) -> str:
-    """What the pool that was not chosen would have reached."""
+    """What the other kind would have reached: with the training data, or without."""
     reached, more = "diverged with every recipe", 0.0
     if is_defined(other.agreement):
         reached = f"reaches {other.agreement:.3f}"

@@ -240,7 +240,12 @@ PROGRAMS: dict[str, Callable[[Plan], str]] = {
     "rate": lambda plan: text_digest(repr((rates.ITERATIONS, rates.LATER, rates.MOST_BATCHES))),
     # What there was to choose from, and is told: a version with other recipes chooses anew.
     "recipes": lambda plan: text_digest(
-        repr((tuning.STEPS_ALIKE, tuning.DEFLATED, tuning.FEW, tuning.SHARES, tuning.NEAR))
+        repr(
+            (
+                *(tuning.STEPS_ALIKE, tuning.DEFLATED, tuning.FEW, tuning.SHARES, tuning.NEAR),
+                *(tuning.LEAST_TOLD, tuning.POOLS, tuning.UNMATCHED, tuning.CORRECTED),
+            )
+        )
     ),
 }
 
