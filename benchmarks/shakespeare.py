@@ -7,9 +7,9 @@ is taken for each test block over the halves. The network and its training follo
 `train_shakespeare_char` for CPUs (batch 12, 2,000 steps, AdamW) without its warm-up; the protocol
 is that of dattri (arXiv 2410.04555).
 
-    python benchmarks/shakespeare.py --text input.txt [--quick] [--halves 50]
+    JAX_NUM_CPU_DEVICES=2 python benchmarks/shakespeare.py --text input.txt [--quick] [--halves 50]
 
-Each half takes some two minutes on two cores. What they say is kept in
+Two halves side by side take some three minutes on two cores. What they say is kept in
 `results/shakespeare_truth.json`, and a later call goes on from there.
 """
 

@@ -192,8 +192,8 @@ def test_what_is_unmatched_is_what_the_items_leave(run, problem, state):
     some = corrected(state, problem.task, split().train, GROUPS)
     loss = jax.grad(lambda params, batch: problem.task.loss(params, batch).sum() / 120)
     exact = loss(run.params, take(split().train, np.flatnonzero(GROUPS.ids == 3)))
-    size = optax.global_norm(exact) ** 2
-    left = optax.global_norm(jax.tree.map(lambda leaf: leaf[3], some.residual)) ** 2
+    size = optax.tree.norm(exact) ** 2
+    left = optax.tree.norm(jax.tree.map(lambda leaf: leaf[3], some.residual)) ** 2
     assert unmatched(some, problem.task)[3] == pytest.approx(float(left / size), rel=1e-4)
 
 

@@ -268,7 +268,7 @@ def unmatched(state: DDMState, task: Task) -> np.ndarray:
     def part(residual: Params) -> Array:
         of_items = make_group_gradients(task)(params, batch, items)
         exact = jax.tree.map(jnp.add, of_items, residual)
-        left, whole = (jax.vmap(optax.global_norm)(each) for each in (residual, exact))
+        left, whole = (jax.vmap(optax.tree.norm)(each) for each in (residual, exact))
         return left**2 / jnp.maximum(whole**2, jnp.finfo(whole.dtype).tiny)
 
     return np.asarray(compiled(part)(state.residual))
