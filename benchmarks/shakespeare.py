@@ -9,8 +9,9 @@ is that of dattri (arXiv 2410.04555).
 
     JAX_NUM_CPU_DEVICES=2 python benchmarks/shakespeare.py --text input.txt [--quick] [--halves 50]
 
-Two halves side by side take some three minutes on two cores. What they say is kept in
-`results/shakespeare_truth.json`, and a later call goes on from there.
+Two halves side by side take some three minutes on two cores, and a pass of gradients of single
+blocks twenty. What networks and estimators say is kept in `results/shakespeare_said.json` as it
+comes, and a later call goes on from there.
 """
 
 from __future__ import annotations
@@ -42,7 +43,12 @@ QUERIES = 100
 # As on the documents of language.py, on another text.
 DAMPINGS, PROJECTION = {"ekfac": 1e-4, "trak": 1.0}, 2048
 UPDATE = ddm.UpdateSettings(rewind=0.75, momentum=0.95)
-SHARES = (0.1, 0.33)  # of a retraining
+STEPS = {f"steps on what is kept, {share:g} of a retraining": share for share in (0.1, 0.33)}
+FEW, MORE = STEPS
+ESTIMATORS = (
+    *(FEW, "dattri: TRAK-1", "TRAK-1", "grad-dot", "dattri: TracIn", "EK-FAC", "grad-cos", MORE),
+)
+QUICK = (FEW, "grad-dot", "dattri: TracIn")
 SEEDS = (0, 1)  # of a half: the second of all comes after the first of all
 
 
@@ -105,12 +111,38 @@ def masks_of(count: int, halves: int) -> np.ndarray:
     return masks
 
 
-def retrain(ready: Ready, file: Path, halves: int, limit: float) -> dict[str, Any]:
-    """What networks of the halves say of the test blocks, {"seed-half": [Q]}; kept as they come."""
+class Said(NamedTuple):
+    """What is said of the test blocks, kept in a file as it comes."""
+
+    file: Path
+    retrained: dict[str, list[float]]  # of "seed-half", [Q]
+    predicted: dict[str, dict[str, Any]]  # of an estimator: "outputs" [R, Q], and "seconds"
+
+    def keep(self) -> None:
+        """Write the file."""
+        text = json.dumps({"retrained": self.retrained, "predicted": self.predicted})
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.with_suffix(".part").write_text(text)
+        self.file.with_suffix(".part").replace(self.file)
+
+
+def read_said(file: Path) -> Said:
+    """What was said before."""
+    return Said(
+        file,
+        **(json.loads(file.read_text()) if file.exists() else {"retrained": {}, "predicted": {}}),
+    )
+
+
+def rounded(values: Any) -> list[Any]:
+    """Numbers as they are kept."""
+    values = np.asarray(values, float)
+    return [float(f"{each:.5g}") if values.ndim == 1 else rounded(each) for each in values]
+
+
+def retrain(ready: Ready, said: Said, halves: int, limit: float) -> None:
+    """What networks of the halves say, as far as it is missing."""
     count = length(ready.train)
-    truth = json.loads(file.read_text()) if file.exists() else {"count": count, "outputs": {}}
-    if truth["count"] != count:
-        raise SystemExit(f"{file} is of {truth['count']} blocks, and there are {count}: move it")
     response = subset_retraining_response(
         trainer_of(ready, count // 2).train, ready.task.output, count // 2
     )
@@ -122,7 +154,7 @@ def retrain(ready: Ready, file: Path, halves: int, limit: float) -> dict[str, An
         (seed, row)
         for seed in SEEDS
         for row in range(halves)
-        if f"{seed}-{row}" not in truth["outputs"]
+        if f"{seed}-{row}" not in said.retrained
     ]
     side_by_side = jax.device_count()  # a network is small: each has a core of its own
     for place in range(0, len(missing), side_by_side):
@@ -131,43 +163,25 @@ def retrain(ready: Ready, file: Path, halves: int, limit: float) -> dict[str, An
         some = missing[place : place + side_by_side]
         keys = jnp.stack([jax.random.key(1000 * (seed + 1) + row) for seed, row in some])
         found = outputs(masks[[row for _, row in some]], keys, data, every, query)
-        for (seed, row), said in zip(some, np.asarray(found, float), strict=True):
-            truth["outputs"][f"{seed}-{row}"] = [float(f"{each:.5g}") for each in said]
-            say(f"  half {row}, seed {seed}: mean {said.mean():.3f}")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.with_suffix(".part").write_text(json.dumps(truth))
-        file.with_suffix(".part").replace(file)
-    return truth
+        for (seed, row), outputs_of in zip(some, np.asarray(found, float), strict=True):
+            said.retrained[f"{seed}-{row}"] = rounded(outputs_of)
+            say(f"  half {row}, seed {seed}: mean {outputs_of.mean():.3f}")
+        said.keep()
 
 
-def rows_of(ready: Ready, truth: dict[str, Any], halves: int, quick: bool) -> list[dict[str, Any]]:
-    """Every estimator on the halves that were retrained."""
+def predict(ready: Ready, said: Said, halves: int, names: list[str]) -> None:
+    """What estimators say of all halves, as far as it is missing."""
+    missing = [name for name in names if name not in said.predicted]
+    if not missing:
+        return
     count = length(ready.train)
-    masks, runs = masks_of(count, halves), runs_of(truth, halves)
-    masks = masks[: runs.shape[1]]
-    trainer = trainer_of(ready, count)
+    masks, trainer = masks_of(count, halves), trainer_of(ready, count)
     data, query = jax.device_put((ready.train, ready.test))
     key, every = jax.random.key(7), jnp.ones(count, jnp.float32)
     run, seconds = harness.once(jax.jit(trainer.train), key, data, every)
     say(f"  the network: {seconds:.0f} s")
     groups = Groups(jnp.arange(count), count)
-    rows: list[dict[str, Any]] = []
-
-    def judged(name: str, predicted: Any, seconds: float) -> None:
-        agreement = metrics.linear_datamodeling_score(np.asarray(predicted), runs.mean(0))
-        one = [metrics.linear_datamodeling_score(np.asarray(predicted), run).mean for run in runs]
-        rows.append(
-            {
-                "estimator": name,
-                "lds": agreement.mean,
-                "over_queries": list(agreement.over_queries),
-                "one_run": float(np.mean(one)),
-                "seconds": seconds,
-            }
-        )
-        say(harness.told(rows[-1]))
-
-    made = {
+    made: dict[str, Any] = {
         "grad-dot": estimators.make_grad_dot(ready.task),
         "grad-cos": estimators.make_grad_cos(ready.task),
         "EK-FAC": estimators.make_ekfac(ready.task, damping=DAMPINGS["ekfac"]),
@@ -175,33 +189,62 @@ def rows_of(ready: Ready, truth: dict[str, Any], halves: int, quick: bool) -> li
             ready.task, trainer.train, projection=PROJECTION, damping=DAMPINGS["trak"]
         ),
     }
-    for name in list(made)[: 1 if quick else None]:
+
+    def additive(name: str) -> tuple[Any, float]:
         estimator, begin = made[name], time.perf_counter()
-        scores = np.asarray(
-            estimator.score(estimator.fit(jax.random.key(1), run, data, groups), query)
-        )
-        judged(name, metrics.additive_outputs(scores, masks), time.perf_counter() - begin)
-    synset = all_members(ready.task, data, groups)
-    state = distilled_run(run, synset, undistilled(synset))
-    for share in SHARES[: 1 if quick else None]:
-        update = at_cost(UPDATE, share, count * EPOCHS, count)
+        scores = estimator.score(estimator.fit(jax.random.key(1), run, data, groups), query)
+        outputs = metrics.additive_outputs(np.asarray(scores), masks)
+        return outputs, time.perf_counter() - begin
+
+    def steps(name: str) -> tuple[Any, float]:
+        synset = all_members(ready.task, data, groups)
+        state = distilled_run(run, synset, undistilled(synset))
+        update = at_cost(UPDATE, STEPS[name], count * EPOCHS, count)
         outputs, begin = make_outputs(ready.task, update), time.perf_counter()
-        said = [np.asarray(outputs(state, mask[None], query))[0] for mask in masks]
-        name = f"steps on what is kept, {share:g} of a retraining"
-        judged(name, said, (time.perf_counter() - begin) / len(masks))
-    try:
-        rivals(ready, run, masks, judged)
-    except ImportError as error:
-        rows.append({"estimator": "dattri", "error": str(error)})
+        found = [np.asarray(outputs(state, mask[None], query))[0] for mask in masks]
+        return found, (time.perf_counter() - begin) / len(masks)
+
+    for name in missing:
+        of = additive if name in made else steps if name in STEPS else dattri
+        given = (ready, run, masks) if of is dattri else ()
+        try:
+            outputs, taken = of(name, *given)
+        except ImportError as error:  # the others go on
+            say(f"  {name}: {error}")
+            continue
+        said.predicted[name] = {"outputs": rounded(outputs), "seconds": taken}
+        say(f"  {name}: {taken:.0f} s")
+        said.keep()
+
+
+def rows_of(said: Said, halves: int) -> list[dict[str, Any]]:
+    """How well each agrees with the halves that were retrained."""
+    runs, rows = runs_of(said.retrained, halves), []
+    for name, kept in said.predicted.items():
+        predicted = np.asarray(kept["outputs"])[: runs.shape[1]]
+        agreement = metrics.linear_datamodeling_score(predicted, runs.mean(0))
+        one = [metrics.linear_datamodeling_score(predicted, run).mean for run in runs]
+        rows.append(
+            {
+                "estimator": name,
+                "lds": agreement.mean,
+                "over_queries": list(agreement.over_queries),
+                "one_run": float(np.mean(one)),
+                "seconds": kept["seconds"],
+            }
+        )
+        say(harness.told(rows[-1]))
     if len(runs) > 1:
         ceiling = metrics.noise_ceiling(runs)
-        one = {"estimator": "one retraining", "lds": ceiling.one_run, "seconds": seconds / 2}
-        rows += [one, {"estimator": "perfect predictor", "lds": ceiling.perfect}]
+        rows += [
+            {"estimator": "one retraining", "lds": ceiling.one_run},
+            {"estimator": "perfect predictor", "lds": ceiling.perfect},
+        ]
     return rows
 
 
-def rivals(ready: Ready, run: TrainRun, masks: np.ndarray, judged: Any) -> None:
-    """dattri's own TRAK and TracIn on the same weights.
+def dattri(name: str, ready: Ready, run: TrainRun, masks: np.ndarray) -> tuple[Any, float]:
+    """What dattri's own TRAK or TracIn says on the same weights.
 
     Raises:
         ImportError: where it is not installed.
@@ -215,15 +258,15 @@ def rivals(ready: Ready, run: TrainRun, masks: np.ndarray, judged: Any) -> None:
     ]
     ours = ready.task.apply and ready.task.apply(run.params, take(ready.test, slice(4)).x)
     torch_gpt.check_same(networks[-1], test[:4], np.asarray(ours))
-    scores, seconds = torch_gpt.dattri_tracin(networks, [RATE] * len(networks), train, test)
-    judged("dattri: TracIn", metrics.additive_outputs(scores, masks), seconds)
-    scores, seconds = torch_gpt.dattri_trak(networks[-1], train, test)
-    judged("dattri: TRAK-1", metrics.additive_outputs(scores, masks), seconds)
+    if name == "dattri: TracIn":
+        scores, seconds = torch_gpt.dattri_tracin(networks, [RATE] * len(networks), train, test)
+    else:
+        scores, seconds = torch_gpt.dattri_trak(networks[-1], train, test)
+    return metrics.additive_outputs(scores, masks), seconds
 
 
-def runs_of(truth: dict[str, Any], halves: int) -> np.ndarray:
+def runs_of(outputs: dict[str, list[float]], halves: int) -> np.ndarray:
     """What was retrained, [S, R, Q]: all seeds that every one of the first R halves has."""
-    outputs = truth["outputs"]
     there = [row for row in range(halves) if f"{SEEDS[0]}-{row}" in outputs]
     if len(there) < 2 or there != list(range(len(there))):
         raise SystemExit(f"{len(there)} halves are retrained, and two are needed; raise --minutes")
@@ -232,7 +275,7 @@ def runs_of(truth: dict[str, Any], halves: int) -> np.ndarray:
 
 
 def main() -> None:
-    """Retrain what is missing, judge, and write."""
+    """Predict and retrain what is missing, judge, and write."""
     options = harness.arguments(
         __doc__,
         quick="96 blocks, a tiny network, 4 halves",
@@ -240,6 +283,7 @@ def main() -> None:
         text={"type": Path, "help": "tinyshakespeare.txt; the small form has its own"},
         halves={"type": int, "default": 50},
         minutes={"type": float, "default": 1e9, "help": "stop retraining after so many"},
+        estimators={"nargs": "*", "default": ESTIMATORS, "choices": ESTIMATORS},
     )
     if options.quick:
         text, halves = "".join(file.read_text() for file in sorted(CORPUS.glob("plays/*"))), 4
@@ -248,15 +292,16 @@ def main() -> None:
     else:
         text, halves = options.text.read_text(), options.halves
     ready = make_ready(text, options.quick)
-    file = (options.work if options.quick else harness.RESULTS) / "shakespeare_truth.json"
-    truth = retrain(ready, file, halves, 60 * options.minutes)
-    rows = rows_of(ready, truth, halves, options.quick)
+    said = read_said((options.work if options.quick else harness.RESULTS) / "shakespeare_said.json")
+    predict(ready, said, halves, list(QUICK if options.quick else options.estimators))
+    retrain(ready, said, halves, 60 * options.minutes)
+    runs = runs_of(said.retrained, halves)
     content = {
         "blocks": length(ready.train),
         "queries": length(ready.test),
-        "halves": runs_of(truth, halves).shape[1],
-        "seeds": len(runs_of(truth, halves)),
-        "rows": rows,
+        "halves": runs.shape[1],
+        "seeds": len(runs),
+        "rows": rows_of(said, halves),
     }
     harness.write(options, content)
 
