@@ -129,7 +129,9 @@ def save_card(
 
     Raises:
         ValueError: where items of the synset are training examples, word for word or nearly (nearer
-            than a tenth of what two of them are apart), and that was not asked for.
+            than a tenth of what two of them are apart), or where its steps are corrected by what
+            the items leave of each group's gradient, which can show examples too (Zhu, Liu & Han,
+            "Deep leakage from gradients", NeurIPS 2019); and that was not asked for.
     """
     copies = count_copies(card.state.synset, task, data)
     items = length(card.state.synset.items)
@@ -138,6 +140,12 @@ def save_card(
             f"{copies} of {items} items of the synset are training examples, or nearly so: pass "
             "include_examples=True (--include-examples) if the card may show them, or distil from "
             "noise (distill.start=noise), where inputs are floats"
+        )
+    if card.state.residual is not None and not include_examples:
+        raise ValueError(
+            "the card holds what the items leave of each group's gradient, from which examples can "
+            "be read: pass include_examples=True (--include-examples) if it may, or choose updates "
+            "without it (tune.pools=synset,data)"
         )
     arrays, shapes = {}, {}
     for name, tree in _trees(card).items():

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ddm_jax import metrics
 from ddm_jax.checks import check_integer, check_number, settings
@@ -94,6 +94,12 @@ Pool = Literal["synset", "corrected", "data"]
 POOLS: tuple[Pool, ...] = get_args(Pool)
 
 
+def _check_pools(pools: tuple[Pool, ...]) -> tuple[Pool, ...]:
+    if "synset" not in pools:
+        raise ValueError(f"tune.pools={','.join(pools)}; 'synset' must be one of them")
+    return tuple(each for each in POOLS if each in pools)
+
+
 @settings("tune")
 class TuneSettings:
     """How a run chooses its updates (`tuning.tune`); 0 subsets choose nothing."""
@@ -102,8 +108,9 @@ class TuneSettings:
     seeds: Annotated[int, Field(ge=2)] = 2  # of each
     # What a counterfactual may cost, as a part of a retraining, in example gradients.
     share: Annotated[float, Field(gt=0, le=1)] = 0.25
-    # Whether steps may take the training data themselves, where these are better than the synset.
-    real_data: bool = True
+    # What steps may take: "synset", the items; "corrected", what these leave of the groups'
+    # gradients as well; "data", the training data themselves, which an answer needs then.
+    pools: Annotated[tuple[Pool, ...], AfterValidator(_check_pools)] = POOLS
 
     @model_validator(mode="after")
     def _check(self) -> TuneSettings:
@@ -263,7 +270,7 @@ def tune(
         share: what a counterfactual may cost of them, in (0, 1].
         fixed: settings that are not to be chosen, where they are not None.
         real: the training data and their groups, for the pools that are made of them.
-        pools: those to try, with the synset's among them.
+        pools: those to try; that of the synset always is.
 
     Raises:
         ValueError: for shapes that do not fit, too few subsets, or where every recipe diverged.

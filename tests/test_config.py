@@ -292,7 +292,25 @@ def _nested_of_011() -> dict:
         del nested["data"][name]
     for name in ("heads", "lora", "start"):
         del nested["model"][name]
+    del nested["tune"]["pools"]
+    nested["tune"]["real_data"] = True
     return nested
+
+
+@pytest.mark.parametrize("version", ["0.11.0", "0.12.0"])
+def test_what_kept_steps_from_the_training_data_keeps_them_to_the_synset(tmp_path, version):
+    nested = config.as_json(config.preset("mnist"))
+    del nested["tune"]["pools"]
+    nested["tune"]["real_data"] = False
+    found = settings_file.load(_write(tmp_path / "config.json", version, nested))
+    assert found.tune.pools == ("synset",)
+
+
+def test_the_synset_is_among_what_steps_take():
+    with pytest.raises(ValueError, match=r"tune\.pools=data; 'synset' must be one of them"):
+        config.override(config.preset("mnist"), ["tune.pools=data"])
+    found = config.override(config.preset("mnist"), ["tune.pools=data,synset"])
+    assert found.tune.pools == ("synset", "data")
 
 
 def test_a_file_of_011_is_read(tmp_path):

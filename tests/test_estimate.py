@@ -67,7 +67,7 @@ def test_what_is_chosen_costs_more_than_what_is_given(plan, monkeypatch):
         for changes in (
             (),
             (*TUNED, "online.steps=none"),
-            (*TUNED, "online.steps=none", "tune.real_data=false"),
+            (*TUNED, "online.steps=none", "tune.pools=synset"),
         )
     )
     assert given < alone < open_

@@ -419,7 +419,7 @@ def test_the_same_recipe_at_another_cost_is_another_answer(
     copy = Path(shutil.copytree(tuned, tmp_path / "copy"))
     one = ["online.optimizer=sgd", "online.schedule=constant", "online.momentum=0.9"]
     one += ["online.rate_factor=0.5", "online.steps=none"]
-    one += ["tune.real_data=false"]  # leaves a single recipe
+    one += ["tune.pools=synset"]  # leaves a single recipe
     stages.run_stage("tuning", copy, one)
 
     def attribution(compute):

@@ -524,7 +524,7 @@ def test_how_the_updates_go_beside_retraining(stages, summary):
 def test_what_the_steps_take_beside_what_they_might(stages, pool, other, said, rows):
     told, text = _told(stages, tuned=True, pool=pool, other=other)
     assert said in text
-    assert ("tune.real_data=false" in text) == (pool == "data")
+    assert ("tune.pools=synset,corrected" in text) == (pool == "data")
     assert f"5 steps of 10 {'training points' if pool == 'data' else 'items'}" in text
     beside, chosen = (report.POOLS[each] for each in rows)
     what = [row["what"] for row in told["costs"]]

@@ -85,7 +85,7 @@ def tune_updates(job: Job, loop: Loop) -> dict[str, Any]:
         share=config.tune.share,
         fixed=_fixed(config),
         real=(data, results.groups),
-        pools=_pools(job),
+        pools=config.tune.pools,
         say=job.progress.say,
     )
     rivals = short_retrainings(
@@ -224,11 +224,6 @@ def _retraining_gradients(job: Job) -> int:
     return int((np.asarray(job.results.target.rows) >= 0).sum())
 
 
-def _pools(job: Job) -> list[Pool]:
-    allowed = job.plan.config.tune.real_data
-    return [pool for pool in tuning.POOLS if allowed or pool != "data"]
-
-
 def _items(job: Job, pool: Pool) -> int:
     """How many items a pool has."""
     return length(job.plan.split.train if pool == "data" else job.results.synset.synset.items)
@@ -240,7 +235,7 @@ def _choices(job: Job) -> list[tuple[Pool, UpdateSettings]]:
     share = min(config.tune.share, tuning.FIRST_SHARE)
     return [
         (pool, _recipe(update))
-        for pool in _pools(job)
+        for pool in config.tune.pools
         for update in tuning.recipes(
             _fixed(config), job.results.synset, _items(job, pool), gradients, share
         )

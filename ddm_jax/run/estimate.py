@@ -92,7 +92,7 @@ def estimate(plan: Plan) -> Estimate:
         "check": share * (1 + config.check.subsets),
     }
     if plan.tune is not None:
-        pools = (items, points) if config.tune.real_data else (items,)
+        pools = (items, points) if "data" in config.tune.pools else (items,)
         answers["tuning"] += sum(_rates(plan, each) for each in pools) / (steps * batch)
     seconds = {
         "target": training,
@@ -143,10 +143,11 @@ def _share(plan: Plan, gradients: int, items: int) -> float:
 def _answers_of_tuning(plan: Plan, share: float, gradients: int) -> float:
     """How many retrainings the answers of the tuning cost, as `tuning.tune` asks for them."""
     tune = plan.config.tune
-    pools = 2 if tune.real_data else 1
+    pools = 2 if "data" in tune.pools else 1
     recipes = len(tuning.STEPS_ALIKE) + len(tuning.DEFLATED)
     first = pools * recipes * min(tuning.FIRST, tune.subsets) * min(share, tuning.FIRST_SHARE)
-    last = (pools * tuning.FINALISTS + tuning.CORRECTED) * tune.subsets * share
+    corrected = tuning.CORRECTED * ("corrected" in tune.pools)
+    last = (pools * tuning.FINALISTS + corrected) * tune.subsets * share
     costs = sum(tuning.shares(plan.config.online, share, gradients))
     told = 2 * tune.subsets * (costs + (pools - 1) * share)
     epochs = plan.config.train.epochs

@@ -228,7 +228,7 @@ def _beside(best: Tried, other: Tried) -> str:
         return (
             f"The steps take the training data themselves, for the synset {reached}: more items "
             f"would buy {more:.3f} at most. Answers need the training data then; "
-            "`--set tune.real_data=false` keeps to the synset."
+            "`--set tune.pools=synset,corrected` answers without them."
         )
     buys = f"{more:.3f} at most" if other.agreement > best.agreement else "nothing"
     return (

@@ -29,6 +29,7 @@ def load(path: Path) -> Config:
     try:
         told = json.loads(path.read_text())
         told = _of_011(_of_010(_of_09(told if "settings" in told else _of_08(told))))
+        told = _with_pools(told)
         version, found, written = told["ddm_jax"], told["settings"], json.loads(told["written"])
         missing = [name for name in settings.settings(Config()) if not _has(found, name)]
         if missing:
@@ -120,6 +121,21 @@ def _of_011(told: dict[str, Any]) -> dict[str, Any]:
 
     written = json.dumps(filled(json.loads(told["written"])))
     return told | {"settings": filled(told["settings"]), "written": written}
+
+
+def _with_pools(told: dict[str, Any]) -> dict[str, Any]:
+    """What was written while the steps could be kept from the training data, and from no more."""
+    if "real_data" not in told["settings"].get("tune", {}):
+        return told
+
+    def renewed(nested: dict[str, Any]) -> dict[str, Any]:
+        tune = dict(nested["tune"])
+        pools = settings.as_json(Config())["tune"]["pools"]
+        tune["pools"] = pools if tune.pop("real_data") else ["synset"]
+        return nested | {"tune": tune}
+
+    written = json.dumps(renewed(json.loads(told["written"])))
+    return told | {"settings": renewed(told["settings"]), "written": written}
 
 
 def _has(nested: dict[str, Any], name: str) -> bool:
