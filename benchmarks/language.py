@@ -260,6 +260,8 @@ def main() -> None:
     content: dict[str, Any] = {"protocols": {}}
     if not options.quick and written.exists():  # estimators can be measured again alone
         content = {key: json.loads(written.read_text()).get(key, {}) for key in KEPT}
+        # Parts may be measured one by one: this measures them all.
+        content["command"] = f"python benchmarks/language.py --partitions {seed}"
     content["partition"] = seed
     corpora, names = options.corpora, options.estimators
     if options.quick:
