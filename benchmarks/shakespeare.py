@@ -209,7 +209,7 @@ def predict(ready: Ready, said: Said, halves: int, names: list[str]) -> None:
         given = (ready, run, masks) if of is dattri else ()
         try:
             outputs, taken = of(name, *given)
-        except ImportError as error:  # the others go on
+        except (ImportError, SystemExit) as error:  # the others go on
             say(f"  {name}: {error}")
             continue
         said.predicted[name] = {"outputs": rounded(outputs), "seconds": taken}

@@ -283,7 +283,8 @@ def test_a_run_chooses_its_updates_and_says_what_it_costs(tuned):
     best = max(each.agreement for each in found.tried)
     # Its own steps are fixed: told at the one cost that they have.
     assert [each.update for each in found.costs] == [found.update]
-    assert best - 0.011 <= found.costs[0].agreement <= best
+    # Deflated and corrected steps must each be better by the margin.
+    assert best - 0.021 <= found.costs[0].agreement <= best
     assert [rival.epochs for rival in found.rivals] == [1, 2]
     told = json.loads((tuned / "metrics.json").read_text())["updates"]
     assert told["chosen"] == vars(found.update)
@@ -386,7 +387,8 @@ def test_a_counterfactual_of_a_tuned_run_shows_its_error_bars(tuned, tmp_path):
 
 
 @pytest.mark.slow
-def test_open_steps_are_told_at_several_costs(tuned, tmp_path, without_pictures):
+def test_open_steps_are_told_at_several_costs(tuned, tmp_path, without_pictures, monkeypatch):
+    monkeypatch.setattr(stages.tuning, "LEAST_TOLD", 0)  # of so small a run none would be told
     copy = Path(shutil.copytree(tuned, tmp_path / "copy"))
     recorder = Recorder()
     stages.run_stage("tuning", copy, ["online.steps=none"], recorder.progress)

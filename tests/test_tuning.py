@@ -274,6 +274,15 @@ def test_steps_and_batch_follow_the_cost(share, gradients, items, steps, batch):
     assert tuning.example_gradients(update, items) <= max(share * gradients, 1) * 1.01
 
 
+@pytest.mark.parametrize(
+    ("gradients", "told"),
+    [(480, [0.25]), (6000, [0.1, 0.25]), (100_000, [0.02, 0.05, 0.1, 0.25])],
+)
+def test_costs_of_a_few_items_are_not_told(gradients, told):
+    assert tuning.shares(UpdateSettings(), 0.25, gradients) == told
+    assert tuning.shares(UpdateSettings(steps=3), 0.25, gradients) == [0.25]
+
+
 @pytest.mark.slow
 def test_where_every_recipe_diverges_it_says_so(problem, state, retrained):
     broken = state._replace(synset=state.synset._replace(mass=state.synset.mass * 1e30))
