@@ -1125,6 +1125,16 @@ TABLES: dict[str, Table | Callable[[Result], str]] = {
         planted_rows,
         "Partition {partition}. ",
     ),
+    "language_memory": Table(
+        {
+            "stage": text("stage"),
+            "seconds": seconds("seconds"),
+            "most memory until then": cell("{:.2f} GB", "peak_gb"),
+        },
+        "stages",
+        "{sequences:,} sequences of {tokens} tokens, {parameters:,} parameters; all gradients "
+        "would be {whole_gb:.0f} GB. ",
+    ),
     "unlearning": UNLEARNING,
     "unlearning_mnist": UNLEARNING,
     "networks": Table(

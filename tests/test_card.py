@@ -85,8 +85,8 @@ def test_a_corrected_run_has_a_card_too(state, tmp_path):
     noise = whole.synset._replace(
         items=whole.synset.items._replace(x=whole.synset.items.x + np.float32(9))
     )
+    of_noise = made._replace(state=made.state._replace(synset=noise))
     with pytest.raises(ValueError, match="leave of each group's gradient, from which examples"):
-        of_noise = made._replace(state=made.state._replace(synset=noise))
         cards.save_card(place, of_noise, task(), split().train)
     cards.save_card(place, made, task(), split().train, include_examples=True)
     found = cards.make_what_if(task(), ddm.load_card(place, task()))(masks, split().test)
