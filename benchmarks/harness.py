@@ -167,7 +167,7 @@ def write(options: argparse.Namespace, content: dict[str, Any], part: str = "") 
     path = options.output or RESULTS / name
     measured = {
         "command": " ".join(["python", f"benchmarks/{options.name}.py", *_public_arguments()]),
-        "commit": _commit(),
+        "commit": commit(),
         "versions": versions(),
         "cores": cores(),
         "peak_gib": peak_gib(),
@@ -198,7 +198,7 @@ def _public_arguments() -> list[str]:
     return words
 
 
-def _commit() -> str:
+def commit() -> str:
     def git(*words: str) -> str:
         return subprocess.run(
             ["git", *words], cwd=HERE, capture_output=True, text=True, check=False

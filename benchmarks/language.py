@@ -186,7 +186,9 @@ def rival(
     except (ImportError, ValueError) as error:  # the others go on
         say(f"{name}: {error}")
         return [{"estimator": name, "error": str(error).splitlines()[0]}]
-    return [{k: v for k, v in row.items() if k != "program"} for row in found]
+    # Estimators may be measured one by one, and a row says of which code it is.
+    told = {"commit": harness.commit()}
+    return [{k: v for k, v in row.items() if k != "program"} | told for row in found]
 
 
 def planted(seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -241,6 +243,7 @@ def planted(seed: int, options: argparse.Namespace) -> dict[str, Any]:
         "retrained": retrained,
         "part": (before - after) / retrained,
         "pool": run.tuning.pool,
+        "commit": harness.commit(),
     }
 
 
@@ -260,8 +263,6 @@ def main() -> None:
     content: dict[str, Any] = {"protocols": {}}
     if not options.quick and written.exists():  # estimators can be measured again alone
         content = {key: json.loads(written.read_text()).get(key, {}) for key in KEPT}
-        # Parts may be measured one by one: this measures them all.
-        content["command"] = f"python benchmarks/language.py --partitions {seed}"
     content["partition"] = seed
     corpora, names = options.corpora, options.estimators
     if options.quick:

@@ -1037,6 +1037,14 @@ def language_note(result: Result, corpus: str) -> str:
     for row in found["rows"]:
         if "error" in row:
             said += f"Refused: {row['error']}. "
+    at: dict[str, set[str]] = {}
+    for row in found["rows"]:
+        if "commit" in row:
+            at.setdefault(row["commit"], set()).add(row["estimator"])
+    if set(at) - {result["commit"]}:  # estimators may be measured one by one
+        most = max(at, key=lambda commit: len(at[commit]))
+        others = [f"{', '.join(sorted(at[each]))} at {each}" for each in at if each != most]
+        said += f"Rows of commit {most}{''.join(f'; {each}' for each in others)}. "
     return said + f"Partition {result['partition']}. "
 
 

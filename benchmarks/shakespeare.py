@@ -32,9 +32,9 @@ from ddm_jax import estimators, metrics, models, tasks
 from ddm_jax.data.language import CORPUS
 from ddm_jax.estimators.ddm import distilled_run, make_outputs, undistilled
 from ddm_jax.estimators.retraining import retrained_outputs, subset_retraining_response
+from ddm_jax.recipes import at_cost
 from ddm_jax.synset import all_members
 from ddm_jax.train import Trainer, TrainSettings, recipe
-from ddm_jax.tuning import at_cost
 from ddm_jax.types import Batch, Groups, Task, TrainRun, length, take
 
 BLOCK, WIDTH, DEPTH, HEADS = 64, 128, 4, 4

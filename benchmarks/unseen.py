@@ -43,6 +43,7 @@ from sklearn.datasets import load_sample_images
 
 import ddm_jax as ddm
 from ddm_jax import metrics, tuning
+from ddm_jax.estimators import pools
 from ddm_jax.judge import scoring, truth
 from ddm_jax.judge.problem import Problem, TruthSettings, make_problem, trainer_of
 from ddm_jax.judge.rivals import short_retrainings
@@ -260,7 +261,7 @@ def measure(options: argparse.Namespace, name: str, seed: int) -> list[dict[str,
         row["pool"] = tuned.pool
         for pool, update in ((tuned.pool, tuned.update), (tuned.other.pool, tuned.other.update)):
             made = ddm.make_ddm(task, None, update)
-            at = tuning.state_of(pool, state, task, data, case.groups)
+            at = pools.state_of(pool, state, task, data, case.groups)
             assert made.outputs is not None
             outputs, online = harness.timed(made.outputs, at, found.masks, query)
             scores = np.asarray(made.score(at, query))

@@ -11,11 +11,10 @@ the training data themselves, at the same cost.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,51 +22,14 @@ from pydantic import AfterValidator, Field, model_validator
 
 from ddm_jax import metrics
 from ddm_jax.checks import check_integer, check_number, settings
-from ddm_jax.estimators.ddm import (
-    DDMState,
-    check_same_groups,
-    corrected,
-    make_outputs,
-    on_all_data,
-    stable_of,
-    unmatched,
-)
+from ddm_jax.estimators.ddm import DDMState, make_outputs, stable_of
+from ddm_jax.estimators.pools import POOLS, Pool, check_same_groups, state_of, unmatched
 from ddm_jax.masks import check_masks
 from ddm_jax.online import Begin, make_parts
-from ddm_jax.rates import CURVATURE_ITEMS, LANCZOS, deflation_rank
-from ddm_jax.synset import batch_size
+from ddm_jax.recipes import at_share, every_recipe, example_gradients, shares
 from ddm_jax.types import Batch, Groups, Task, length
 from ddm_jax.updates import UpdateSettings, settled
 
-# A recipe is what is not the cost. Each kind of optimiser has its own.
-STEPS_ALIKE: tuple[dict[str, Any], ...] = (
-    {"schedule": "constant", "rewind": 0.0, "momentum": 0.95, "rate_factor": 1.0},
-    {"schedule": "constant", "rewind": 0.0, "momentum": 0.9, "rate_factor": 0.5},
-    {"schedule": "constant", "rewind": 0.75, "momentum": 0.95, "rate_factor": 1.0},
-    {"schedule": "constant", "rewind": 0.75, "momentum": 0.95, "rate_factor": 0.5},
-    {"schedule": "cosine", "rewind": 0.75, "momentum": 0.9, "rate_factor": 1.0},
-    {"schedule": "cosine", "rewind": 0.75, "momentum": 0.9, "rate_factor": 2.0},
-    {"schedule": "cosine", "rewind": 0.9, "momentum": 0.9, "rate_factor": 1.0},
-    {"schedule": "cosine", "rewind": 0.9, "momentum": 0.9, "rate_factor": 2.0},
-    # Nearly a retraining: where one network's mistakes are its own seed's, and not the data's.
-    {"schedule": "cosine", "rewind": 0.95, "momentum": 0.9, "rate_factor": 0.5},
-    {"schedule": "cosine", "rewind": 0.95, "momentum": 0.9, "rate_factor": 1.0},
-    # Where the curvature grows along the way, as in a product of factors, all others diverge.
-    {"schedule": "constant", "rewind": 0.0, "momentum": 0.9, "rate_factor": 0.05},
-)
-DEFLATED: tuple[dict[str, Any], ...] = (
-    {"schedule": "constant", "rewind": 0.0, "momentum": 0.9, "rate_factor": 0.25},
-    {"schedule": "constant", "rewind": 0.0, "momentum": 0.9, "rate_factor": 0.35},
-    {"schedule": "constant", "rewind": 0.0, "momentum": 0.9, "rate_factor": 0.5},
-    # Where many small groups make each step noisy, a rate that goes down takes the noise out.
-    {"schedule": "cosine", "rewind": 0.0, "momentum": 0.9, "rate_factor": 0.5},
-    {"schedule": "cosine", "rewind": 0.75, "momentum": 0.9, "rate_factor": 0.4},
-    {"schedule": "cosine", "rewind": 0.75, "momentum": 0.9, "rate_factor": 0.7},
-)
-# Items of a step: the gradient of few is noise, and of a deflated step, which goes far, more so.
-BATCH = {"sgd": 100, "preconditioned": 100, "deflated": 200}
-LEAST_STEPS = 10  # or the batch gets smaller
-SHARES = (0.02, 0.05, 0.1, 0.25)  # of a retraining, for which the agreement is told
 LEAST = 4  # subsets to choose by
 FIRST = 4  # subsets that all recipes are tried on,
 FIRST_SHARE = 0.1  # at this cost, or at what is allowed where that is less
@@ -80,18 +42,6 @@ MARGIN = 0.01
 # less it changes nothing. And the synset's best recipes that it is tried with.
 UNMATCHED = 0.05
 CORRECTED = 2
-CURVATURE_COST = 3.0  # example gradients of a product with one example's Hessian
-MOST_CURVATURE = 2.5  # retrainings that the directions of a deflation may cost, a call
-NEAR = 1.5  # times what is allowed, or a part: a cost so near it says nothing more
-MUCH_MORE = 5  # times what is allowed: no cost above it is told of
-# Example gradients: no cost below them is told of. Steps of a few items need rates of their own,
-# which cost more to find than the steps.
-LEAST_TOLD = 500
-
-# What steps take: the synset's items, these and what they leave of each group's gradient
-# (`estimators.corrected`), or all of the training data.
-Pool = Literal["synset", "corrected", "data"]
-POOLS: tuple[Pool, ...] = get_args(Pool)
 
 
 def _check_pools(pools: tuple[Pool, ...]) -> tuple[Pool, ...]:
@@ -148,40 +98,6 @@ class Tuned(NamedTuple):
     finalists: int = 0  # of those tried, the first: at `share`, on all subsets
 
 
-def at_cost(update: UpdateSettings, share: float, gradients: int, items: int) -> UpdateSettings:
-    """Steps and batch of updates that cost a `share` of a retraining of `gradients` examples.
-
-    What is fixed already stays. A batch is that of BATCH, or smaller where that makes fewer than
-    LEAST_STEPS steps.
-    """
-    allowed = max(share * gradients, 1)
-    batch = update.batch
-    if batch is None:
-        whole = BATCH[update.optimizer or "sgd"]
-        batch = int(max(min(whole, items, allowed // LEAST_STEPS), 1))
-        batch = batch_size(items, batch)
-    steps = update.steps or max(round(allowed / batch_size(items, batch)), 1)
-    return dataclasses.replace(update, batch=batch, steps=steps)
-
-
-def at_share(
-    update: UpdateSettings, fixed: UpdateSettings, share: float, gradients: int, items: int
-) -> UpdateSettings:
-    """The same recipe at another cost; what is `fixed` stays."""
-    free = dataclasses.replace(update, steps=fixed.steps, batch=fixed.batch)
-    return at_cost(free, share, gradients, items)
-
-
-def shares(fixed: UpdateSettings, share: float, gradients: int) -> list[float]:
-    """The costs at which the agreement of what was chosen is told, of so many example gradients."""
-    if fixed.steps is not None:
-        return [share]
-    others = (
-        each for each in SHARES if each <= MUCH_MORE * share and each * gradients >= LEAST_TOLD
-    )
-    return sorted({share, *(each for each in others if not 1 / NEAR < each / share < NEAR)})
-
-
 def best_cost(agreement: Sequence[float], costs: Sequence[float], share: float) -> int:
     """The place of the cost to take of `shares`: what is allowed, or less that is clearly better.
 
@@ -191,42 +107,6 @@ def best_cost(agreement: Sequence[float], costs: Sequence[float], share: float) 
     found = np.nan_to_num(np.asarray(agreement, float), nan=-np.inf)
     less = np.where(np.asarray(costs) < share, found, -np.inf)
     return int(less.argmax()) if less.max() > found[allowed] + MARGIN else allowed
-
-
-def example_gradients(update: UpdateSettings, items: int) -> int:
-    """How many gradients of an item updates take, those of what is left out among them."""
-    chosen = settled(update)
-    return chosen.steps * batch_size(items, chosen.batch)
-
-
-def recipes(
-    fixed: UpdateSettings, state: DDMState, items: int, gradients: int, share: float
-) -> list[UpdateSettings]:
-    """What there is to choose from for a pool of so many items, at one cost.
-
-    What is `fixed` is so in each.
-    """
-    kinds: list[Any] = ["sgd"] if state.second_moments is None else ["preconditioned", "sgd"]
-    cost = LANCZOS * min(items, CURVATURE_ITEMS) * CURVATURE_COST
-    params = jax.eval_shape(
-        lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), state.checkpoints
-    )
-    affordable = cost <= MOST_CURVATURE * gradients and deflation_rank(params)[0] > 0
-    if affordable and state.second_moments is None:
-        kinds.append("deflated")
-    if fixed.optimizer is not None:
-        kinds = [fixed.optimizer]
-    found: list[UpdateSettings] = []
-    for kind in kinds:
-        for recipe in DEFLATED if kind == "deflated" else STEPS_ALIKE:
-            free = {name: value for name, value in recipe.items() if getattr(fixed, name) is None}
-            if fixed.learning_rate is not None:
-                free.pop("rate_factor", None)
-            update = dataclasses.replace(fixed, optimizer=kind, **free)
-            update = at_cost(update, share, gradients, items)
-            if update not in found:
-                found.append(update)
-    return found
 
 
 def tune(
@@ -245,12 +125,12 @@ def tune(
 ) -> Tuned:
     """Choose the updates that order retrained subsets best, at a given cost.
 
-    Every recipe (`recipes`) predicts the outputs without what FIRST of the masks leave out, in few
-    steps, and the FINALISTS all of them in as many as are allowed; the one with the highest group
-    LDS, the Spearman correlation over the subsets averaged over queries, is taken. The
-    squared error of the predicted changes chooses worse, by up to .15 of LDS on MNIST, for it
-    listens to the few queries that move most; the LDS of eight subsets chose within .01 of the
-    best there.
+    Every recipe (`recipes.every_recipe`) predicts the outputs without what FIRST of the masks
+    leave out, in few steps, and the FINALISTS all of them in as many as are allowed; the one with
+    the highest group LDS, the Spearman correlation over the subsets averaged over queries, is
+    taken. The squared error of the predicted changes chooses worse, by up to .15 of LDS on MNIST,
+    for it listens to the few queries that move most; the LDS of eight subsets chose within .01 of
+    the best there.
 
     With `real` data recipes are tried in up to three pools: the items of the synset; these with
     what they leave of each group's gradient, where that is more than UNMATCHED (the CORRECTED best
@@ -340,7 +220,7 @@ def tune(
     fallen: list[Tried] = []
     for pool, of in states.items():
         items = length(of.synset.items)
-        every = recipes(fixed, of, items, gradients, min(share, FIRST_SHARE))
+        every = every_recipe(fixed, of, items, gradients, min(share, FIRST_SHARE))
         if pool == "corrected":
             order = sorted(last, key=value, reverse=True)
             every = [tried.update for tried in order[:CORRECTED]]
@@ -392,13 +272,6 @@ def tune(
     tried = (*last, *fallen)
     state = states[best.pool]
     return Tuned(best.update, best.pool, state, tried, costs, other, best.stable, len(last))
-
-
-def state_of(pool: Pool, state: DDMState, task: Task, data: Batch, groups: Groups) -> DDMState:
-    """What the steps of a pool go with, of a distilled run and its data."""
-    if pool == "synset":
-        return state
-    return (corrected if pool == "corrected" else on_all_data)(state, task, data, groups)
 
 
 def describe(update: UpdateSettings, pool: Pool = "synset") -> str:

@@ -17,7 +17,7 @@ import ddm_jax as ddm
 from ddm_jax import card as cards
 from ddm_jax import files, metrics, objectives
 from ddm_jax.cluster import as_groups
-from ddm_jax.estimators.ddm import corrected
+from ddm_jax.estimators.pools import corrected
 from ddm_jax.judge.problem import trainer_of
 from ddm_jax.metrics.intervals import fit_intervals
 from ddm_jax.run import cards as of_run

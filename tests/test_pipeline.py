@@ -388,7 +388,7 @@ def test_a_counterfactual_of_a_tuned_run_shows_its_error_bars(tuned, tmp_path):
 
 @pytest.mark.slow
 def test_open_steps_are_told_at_several_costs(tuned, tmp_path, without_pictures, monkeypatch):
-    monkeypatch.setattr(stages.tuning, "LEAST_TOLD", 0)  # of so small a run none would be told
+    monkeypatch.setattr(stages.recipes, "LEAST_TOLD", 0)  # of so small a run none would be told
     copy = Path(shutil.copytree(tuned, tmp_path / "copy"))
     recorder = Recorder()
     stages.run_stage("tuning", copy, ["online.steps=none"], recorder.progress)
@@ -956,7 +956,7 @@ def test_other_recipes_are_chosen_from_anew(finished, monkeypatch):  # noqa: F81
     """What another version kept has another shape, and was refused as no checkpoint of the run."""
     plan = make_plan(tiny_config())
     before = stages.PROGRAMS["recipes"](plan)
-    monkeypatch.setattr(stages.tuning, "DEFLATED", stages.tuning.DEFLATED[1:])
+    monkeypatch.setattr(stages.tuning, "DEFLATED", stages.recipes.DEFLATED[1:])
     assert stages.PROGRAMS["recipes"](plan) != before
     with pytest.raises(stages.NotDoneError, match=r"'tuning' is not done .*what it computes"):
         open_finished(finished)

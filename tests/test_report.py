@@ -19,12 +19,13 @@ from ddm_jax import files, metrics
 from ddm_jax.attribution import Attribution, make_attribution
 from ddm_jax.cluster import as_groups
 from ddm_jax.data import given_split
+from ddm_jax.estimators.pools import Pool
 from ddm_jax.judge.rivals import Rival
 from ddm_jax.run import answer_figures, figures, report
 from ddm_jax.run.choosing import Tuning
 from ddm_jax.run.drawing import SHOWN_QUERIES, png
 from ddm_jax.run.workdir import KeptAnswer
-from ddm_jax.tuning import Pool, Tried
+from ddm_jax.tuning import Tried
 from ddm_jax.types import Batch
 from ddm_jax.updates import UpdateSettings
 

@@ -12,8 +12,9 @@ import pytest
 from small_problem import DISTILL, GROUPS, TRAIN, small_problem, split, task
 
 import ddm_jax as ddm
-from ddm_jax import gradients, metrics, online, tuning, unlearn
-from ddm_jax.estimators.ddm import corrected, make_outputs, on_all_data, unmatched
+from ddm_jax import gradients, metrics, online, recipes, tuning, unlearn
+from ddm_jax.estimators.ddm import make_outputs
+from ddm_jax.estimators.pools import corrected, on_all_data, unmatched
 from ddm_jax.estimators.retraining import retrained_outputs
 from ddm_jax.judge.problem import retraining_of, trainer_of
 from ddm_jax.judge.rivals import pays_after, short_retrainings
@@ -120,7 +121,7 @@ def test_costs_are_told_in_gradients_of_a_retraining(state, tuned):
     found, _ = tuned
     items = length(found.state.synset.items)
     assert [tried.share for tried in found.costs] == pytest.approx(
-        [tuning.example_gradients(t.update, items) / GRADIENTS for t in found.costs]
+        [recipes.example_gradients(t.update, items) / GRADIENTS for t in found.costs]
     )
     assert found.costs[-1].update == found.update
     assert found.costs[-1].share == pytest.approx(0.5, rel=0.1)
@@ -225,7 +226,7 @@ def test_a_synset_that_stands_for_nothing_gives_way_to_the_data(problem, state, 
 
 def test_what_is_fixed_stays_in_every_recipe(state):
     fixed = UpdateSettings(rewind=0.5, steps=7, batch=11, learning_rate=0.1, optimizer="sgd")
-    every = tuning.recipes(fixed, state, 30, GRADIENTS, 0.1)
+    every = recipes.every_recipe(fixed, state, 30, GRADIENTS, 0.1)
     assert len(every) == len(set(map(str, every)))
     for update in every:
         for name in ("rewind", "steps", "batch", "learning_rate", "optimizer"):
@@ -238,23 +239,25 @@ def test_after_adam_its_moments_are_among_the_choices(state):
     squares = jax.tree.map(jnp.ones_like, state.checkpoints)
     kinds = [
         update.optimizer
-        for update in tuning.recipes(
+        for update in recipes.every_recipe(
             UpdateSettings(), state._replace(second_moments=squares), 30, 10**9, 0.1
         )
     ]
     assert set(kinds) == {"preconditioned", "sgd"}
-    plain = tuning.recipes(UpdateSettings(), state, 30, 10**9, 0.1)
+    plain = recipes.every_recipe(UpdateSettings(), state, 30, 10**9, 0.1)
     assert {update.optimizer for update in plain} == {"sgd", "deflated"}
 
 
 def test_directions_that_cost_more_than_retraining_are_no_choice(state):
-    few = tuning.recipes(UpdateSettings(), state, 30, 10, 0.1)
+    few = recipes.every_recipe(UpdateSettings(), state, 30, 10, 0.1)
     assert {update.optimizer for update in few} == {"sgd"}
 
 
 def test_a_network_that_cannot_be_deflated_has_the_other_choices(state, monkeypatch):
     monkeypatch.setattr("ddm_jax.rates.MOST_BYTES", 4 * 700)
-    kinds = {each.optimizer for each in tuning.recipes(UpdateSettings(), state, 30, 10**9, 0.1)}
+    kinds = {
+        each.optimizer for each in recipes.every_recipe(UpdateSettings(), state, 30, 10**9, 0.1)
+    }
     assert kinds == {"sgd"}
 
 
@@ -269,9 +272,9 @@ def test_a_network_that_cannot_be_deflated_has_the_other_choices(state, monkeypa
     ],
 )
 def test_steps_and_batch_follow_the_cost(share, gradients, items, steps, batch):
-    update = tuning.at_cost(UpdateSettings(), share, gradients, items)
+    update = recipes.at_cost(UpdateSettings(), share, gradients, items)
     assert (update.steps, update.batch) == (steps, batch)
-    assert tuning.example_gradients(update, items) <= max(share * gradients, 1) * 1.01
+    assert recipes.example_gradients(update, items) <= max(share * gradients, 1) * 1.01
 
 
 @pytest.mark.parametrize(
@@ -279,8 +282,8 @@ def test_steps_and_batch_follow_the_cost(share, gradients, items, steps, batch):
     [(480, [0.25]), (6000, [0.1, 0.25]), (100_000, [0.02, 0.05, 0.1, 0.25])],
 )
 def test_costs_of_a_few_items_are_not_told(gradients, told):
-    assert tuning.shares(UpdateSettings(), 0.25, gradients) == told
-    assert tuning.shares(UpdateSettings(steps=3), 0.25, gradients) == [0.25]
+    assert recipes.shares(UpdateSettings(), 0.25, gradients) == told
+    assert recipes.shares(UpdateSettings(steps=3), 0.25, gradients) == [0.25]
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from ddm_jax.estimators.banzhaf import make_banzhaf as make_banzhaf
 from ddm_jax.estimators.class_fraction import make_class_fraction as make_class_fraction
 from ddm_jax.estimators.datainf import make_datainf as make_datainf
 from ddm_jax.estimators.datamodel import make_datamodel as make_datamodel
-from ddm_jax.estimators.ddm import corrected as corrected
 from ddm_jax.estimators.ddm import make_ddm as make_ddm
 from ddm_jax.estimators.density_support import make_density_support as make_density_support
 from ddm_jax.estimators.ekfac import make_ekfac as make_ekfac
@@ -26,6 +25,7 @@ from ddm_jax.estimators.knn_shapley import make_knn_shapley as make_knn_shapley
 from ddm_jax.estimators.merging import make_merging as make_merging
 from ddm_jax.estimators.metagradient import make_metagradient as make_metagradient
 from ddm_jax.estimators.mirrored_influence import make_mirrored_influence as make_mirrored_influence
+from ddm_jax.estimators.pools import corrected as corrected
 from ddm_jax.estimators.random_scores import make_random as make_random
 from ddm_jax.estimators.representation import make_representation as make_representation
 from ddm_jax.estimators.representer import make_representer as make_representer

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ddm_jax.blocks import plan_blocks
 from ddm_jax.checks import check_alone, check_integer, is_concrete
 from ddm_jax.cluster import with_background
-from ddm_jax.compute.compiled import compiled
-from ddm_jax.compute.memory import bytes_of, refuse_larger
 from ddm_jax.distill import DistillSettings, Loop, make_blockwise, straight_through
 from ddm_jax.estimators.contract import joint_estimator
-from ddm_jax.gradients import GroupBatches, group_batches, make_group_gradients
 from ddm_jax.items import free_leaves, items_of
-from ddm_jax.matching import at_least_float32, trajectory_indices
+from ddm_jax.matching import trajectory_indices
 from ddm_jax.online import (
     Begin,
     Parts,
@@ -31,7 +26,7 @@ from ddm_jax.online import (
     trajectory_point,
 )
 from ddm_jax.optimizers import decoupled_decay
-from ddm_jax.synset import all_members, initial_synset, item_weights
+from ddm_jax.synset import initial_synset
 from ddm_jax.types import (
     Array,
     Batch,
@@ -206,102 +201,6 @@ def undistilled(synset: Synset) -> DistillInfo:
     """What there is to tell of a synset that was not distilled here."""
     nothing = np.zeros(len(synset.share), np.float32)
     return DistillInfo(synset, nothing[:1], nothing, nothing)
-
-
-def on_all_data(state: DDMState, task: Task, data: Batch, groups: Groups) -> DDMState:
-    """The same run with all of its training data in place of the synset.
-
-    What updates reach with it is what a perfect synset would; a step costs the same.
-
-    Raises:
-        ValueError: for data and groups that are not those of the synset.
-    """
-    check_same_groups(state.synset, data, groups)
-    return state._replace(synset=all_members(task, data, groups), residual=None)
-
-
-def corrected(state: DDMState, task: Task, data: Batch, groups: Groups) -> DDMState:
-    """The same run, whose steps add what the items leave of each group's gradient.
-
-    A step descends on `sum_k keep_k (h_k + r_k)` with
-
-        r_k = g_k(theta_T) - h_k(theta_T),
-
-    `g_k` the gradient of group k, `h_k` that of its items and theta_T the trained network. To first
-    order it is then exact what taking a group away does, whatever its items are, and these serve
-    for the curvature; a step costs the same. It is worth most where items are examples that were
-    chosen and not learnt, as of texts. Where they match well already it changes nothing, and with
-    one or two items a group many steps go astray: no item holds them along most directions. The
-    control variate of Johnson & Zhang, "Accelerating stochastic gradient descent using predictive
-    variance reduction", NIPS 2013, at the end of the training and for each group.
-
-    Costs one pass over the data, and K numbers a parameter.
-
-    Raises:
-        ValueError: for data and groups that are not those of the synset, or where K numbers a
-            parameter do not fit into memory.
-    """
-    check_same_groups(state.synset, data, groups)
-    params = at_least_float32(trajectory_point(state.checkpoints, 0.0))
-    whole = with_background(groups)
-    refuse_larger(
-        f"a correction of {whole.count} groups",
-        3 * whole.count * bytes_of(params),
-        "correct fewer groups, or use the synset alone",
-    )
-    gradients = compiled(make_group_gradients(task))
-    exact = gradients(params, jax.device_put(data), group_batches(whole))
-    of_items = gradients(params, *_items_by_group(state.synset, task, whole.count))
-    return state._replace(residual=jax.tree.map(jnp.subtract, exact, of_items))
-
-
-def unmatched(state: DDMState, task: Task) -> np.ndarray:
-    """What part of each group's gradient the items leave, `|r_k|^2 / |h_k + r_k|^2`, [K].
-
-    Args:
-        state: of `corrected`; a background that is in no group is its last row.
-    """
-    count = len(jax.tree.leaves(state.residual)[0])
-    params = at_least_float32(trajectory_point(state.checkpoints, 0.0))
-    batch, items = _items_by_group(state.synset, task, count)
-
-    def part(residual: Params) -> Array:
-        of_items = make_group_gradients(task)(params, batch, items)
-        exact = jax.tree.map(jnp.add, of_items, residual)
-        left, whole = (jax.vmap(optax.tree.norm)(each) for each in (residual, exact))
-        return left**2 / jnp.maximum(whole**2, jnp.finfo(whole.dtype).tiny)
-
-    return np.asarray(compiled(part)(state.residual))
-
-
-def _items_by_group(synset: Synset, task: Task, count: int) -> tuple[Batch, GroupBatches]:
-    """The items and which are whose, weighted as where every group is kept."""
-    owner = np.asarray(synset.group)
-    items = group_batches(Groups(np.where(owner < 0, len(synset.share), owner), count))
-    weights = item_weights(synset, jnp.ones(len(synset.share)))
-    items = replace(items, valid=items.valid * weights[items.rows], total=jnp.float32(1))
-    return items_of(task).batch(synset.items), items
-
-
-def check_same_groups(synset: Synset, data: Batch, groups: Groups) -> None:
-    """Check that data and groups are those that a synset was distilled of, by their sizes.
-
-    Raises:
-        ValueError: where they are not.
-    """
-    ids = np.asarray(groups.ids)
-    if len(ids) != length(data):
-        raise ValueError(
-            f"there are {length(data)} training points and groups of {len(ids)}; pass those "
-            "that the synset was distilled of"
-        )
-    share = np.bincount(ids[ids >= 0], minlength=groups.count) / len(ids)
-    same = share.shape == synset.share.shape and np.allclose(share, synset.share, atol=1e-6)
-    if not same or (synset.background is None) != bool((ids >= 0).all()):
-        raise ValueError(
-            "these groups are not those that the synset was distilled of: their sizes differ; pass "
-            "the same data and groups"
-        )
 
 
 def apart_from_background(synset: Synset, count: int) -> Synset:

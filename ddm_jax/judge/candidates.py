@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
-from ddm_jax import tuning
+from ddm_jax import recipes
 from ddm_jax.estimators import (
     ESTIMATORS,
     make_ddm,
@@ -23,11 +23,11 @@ from ddm_jax.estimators import (
 from ddm_jax.estimators.contract import joint_estimator
 from ddm_jax.estimators.ddm import (
     DDMState,
-    corrected,
     distilled_run,
     make_outputs,
     undistilled,
 )
+from ddm_jax.estimators.pools import corrected
 from ddm_jax.judge.problem import Problem, retraining_of, trainer_of
 from ddm_jax.online import Parts, make_parts
 from ddm_jax.synset import all_members
@@ -107,7 +107,7 @@ def _at_cost(
 
     @cache
     def of_pool(items: int) -> Callable[..., Array]:
-        allowed = tuning.at_cost(update, problem.share, gradients, items)
+        allowed = recipes.at_cost(update, problem.share, gradients, items)
         return make_outputs(problem.task, allowed, parts)
 
     def outputs(state: DDMState, masks: Any, query: Batch) -> Array:
@@ -172,12 +172,12 @@ def _of_task(make: Callable[..., Estimator]) -> Maker:
 
 # BUDGET of the recipes that a run chooses from (`tuning`).
 RECIPES = (
-    {"optimizer": None, **tuning.STEPS_ALIKE[0]},
-    {"optimizer": None, **tuning.STEPS_ALIKE[2]},
-    {"optimizer": None, **tuning.STEPS_ALIKE[5]},
-    {"optimizer": None, **tuning.STEPS_ALIKE[6]},
-    {"optimizer": None, **tuning.STEPS_ALIKE[7]},
-    {"optimizer": "deflated", **tuning.DEFLATED[1]},
+    {"optimizer": None, **recipes.STEPS_ALIKE[0]},
+    {"optimizer": None, **recipes.STEPS_ALIKE[2]},
+    {"optimizer": None, **recipes.STEPS_ALIKE[5]},
+    {"optimizer": None, **recipes.STEPS_ALIKE[6]},
+    {"optimizer": None, **recipes.STEPS_ALIKE[7]},
+    {"optimizer": "deflated", **recipes.DEFLATED[1]},
 )
 
 # What may be chosen: of `fit`, and of `score` and `outputs` alone.

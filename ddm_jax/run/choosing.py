@@ -8,16 +8,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddm_jax import metrics, tuning
+from ddm_jax import metrics, recipes, tuning
 from ddm_jax.distill import Loop
+from ddm_jax.estimators import pools
 from ddm_jax.estimators.ddm import DDMState, find_stable
+from ddm_jax.estimators.pools import Pool
 from ddm_jax.judge.rivals import EPOCHS, Rival, short_retrainings
 from ddm_jax.judge.truth import read_truth
 from ddm_jax.run import check as checking
 from ddm_jax.run.jobs import Job
 from ddm_jax.run.plan import Plan
 from ddm_jax.run.settings import Config
-from ddm_jax.tuning import Pool, Tried
+from ddm_jax.tuning import Tried
 from ddm_jax.types import length
 from ddm_jax.updates import UpdateSettings
 
@@ -60,7 +62,7 @@ def without_data(made: Any, plan: Plan) -> WithoutData:
 
 
 def _state_of(pool: Pool, made: Any, plan: Plan) -> DDMState:
-    return tuning.state_of(pool, made.synset, plan.task, plan.split.train, made.groups)
+    return pools.state_of(pool, made.synset, plan.task, plan.split.train, made.groups)
 
 
 def tune_updates(job: Job, loop: Loop) -> dict[str, Any]:
@@ -144,8 +146,8 @@ def tuning_of(job: Job, kept: dict[str, Any]) -> Tuning:
     ) -> Tried:
         pool, recipe = choices[int(place)]
         items = _items(job, pool)
-        update = tuning.at_share(recipe, fixed, share, gradients, items)
-        cost = tuning.example_gradients(update, items) / gradients
+        update = recipes.at_share(recipe, fixed, share, gradients, items)
+        cost = recipes.example_gradients(update, items) / gradients
         known = float(stable) if np.isfinite(stable) else None
         return Tried(update, pool, cost, float(agreement), float(seconds), known)
 
@@ -211,7 +213,7 @@ def _cost(job: Job, kept: dict[str, Any]) -> int:
 def _nominal(job: Job) -> list[float]:
     """The costs that are told."""
     config = job.plan.config
-    return tuning.shares(_fixed(config), config.tune.share, _retraining_gradients(job))
+    return recipes.shares(_fixed(config), config.tune.share, _retraining_gradients(job))
 
 
 def _fixed(config: Config) -> UpdateSettings:
@@ -236,7 +238,7 @@ def _choices(job: Job) -> list[tuple[Pool, UpdateSettings]]:
     return [
         (pool, _recipe(update))
         for pool in config.tune.pools
-        for update in tuning.recipes(
+        for update in recipes.every_recipe(
             _fixed(config), job.results.synset, _items(job, pool), gradients, share
         )
     ]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddm_jax import tuning
+from ddm_jax import recipes, tuning
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.memory import bytes_of, device_memory
 from ddm_jax.judge.flops import count_flops
@@ -137,18 +137,18 @@ def _share(plan: Plan, gradients: int, items: int) -> float:
     """What an answer costs of a retraining."""
     if plan.tune is not None and plan.config.online.steps is None:
         return plan.config.tune.share
-    return tuning.example_gradients(plan.config.online, items) / gradients
+    return recipes.example_gradients(plan.config.online, items) / gradients
 
 
 def _answers_of_tuning(plan: Plan, share: float, gradients: int) -> float:
     """How many retrainings the answers of the tuning cost, as `tuning.tune` asks for them."""
     tune = plan.config.tune
     pools = 2 if "data" in tune.pools else 1
-    recipes = len(tuning.STEPS_ALIKE) + len(tuning.DEFLATED)
-    first = pools * recipes * min(tuning.FIRST, tune.subsets) * min(share, tuning.FIRST_SHARE)
+    count = len(recipes.STEPS_ALIKE) + len(recipes.DEFLATED)
+    first = pools * count * min(tuning.FIRST, tune.subsets) * min(share, tuning.FIRST_SHARE)
     corrected = tuning.CORRECTED * ("corrected" in tune.pools)
     last = (pools * tuning.FINALISTS + corrected) * tune.subsets * share
-    costs = sum(tuning.shares(plan.config.online, share, gradients))
+    costs = sum(recipes.shares(plan.config.online, share, gradients))
     told = 2 * tune.subsets * (costs + (pools - 1) * share)
     epochs = plan.config.train.epochs
     short = 2 * tune.subsets * sum(each / epochs for each in EPOCHS if each < epochs)
@@ -160,14 +160,14 @@ def _rates(plan: Plan, items: int) -> float:
     online = plan.config.online
     if online.learning_rate is not None:
         return 0.0
-    rewinds = {each["rewind"] for each in tuning.STEPS_ALIKE}
+    rewinds = {each["rewind"] for each in recipes.STEPS_ALIKE}
     rewinds = rewinds if online.rewind is None else {online.rewind}
     found = sum(2 if rewind else 1 for rewind in rewinds)  # where they start, and at the end
     weights = jnp.ones(length(plan.split.train))
     run = jax.eval_shape(plan.trainer.train, jax.random.key(0), plan.split.train, weights)
     kinds = 2 if run.second_moments is not None and online.optimizer is None else 1
-    products = products_of_rate(items, online.batch or tuning.BATCH["sgd"])
-    return kinds * found * products * tuning.CURVATURE_COST
+    products = products_of_rate(items, online.batch or recipes.BATCH["sgd"])
+    return kinds * found * products * recipes.CURVATURE_COST
 
 
 def _outputs(plan: Plan) -> int:

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddm_jax import checkpoints, files, rates, tuning
+from ddm_jax import checkpoints, files, rates, recipes, tuning
 from ddm_jax.distill import Loop, straight_through
+from ddm_jax.estimators import pools
 from ddm_jax.estimators.ddm import distilled_run
 from ddm_jax.judge.program import program_digest, text_digest
 from ddm_jax.run import choosing, jobs, settings, settings_file
@@ -242,8 +243,8 @@ PROGRAMS: dict[str, Callable[[Plan], str]] = {
     "recipes": lambda plan: text_digest(
         repr(
             (
-                *(tuning.STEPS_ALIKE, tuning.DEFLATED, tuning.FEW, tuning.SHARES, tuning.NEAR),
-                *(tuning.LEAST_TOLD, tuning.POOLS, tuning.UNMATCHED, tuning.CORRECTED),
+                *(recipes.STEPS_ALIKE, recipes.DEFLATED, tuning.FEW, recipes.SHARES, recipes.NEAR),
+                *(recipes.LEAST_TOLD, pools.POOLS, tuning.UNMATCHED, tuning.CORRECTED),
             )
         )
     ),
