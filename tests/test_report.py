@@ -364,6 +364,19 @@ def test_ticks_of_logarithms_are_numbers():
     assert not any("$" in tick for tick in ticks)
 
 
+def test_what_was_not_distilled_has_no_before(stages):
+    figure = figures.matching_figure(np.array([0.1, 0.2]), None)
+    shown = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert shown == ["chosen items", "an empty synset"]
+    chosen = dataclasses.replace(
+        stages.plan.config, distill=dataclasses.replace(stages.plan.config.distill, steps=0)
+    )
+    plan = stages.plan._replace(config=chosen)
+    told = report.summarise(plan, stages.results, dict.fromkeys(SECONDS, 1.0))["sentences"]
+    assert not any("before" in each for each in told)
+    assert any("nothing distilled" in each for each in told)
+
+
 @pytest.mark.slow
 def test_what_harms_a_query_depends_on_what_is_better(stages, attribution):
     plan = stages.plan._replace(task=stages.plan.task._replace(lower_is_better=True))

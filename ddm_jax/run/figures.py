@@ -160,12 +160,18 @@ def synset_figure(plan: Plan, groups: Groups, synset: Synset, error: np.ndarray)
     return gallery(rows)
 
 
-def matching_figure(error: np.ndarray, before: np.ndarray) -> Figure:
-    """Matching error [K] of each group at held-out checkpoints, with that before distillation."""
+def matching_figure(error: np.ndarray, before: np.ndarray | None) -> Figure:
+    """Matching error [K] of each group at held-out checkpoints, with that before distillation.
+
+    Args:
+        before: None where nothing was distilled.
+    """
     figure, axes = one_panel(9, 3, "groups, best matched first", "|g - h|² / |g|²")
     order = np.argsort(error, kind="stable")
-    axes.plot(before[order], "o", markersize=3.5, color=GREY, label="before")
-    axes.plot(error[order], "o", markersize=3.5, color=BLUE, label="distilled")
+    if before is not None:
+        axes.plot(before[order], "o", markersize=3.5, color=GREY, label="before")
+    now = "chosen items" if before is None else "distilled"
+    axes.plot(error[order], "o", markersize=3.5, color=BLUE, label=now)
     axes.axhline(1, color=RED, linewidth=0.8, label="an empty synset")
     make_log(axes, "y")
     whole_ticks(axes.xaxis)

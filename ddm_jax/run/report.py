@@ -61,6 +61,16 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
     error = float(np.median(info.error))
     before = float(np.median(info.error_start))
     worse = int(np.sum(np.asarray(info.error) > np.asarray(info.error_start)))
+    matching = f"Median matching error at held-out checkpoints: {error:.2g} "
+    if config.distill.steps:
+        matching += (
+            f"(before distillation {before:.2g}; an empty synset has 1). It is worse than before "
+            f"for {worse} of {num_groups} groups."
+        )
+    else:
+        matching += (
+            "(an empty synset has 1). Items were chosen and weighted, and nothing distilled."
+        )
     return {
         "dataset": split.name,
         "settings": as_json(config),
@@ -113,9 +123,7 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
             f"{num_groups} held-out groups, compilation included. Retraining all of them takes "
             f"about {in_seconds(truth.seconds * (num_groups + 1))} a seed "
             f"({in_seconds(truth.seconds)} a network).",
-            f"Median matching error at held-out checkpoints: {error:.2g} (before distillation "
-            f"{before:.2g}; an empty synset has 1). It is worse than before for {worse} of "
-            f"{num_groups} groups.",
+            matching,
         ],
     }
 
@@ -283,7 +291,7 @@ def write(
             else {"mistakes": figures.mistakes_figure(plan, target, results.attribution)}
         ),
         "synset": figures.synset_figure(plan, groups, synset, error),
-        "matching": figures.matching_figure(error, before),
+        "matching": figures.matching_figure(error, before if plan.config.distill.steps else None),
         "groups": figures.groups_figure(plan, groups),
         "training": figures.training_figure(np.asarray(target.losses), np.asarray(target.steps)),
     }
