@@ -956,7 +956,7 @@ def test_other_recipes_are_chosen_from_anew(finished, monkeypatch):  # noqa: F81
     """What another version kept has another shape, and was refused as no checkpoint of the run."""
     plan = make_plan(tiny_config())
     before = stages.PROGRAMS["recipes"](plan)
-    monkeypatch.setattr(stages.tuning, "DEFLATED", stages.recipes.DEFLATED[1:])
+    monkeypatch.setattr(stages.recipes, "DEFLATED", stages.recipes.DEFLATED[1:])
     assert stages.PROGRAMS["recipes"](plan) != before
     with pytest.raises(stages.NotDoneError, match=r"'tuning' is not done .*what it computes"):
         open_finished(finished)

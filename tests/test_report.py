@@ -22,6 +22,7 @@ from ddm_jax.data import given_split
 from ddm_jax.estimators.pools import Pool
 from ddm_jax.judge.rivals import Rival
 from ddm_jax.run import answer_figures, figures, report
+from ddm_jax.run import check as checking
 from ddm_jax.run.choosing import Tuning
 from ddm_jax.run.drawing import SHOWN_QUERIES, png
 from ddm_jax.run.workdir import KeptAnswer
@@ -362,6 +363,21 @@ def test_ticks_of_logarithms_are_numbers():
     ticks = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert "0.01" in ticks
     assert not any("$" in tick for tick in ticks)
+
+
+@pytest.mark.parametrize(
+    ("factor", "told"), [(1.0, []), (0.2, ["5 times as far"]), (3.0, ["0.33 times as far"])]
+)
+def test_sizes_that_are_off_are_told(stages, factor, told):
+    check = stages.results.check
+    groups = check.truth.groups
+    scores = np.array(check.scores)
+    scores[groups] = factor * check.truth.effects().mean(0)
+    once = check._replace(scores=scores)
+    away = checking.amount(once) * factor  # of a truth of few seeds
+    said = checking.told_sizes(once._replace(scores=scores * away))
+    assert len(said) == len(told)
+    assert all(part in each for part, each in zip(told, said, strict=True))
 
 
 def test_what_was_not_distilled_has_no_before(stages):

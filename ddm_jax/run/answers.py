@@ -145,6 +145,7 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
             "single retrainings stay inside of, by the groups and halves that the run checked "
             "itself on."
         )
+        sentences += checking.told_sizes(check)
         if away[0] > 1.2 * np.exp(intervals.sizes[-1]):
             sentences.append(
                 "More is gone here than in any subset that the error bars were learnt on: they may "

@@ -21,6 +21,8 @@ from ddm_jax.run.plan import Plan
 from ddm_jax.run.workdir import Progress
 from ddm_jax.types import Groups
 
+UNLIKE = 1.5  # times another size, from which on it is told
+
 
 class Check(NamedTuple):
     """What exact retraining says of a few groups and halves, and what was predicted."""
@@ -134,6 +136,26 @@ def agreement(check: Check) -> list[dict[str, Any]]:
             "perfect": ddm["ceiling"],
         }
         for said, ddm, grad_dot in zip(what, ours.values(), others.values(), strict=False)
+    ]
+
+
+def amount(check: Check) -> float:
+    """How far retraining goes where the updates go one: see `metrics.calibrated_amount`."""
+    return metrics.calibrated_amount(check.scores[check.truth.groups], check.truth.effects())
+
+
+def told_sizes(check: Check) -> list[str]:
+    """That effects have another size than retraining gives them, where they do; or nothing.
+
+    Recipes are chosen by order alone, and few steps undo a part of what a group did.
+    """
+    times = amount(check)
+    if 1 / UNLIKE < times < UNLIKE:
+        return []
+    return [
+        f"Sizes are off: without a single group retraining moves outputs {times:.2g} times as far "
+        "as the updates do. Trust the order and the sign of effects; the largest lie outside of "
+        "their error bars more often than told."
     ]
 
 

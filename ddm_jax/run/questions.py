@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddm_jax import metrics, unlearn
+from ddm_jax import unlearn
 from ddm_jax.card import WhatIf
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.data import Split
@@ -157,8 +157,7 @@ def amount_of(run: Finished) -> float:
     check = run.check
     if check is None:
         return 1.0
-    left_out = check.truth.groups
-    return metrics.calibrated_amount(check.scores[left_out], check.truth.effects())
+    return checking.amount(check)
 
 
 def of_points(run: Finished, queries: np.ndarray) -> np.ndarray:

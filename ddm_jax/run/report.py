@@ -124,6 +124,7 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
             f"about {in_seconds(truth.seconds * (num_groups + 1))} a seed "
             f"({in_seconds(truth.seconds)} a network).",
             matching,
+            *checking.told_sizes(results.check),
         ],
     }
 
