@@ -53,6 +53,8 @@ class Card(NamedTuple):
     def __repr__(self) -> str:
         synset = self.state.synset
         said = [f"{len(synset.share)} groups, {length(synset.items)} items"]
+        if self.state.residual is not None:
+            said.append("the groups' gradients as far as the items leave them")
         said += [
             f"{name}: {self.told[name]}" for name in ("data", "objective") if name in self.told
         ]
@@ -134,18 +136,25 @@ def save_card(
             "Deep leakage from gradients", NeurIPS 2019); and that was not asked for.
     """
     copies = count_copies(card.state.synset, task, data)
-    items = length(card.state.synset.items)
-    if copies and not include_examples:
-        raise ValueError(
-            f"{copies} of {items} items of the synset are training examples, or nearly so: pass "
-            "include_examples=True (--include-examples) if the card may show them, or distil from "
-            "noise (distill.start=noise), where inputs are floats"
+    shown, mends = [], []
+    if copies:
+        items = card.state.synset.items
+        shown.append(
+            f"{copies} of {length(items)} items of the synset are training examples, or nearly so"
         )
-    if card.state.residual is not None and not include_examples:
-        raise ValueError(
+        if all(np.issubdtype(leaf.dtype, np.floating) for leaf in jax.tree.leaves(items.x)):
+            mends.append("distil from noise (distill.start=noise)")
+    if card.state.residual is not None:
+        shown.append(
             "the card holds what the items leave of each group's gradient, from which examples can "
-            "be read: pass include_examples=True (--include-examples) if it may, or choose updates "
-            "without it (tune.pools=synset,data)"
+            "be read"
+        )
+        mends.append("choose updates without it (tune.pools=synset,data)")
+    if shown and not include_examples:
+        mend = f", or {' and '.join(mends)}" if mends else ""
+        raise ValueError(
+            f"{', and '.join(shown)}: pass include_examples=True (--include-examples) if the card "
+            f"may show them{mend}"
         )
     arrays, shapes = {}, {}
     for name, tree in _trees(card).items():

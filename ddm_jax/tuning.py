@@ -18,12 +18,12 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ddm_jax import metrics
 from ddm_jax.checks import check_integer, check_number, settings
 from ddm_jax.estimators.ddm import DDMState, make_outputs, stable_of
-from ddm_jax.estimators.pools import POOLS, Pool, check_same_groups, state_of, unmatched
+from ddm_jax.estimators.pools import POOLS, Pool, check_pools, same_groups, state_of, unmatched
 from ddm_jax.masks import check_masks
 from ddm_jax.online import Begin, make_parts
 from ddm_jax.recipes import at_share, every_recipe, example_gradients, shares
@@ -44,10 +44,11 @@ UNMATCHED = 0.05
 CORRECTED = 2
 
 
-def _check_pools(pools: tuple[Pool, ...]) -> tuple[Pool, ...]:
-    if "synset" not in pools:
-        raise ValueError(f"tune.pools={','.join(pools)}; 'synset' must be one of them")
-    return tuple(each for each in POOLS if each in pools)
+def _of_setting(value: Any) -> tuple[Pool, ...]:
+    try:
+        return check_pools(value)
+    except ValueError as error:
+        raise ValueError(f"tune.{error}") from None
 
 
 @settings("tune")
@@ -60,7 +61,7 @@ class TuneSettings:
     share: Annotated[float, Field(gt=0, le=1)] = 0.25
     # What steps may take: "synset", the items; "corrected", what these leave of the groups'
     # gradients as well; "data", the training data themselves, which an answer needs then.
-    pools: Annotated[tuple[Pool, ...], AfterValidator(_check_pools)] = POOLS
+    pools: Annotated[tuple[Pool, ...], BeforeValidator(_of_setting)] = POOLS
 
     @model_validator(mode="after")
     def _check(self) -> TuneSettings:
@@ -120,7 +121,7 @@ def tune(
     share: float = 0.25,
     fixed: UpdateSettings | None = None,
     real: tuple[Batch, Groups] | None = None,
-    pools: Sequence[Pool] = POOLS,
+    pools: Sequence[Pool] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Tuned:
     """Choose the updates that order retrained subsets best, at a given cost.
@@ -150,10 +151,12 @@ def tune(
         share: what a counterfactual may cost of them, in (0, 1].
         fixed: settings that are not to be chosen, where they are not None.
         real: the training data and their groups, for the pools that are made of them.
-        pools: those to try; that of the synset always is.
+        pools: those to try, of which that of the synset must be one; default all that there can
+            be.
 
     Raises:
-        ValueError: for shapes that do not fit, too few subsets, or where every recipe diverged.
+        ValueError: for shapes that do not fit, too few subsets, pools that need `real`, or where
+            every recipe diverged.
 
     Warns:
         UserWarning: where the best order is the wrong way round.
@@ -172,16 +175,17 @@ def tune(
         )
     if not np.isfinite(truth).all():
         raise ValueError("retrained outputs must be finite: some retrained network diverged")
-    if unknown := [each for each in pools if each not in POOLS]:
-        raise ValueError(f"pools {unknown}: name some of {', '.join(POOLS)}")
-    states: dict[Pool, DDMState] = {"synset": state}
-    if real is not None:
-        check_same_groups(state.synset, *real)
-        if "corrected" in pools and state.residual is None:
-            better = _worth_correcting(state, task, *real, say)
+    given = POOLS if real is not None else POOLS[:1]
+    given = check_pools(given if pools is None else pools)
+    states: dict[Pool, DDMState] = {"synset": state._replace(residual=None)}
+    if given != POOLS[:1]:
+        data, groups = _real(real, given)
+        groups = same_groups(state, task, data, groups)
+        if "corrected" in given:
+            better = _worth_correcting(state, task, data, groups, say)
             states |= {} if better is None else {"corrected": better}
-        if "data" in pools:
-            states["data"] = state_of("data", state, task, *real)
+        if "data" in given:
+            states["data"] = state_of("data", state, task, data, groups)
     parts = make_parts(task)
     # What recipes find where they begin: most differ by their rates and momenta alone.
     known: dict[Pool, dict[Any, Begin]] = {pool: {} for pool in states}
@@ -272,6 +276,16 @@ def tune(
     tried = (*last, *fallen)
     state = states[best.pool]
     return Tuned(best.update, best.pool, state, tried, costs, other, best.stable, len(last))
+
+
+def _real(real: Any, pools: Sequence[Pool]) -> tuple[Batch, Any]:
+    """The training data and the groups that pools are made of."""
+    if isinstance(real, tuple) and not isinstance(real, Batch) and len(real) == 2:
+        return real
+    raise ValueError(
+        f"pools={','.join(pools)} and real is {'not given' if real is None else 'no such pair'}; "
+        "pass real=(data, groups), or pools=('synset',)"
+    )
 
 
 def describe(update: UpdateSettings, pool: Pool = "synset") -> str:

@@ -1,6 +1,7 @@
 """Forget groups of data from a trained network with the synset alone.
 
-Nothing here reads the training data. What is reached is a network that behaves like one retrained
+Nothing here reads the training data: what the items leave of the groups' gradients is in the state,
+where it is corrected. What is reached is a network that behaves like one retrained
 without the groups, as far as the measures of `metrics.forgetting` can see; it is no proof that
 nothing of them is left in the parameters.
 """

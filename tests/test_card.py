@@ -88,6 +88,9 @@ def test_a_corrected_run_has_a_card_too(state, tmp_path):
     of_noise = made._replace(state=made.state._replace(synset=noise))
     with pytest.raises(ValueError, match="leave of each group's gradient, from which examples"):
         cards.save_card(place, of_noise, task(), split().train)
+    with pytest.raises(ValueError, match=r"are training examples.*leave of each .* distil from"):
+        cards.save_card(place, made, task(), split().train)
+    assert "the groups' gradients" in repr(made)
     cards.save_card(place, made, task(), split().train, include_examples=True)
     found = cards.make_what_if(task(), ddm.load_card(place, task()))(masks, split().test)
     wanted = ddm.make_ddm(task(), None, UPDATE).outputs(whole, masks[None], split().test)

@@ -307,8 +307,10 @@ def test_what_kept_steps_from_the_training_data_keeps_them_to_the_synset(tmp_pat
 
 
 def test_the_synset_is_among_what_steps_take():
-    with pytest.raises(ValueError, match=r"tune\.pools=data; 'synset' must be one of them"):
+    with pytest.raises(ValueError, match=r"tune\.pools=data; .* of which synset must be one"):
         config.override(config.preset("mnist"), ["tune.pools=data"])
+    with pytest.raises(ValueError, match=r"did you mean tune\.pools\?"):
+        config.override(config.preset("mnist"), ["tune.real_data=false"])
     found = config.override(config.preset("mnist"), ["tune.pools=data,synset"])
     assert found.tune.pools == ("synset", "data")
 

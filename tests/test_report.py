@@ -544,10 +544,13 @@ def test_how_the_updates_go_beside_retraining(stages, summary):
 @pytest.mark.parametrize(
     ("pool", "other", "said", "rows"),
     [
-        ("synset", 0.7, "reaches 0.700: more items would buy nothing.", ("data", "synset")),
+        ("synset", 0.7, "of the distilled datamodel reaches 0.700: more items would buy nothing.",
+         ("data", "synset")),
         ("synset", float("nan"), "diverged with every recipe: more items", ("data", "synset")),
         ("corrected", 0.7, "items leave of the gradients. ", ("data", "corrected")),
-        ("data", 0.7, "themselves, for the synset reaches 0.700: more items would buy 0.100",
+        ("corrected", 0.7, "in place of the distilled datamodel, corrected reaches 0.700",
+         ("data", "corrected")),
+        ("data", 0.7, "for the distilled datamodel reaches 0.700: more items would buy 0.100",
          ("synset", "data")),
     ],
 )  # fmt: skip

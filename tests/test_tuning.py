@@ -198,9 +198,41 @@ def test_what_is_unmatched_is_what_the_items_leave(run, problem, state):
     assert unmatched(some, problem.task)[3] == pytest.approx(float(left / size), rel=1e-4)
 
 
-def test_pools_that_there_are_not_are_refused(problem, state, retrained):
-    with pytest.raises(ValueError, match=r"pools \['all'\]: name some of synset, corrected, data"):
-        ddm.tune(problem.task, state, *retrained, split().test, gradients=GRADIENTS, pools=["all"])
+@pytest.mark.parametrize(
+    ("pools", "told"),
+    [
+        (["synset", "all"], "pools=synset,all; name some of synset, corrected, data"),
+        ("synset", "pools='synset'; it must be a tuple of names"),
+        ((), "pools=; name some of"),
+        (["data"], "pools=data; name some of synset, corrected, data, of which synset must be one"),
+        (iter(["synset", "data"]), r"real is not given; pass real=\(data, groups\)"),
+    ],
+)
+def test_pools_that_there_are_not_are_refused(problem, state, retrained, pools, told):
+    with pytest.raises(ValueError, match=told):
+        ddm.tune(problem.task, state, *retrained, split().test, gradients=GRADIENTS, pools=pools)
+
+
+def test_pairs_of_something_else_are_refused(problem, state, retrained):
+    """A batch unpacks into two as well."""
+    for real in (split().train, (split().train,)):
+        with pytest.raises(ValueError, match="real is no such pair"):
+            ddm.tune(problem.task, state, *retrained, split().test, gradients=GRADIENTS, real=real)
+
+
+def test_what_cannot_be_corrected_is_refused_in_one_line(run, problem, state):
+    train, task = split().train, problem.task
+    spoilt = train._replace(x=np.where(np.arange(120) == 7, np.nan, train.x.T).T)
+    with pytest.raises(ValueError, match="the training data holds NaN"):
+        corrected(state, task, spoilt, GROUPS)
+    with pytest.raises(ValueError, match="the state is a TrainRun; pass what"):
+        on_all_data(run, task, train, GROUPS)
+    with pytest.raises(ValueError, match="the training data is a Groups"):
+        corrected(state, task, GROUPS, train)
+    with pytest.raises(ValueError, match="not corrected"):
+        unmatched(state, task)
+    left = [corrected(state, task, train, ids).residual for ids in (GROUPS, np.asarray(GROUPS.ids))]
+    jax.tree.map(np.testing.assert_array_equal, *left)
 
 
 @pytest.mark.slow
@@ -383,7 +415,7 @@ def test_where_nothing_is_chosen_there_are_defaults():
 def test_data_that_are_not_those_of_the_synset_are_refused(state):
     """Points without a group dropped out, and nobody was told."""
     train = split().train
-    with pytest.raises(ValueError, match="120 training points and groups of 40"):
+    with pytest.raises(ValueError, match="groups are of 40 points, and there are 120"):
         on_all_data(state, task(), train, ddm.as_groups(np.arange(40) % 10))
     for ids in (np.repeat(np.arange(10), [30] + [10] * 9), np.arange(120) % 11 - 1):
         with pytest.raises(ValueError, match="not those that the synset was distilled of"):

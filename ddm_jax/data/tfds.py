@@ -89,7 +89,7 @@ def _prepared_builder(name: str, data_dir: str | None):
         builder = tfds.builder(name, data_dir=place)
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
         raise ValueError(
-            f"unknown data set {name!r}; use 'digits' or the name of a TFDS data set "
+            f"unknown data set {name!r}: there is no such file or folder, and no TFDS data set "
             f"({(str(error) or type(error).__name__).splitlines()[0]})"
         ) from error
     except ImportError as error:

@@ -6,15 +6,17 @@ A step costs the same with each, and the first two answer without the data.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ddm_jax.cluster import with_background
+from ddm_jax.checks import check_batch
+from ddm_jax.cluster import as_groups, with_background
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.memory import bytes_of, refuse_larger
 from ddm_jax.estimators.ddm import DDMState
@@ -29,10 +31,25 @@ Pool = Literal["synset", "corrected", "data"]
 POOLS: tuple[Pool, ...] = get_args(Pool)
 
 
+def check_pools(pools: Any) -> tuple[Pool, ...]:
+    """Which pools to try, in the order of POOLS; that of the synset is always one of them.
+
+    Raises:
+        ValueError: for what names none, or not that of the synset.
+    """
+    given = tuple(pools) if isinstance(pools, Iterable) and not isinstance(pools, str) else None
+    names = f"name some of {', '.join(POOLS)}, of which synset must be one"
+    if given is None:
+        raise ValueError(f"pools={pools!r}; it must be a tuple of names: {names}")
+    if "synset" not in given or any(each not in POOLS for each in given):
+        raise ValueError(f"pools={','.join(map(str, given))}; {names}")
+    return tuple(each for each in POOLS if each in given)
+
+
 def state_of(pool: Pool, state: DDMState, task: Task, data: Batch, groups: Groups) -> DDMState:
     """What the steps of a pool go with, of a distilled run and its data."""
     if pool == "synset":
-        return state
+        return state._replace(residual=None)
     return (corrected if pool == "corrected" else on_all_data)(state, task, data, groups)
 
 
@@ -44,7 +61,7 @@ def on_all_data(state: DDMState, task: Task, data: Batch, groups: Groups) -> DDM
     Raises:
         ValueError: for data and groups that are not those of the synset.
     """
-    check_same_groups(state.synset, data, groups)
+    groups = same_groups(state, task, data, groups)
     return state._replace(synset=all_members(task, data, groups), residual=None)
 
 
@@ -66,10 +83,10 @@ def corrected(state: DDMState, task: Task, data: Batch, groups: Groups) -> DDMSt
     Costs one pass over the data, and K numbers a parameter.
 
     Raises:
-        ValueError: for data and groups that are not those of the synset, or where K numbers a
-            parameter do not fit into memory.
+        ValueError: for data and groups that are not those of the synset, gradients that are not
+            finite, or where K numbers a parameter do not fit into memory.
     """
-    check_same_groups(state.synset, data, groups)
+    groups = same_groups(state, task, data, groups)
     params = at_least_float32(trajectory_point(state.checkpoints, 0.0))
     whole = with_background(groups)
     refuse_larger(
@@ -80,6 +97,8 @@ def corrected(state: DDMState, task: Task, data: Batch, groups: Groups) -> DDMSt
     gradients = compiled(make_group_gradients(task))
     exact = gradients(params, jax.device_put(data), group_batches(whole))
     of_items = gradients(params, *_items_by_group(state.synset, task, whole.count))
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((exact, of_items))):
+        raise ValueError("the groups' gradients are not finite at the trained network: it diverged")
     return state._replace(residual=jax.tree.map(jnp.subtract, exact, of_items))
 
 
@@ -88,7 +107,12 @@ def unmatched(state: DDMState, task: Task) -> np.ndarray:
 
     Args:
         state: of `corrected`; a background that is in no group is its last row.
+
+    Raises:
+        ValueError: for a state that is not corrected.
     """
+    if state.residual is None:
+        raise ValueError("this state is not corrected; make it with `pools.corrected`")
     count = len(jax.tree.leaves(state.residual)[0])
     params = at_least_float32(trajectory_point(state.checkpoints, 0.0))
     batch, items = _items_by_group(state.synset, task, count)
@@ -111,22 +135,25 @@ def _items_by_group(synset: Synset, task: Task, count: int) -> tuple[Batch, Grou
     return items_of(task).batch(synset.items), items
 
 
-def check_same_groups(synset: Synset, data: Batch, groups: Groups) -> None:
-    """Check that data and groups are those that a synset was distilled of, by their sizes.
+def same_groups(state: DDMState, task: Task, data: Batch, groups: Groups) -> Groups:
+    """The groups, checked with their data: they must be able to be those of the synset.
 
     Raises:
-        ValueError: where they are not.
+        ValueError: for a state of something else, data that do not fit the task, or groups of
+            other sizes.
     """
-    ids = np.asarray(groups.ids)
-    if len(ids) != length(data):
+    if not isinstance(state, DDMState):
         raise ValueError(
-            f"there are {length(data)} training points and groups of {len(ids)}; pass those "
-            "that the synset was distilled of"
+            f"the state is a {type(state).__name__}; pass what `make_ddm(...).fit` made"
         )
+    check_batch(task, data, "the training data")
+    groups, synset = as_groups(groups, length(data)), state.synset
+    ids = np.asarray(groups.ids)
     share = np.bincount(ids[ids >= 0], minlength=groups.count) / len(ids)
     same = share.shape == synset.share.shape and np.allclose(share, synset.share, atol=1e-6)
     if not same or (synset.background is None) != bool((ids >= 0).all()):
         raise ValueError(
-            "these groups are not those that the synset was distilled of: their sizes differ; pass "
-            "the same data and groups"
+            "these groups are not those that the synset was distilled of: their shares of the data "
+            "differ; pass the same data and groups"
         )
+    return groups

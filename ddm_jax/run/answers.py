@@ -26,8 +26,9 @@ from ddm_jax.run.answer_figures import (
     ranked_figure,
 )
 from ddm_jax.run.check import Check
+from ddm_jax.run.choosing import without_data
 from ddm_jax.run.finished import Answer, Finished
-from ddm_jax.run.wording import text_of
+from ddm_jax.run.wording import query_in_words, text_of
 from ddm_jax.types import Params, length, take
 
 
@@ -51,7 +52,7 @@ def points(run: Finished, queries: Sequence[int] = (), top: int = 5) -> Answer:
     for place, q in enumerate(chosen):
         rows.append(
             [
-                str(q),
+                query_in_words(split, int(q)),
                 targets.label(split, take(split.test.y, q)),
                 guesses[q],
                 questions.listed(order[:top, place]),
@@ -158,7 +159,7 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
             )
     for q in order:
         row = [
-            str(q),  # its place among the queries, as `ddm points --query` takes it
+            query_in_words(plan.split, int(q)),  # its place first, as `ddm points --query` has it
             f"{outputs[0, q]:.3f}",
             f"{outputs[1, q]:.3f}",
             f"{outputs[0, q] - summed[q]:.3f}",
@@ -207,10 +208,13 @@ def forget(
                 for place, value in enumerate(means[name])
             ]
         )
+    used = "the synset"
+    if without_data(run, run.plan).state.residual is not None:
+        used = "the synset and what it leaves of each group's gradient"
     sentences = [
         f"{int(forgotten.sum()):,} of {len(forgotten):,} training points in the groups "
-        f"{_named(run, gone)} were forgotten without looking at any training data: {measure} on "
-        "what was forgotten, kept and on the test set, and how well a loss threshold tells "
+        f"{_named(run, gone)} were forgotten by {used} alone: {measure} on what was forgotten, "
+        "kept and on the test set, and how well a loss threshold tells "
         "forgotten points from test points (.5: not at all).",
         "This is no proof of deletion: it says how the network behaves, and the synset and the "
         "kept checkpoints still hold the forgotten groups. Delete or distil those again.",
@@ -220,6 +224,8 @@ def forget(
             f"The network moved by {amount:.2f} times what the updates do: so far went retraining "
             "without the groups that the run checked itself on."
         )
+        if amount > checking.UNLIKE and not check:
+            sentences[-1] += " So far beyond them it may go too far: --check says."
     if prompt is not None:
         shown = {name: each[0] for name, each in networks.items()}
         said = passages.continuations(split, plan.task, shown, prompt)

@@ -108,13 +108,17 @@ def estimate(plan: Plan) -> Estimate:
     data = bytes_of((plan.split.train, plan.split.test))
     gradients = PRECISIONS[config.distill.precision] * len(matched) * groups * count
     synset = items * bytes_of(train) // points
+    # A correction holds what groups, items and both leave.
+    tries = plan.tune is not None and "corrected" in config.tune.pools
+    corrected = 3 * groups * size if tries else 0
+    kept = min(gradients, device_memory() // 4)
     scores = 4 * groups * length(plan.split.test)
     networks_said = 4 * _outputs(plan) * sum(networks.values())
     return Estimate(
         networks=networks,
         seconds={stage: COMPILING[stage] + found for stage, found in seconds.items()},
         # Data on the host and on the device; of gradients what a quarter of a device holds.
-        memory=2 * data + 2 * trajectory + min(gradients, device_memory() // 4) + 8 * synset,
+        memory=2 * data + 2 * trajectory + max(kept, corrected) + 8 * synset,
         disk=trajectory + 2 * synset + 3 * scores + networks_said + REPORT,
     )
 

@@ -235,13 +235,14 @@ def _beside(best: Tried, other: Tried) -> str:
         more = abs(best.agreement - other.agreement)
     if best.pool == "data":
         return (
-            f"The steps take the training data themselves, for the synset {reached}: more items "
-            f"would buy {more:.3f} at most. Answers need the training data then; "
+            f"The steps take the training data themselves, for the {POOLS[other.pool]} {reached}: "
+            f"more items would buy {more:.3f} at most. Answers need the training data then; "
             "`--set tune.pools=synset,corrected` answers without them."
         )
     buys = f"{more:.3f} at most" if other.agreement > best.agreement else "nothing"
     return (
-        f"All of the training data in place of the synset {reached}: more items would buy {buys}."
+        f"All of the training data in place of the {POOLS[best.pool]} {reached}: more items would "
+        f"buy {buys}."
     )
 
 

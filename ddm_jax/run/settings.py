@@ -159,6 +159,8 @@ OWN_DATA = ("target", "groups", "drop", "missing", "words", "context", "tokenize
 # left out of what results are told to be made with: no run is out of date for them.
 LATER = ("model.heads", "model.lora", "model.start")
 
+RENAMED = {"tune.real_data": "tune.pools"}
+
 # JSON schema's words, in ours.
 KINDS = {
     "integer": "a whole number",
@@ -216,7 +218,8 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         if not equals:
             raise ValueError(f"--set {assignment!r}; write section.field=value")
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
+            close = [RENAMED[name]] if name in RENAMED else []
+            close = close or difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {close[0]}?" if close else "; `ddm settings` lists all"
             raise ValueError(f"unknown setting {name!r}{hint}")
         section, _, entry = name.rpartition(".")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ddm_jax.data.split import Split, Tokenizer
 
 LINES, LETTERS, WIDTH = 5, 100, 26
+SHORT = 60  # letters of a query in a table
 FEW = 15  # numbers that are all shown
 INTEGERS = 30  # of an example, such as its tokens
 
@@ -50,6 +51,17 @@ def describe(split: Split, x: Any, original: Any = None) -> str:
         return "\n".join(textwrap.wrap(told, WIDTH))
     shape = " x ".join(map(str, values.shape))
     return f"{shape}\nmean {values.mean():.3g}\n{values.min():.3g} to {values.max():.3g}"
+
+
+def query_in_words(split: Split, query: int) -> str:
+    """The place of a query, and how its text begins, where it has one."""
+    text = ""
+    if split.tokenizer is not None:
+        text = text_of(split, jax.tree.map(lambda leaf: leaf[query], split.test.x))
+    elif split.kind == "texts" and isinstance(split.shown_test, list):
+        text = split.shown_test[query]
+    text = _cut(" ".join(text.split()), SHORT)
+    return f"{query}: {text}" if text else str(query)
 
 
 def tokenizer_of(split: Split) -> Tokenizer:
