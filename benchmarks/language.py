@@ -67,6 +67,8 @@ QUICK = (
     "distill.items=2",
     "truth.subsets=8",
     "truth.groups=3",
+    "truth.seeds=2",
+    "truth.subset_seeds=2",
 )
 QUICK_STUDY = ("tune.subsets=0", "online.steps=5", "check.groups=2", "check.subsets=2")
 TRUTH = ("truth.subsets=40", "truth.subset_seeds=4", "truth.seeds=4")
