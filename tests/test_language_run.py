@@ -10,6 +10,7 @@ from flax import nnx
 
 import ddm_jax as ddm
 from ddm_jax import models, tasks
+from ddm_jax.card import make_what_if
 from ddm_jax.data.language import CORPUS, read_documents
 from ddm_jax.files import read_json
 from ddm_jax.run import answers, passages, questions, settings
@@ -182,7 +183,12 @@ def test_from_documents_to_a_report_and_to_what_is_said_without_one(tmp_path):
         "card", "--workdir", workdir, "--output", tmp_path / "card", "--include-examples"
     )
     assert done.exit_code == 0, done.output
-    assert ddm.load_card(tmp_path / "card", run.plan.task).names == run.groups.names
+    card = ddm.load_card(tmp_path / "card", run.plan.task)
+    assert card.names == run.groups.names
+    asked = card.queries([run.plan.split.shown_test[0], "one word"])
+    said = make_what_if(run.plan.task, card)([0, 1, 1], asked)
+    assert said.outputs.shape == (1, 2)
+    np.testing.assert_array_equal(asked.x["tokens"][0], run.plan.split.test.x["tokens"][0])
     with pytest.raises(ValueError, match="the prompt is empty"):
         answers.forget(run, ["one.txt"], prompt="")
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import ddm_jax as ddm
-from ddm_jax.data.split import Preparation
+from ddm_jax.data.language import Document
+from ddm_jax.data.split import Preparation, Tokenizer
 
 WORDS = ["salt", "pepper", "sugar"]
 
@@ -257,3 +258,45 @@ def test_pictures_of_pillow_are_converted_as_those_of_a_folder(tmp_path):
 def test_classes_of_long_numbers_have_names_of_their_own():
     frame = pandas.DataFrame({"n": range(20), "y": [1234567.5, 1234568.5] * 10})
     assert ddm.data.load(frame).classes == ("1234567.5", "1234568.5")
+
+
+DOCUMENTS = [Document(name, name, f"{name} says so. " * 4) for name in ("Älva", "Bo")]
+
+
+def test_documents_are_asked_by_their_texts():
+    split = ddm.data.documents(DOCUMENTS, context=16, ask=[("Bo says", " so")])
+    found = again(split, split.shown_test[1:])
+    for name, leaf in found.x.items():
+        np.testing.assert_array_equal(leaf, split.test.x[name][1:])
+    pair = again(split, [("Bo says", " so")])
+    for name, leaf in pair.x.items():
+        np.testing.assert_array_equal(leaf[0], split.test.x[name][0])
+    assert pair.y is None
+    assert len(again(split, "Bo says").x["tokens"]) == 1
+
+
+def test_what_is_no_question_to_a_language_model_is_refused():
+    split = ddm.data.documents(DOCUMENTS, context=16)
+    with pytest.raises(ValueError, match="has 17 tokens, and a sequence 16: cut it, or ask for"):
+        again(split, ["x" * 17])
+    with pytest.raises(ValueError, match="give pairs of texts"):
+        again(split, ["Bo", ("Bo", " says")])
+    with pytest.raises(ValueError, match="have no labels"):
+        again(split, ["Bo"], ["Bo"])
+
+
+def test_documents_by_a_tokenizer_of_ones_own():
+    tokens = Tokenizer(lambda text: [ord(each) % 7 for each in text], str, 7)
+    assert ddm.data.documents(DOCUMENTS, context=8, tokenizer=tokens).preparation is None
+
+
+def test_a_tokenizer_goes_with_what_it_made(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: place for place, word in enumerate(("?", "Bo", "Älva", "says", "so."))}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.save(str(tmp_path / "tokenizer.json"))
+    split = ddm.data.documents(DOCUMENTS, context=4, tokenizer=tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    found = again(split, ["Bo says so."])
+    assert found.x["tokens"].tolist() == [[1, 3, 4, 0]]

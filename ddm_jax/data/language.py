@@ -12,12 +12,11 @@ import numpy as np
 
 from ddm_jax.checks import check_integer, check_number, require_extra
 from ddm_jax.data.examples import close_to, read_lines, read_text
-from ddm_jax.data.split import Split, Tokenizer, given_split
+from ddm_jax.data.split import BYTES, Preparation, Split, Tokenizer, given_split
 from ddm_jax.tasks.language import completions, sequences
 from ddm_jax.types import Batch, Groups, take
 
 ENDINGS = (".txt", ".md", ".py", ".c", ".h", ".rst", ".html", ".tex", ".csv", ".json")
-BYTES = 256
 CORPUS = Path(__file__).with_name("corpus") / "texts"  # see SOURCES.md beside it
 SHINGLE, ALIKE = 8, 0.5  # words in a row, and the part of them that documents share
 MOST_HOLDING = 20  # documents that a run of words is compared with: a licence is in all
@@ -35,7 +34,7 @@ def _of_bytes(tokens: Sequence[int]) -> str:
     return bytes(int(each) for each in tokens).decode("utf-8", "replace")
 
 
-BYTE_TOKENS = Tokenizer(lambda text: list(text.encode()), _of_bytes, BYTES)
+BYTE_TOKENS = Tokenizer(lambda text: list(text.encode()), _of_bytes, 256, BYTES)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -44,18 +43,31 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         ValueError: for a file that is none, or without the package tokenizers.
     """
-    tokenizers = require_extra("tokenizers", "language", "tokenizer.json")
+    require_extra("tokenizers", "language", "tokenizer.json")
     path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; name a tokenizer.json, or a folder that has one")
+    return written_tokenizer(read_text(path), str(path))
+
+
+def written_tokenizer(written: str, where: str) -> Tokenizer:
+    """The tokenizer of what is written in a tokenizer.json, or of bytes.
+
+    Raises:
+        ValueError: as `load_tokenizer`.
+    """
+    if written == BYTES:
+        return BYTE_TOKENS
+    tokenizers = require_extra("tokenizers", "language", "tokenizer.json")
     try:
-        made: Any = tokenizers.Tokenizer.from_file(str(path))
+        made: Any = tokenizers.Tokenizer.from_str(written)
     except Exception as error:  # of no class of its own
-        raise ValueError(f"{path} cannot be read as a tokenizer: {error}") from error
+        raise ValueError(f"{where} cannot be read as a tokenizer: {error}") from error
     return Tokenizer(
         lambda text: made.encode(text, add_special_tokens=False).ids,
         lambda tokens: made.decode([int(each) for each in tokens], skip_special_tokens=False),
         made.get_vocab_size(),
+        written,
     )
 
 
@@ -236,7 +248,38 @@ def documents(
         groups=Groups(np.asarray(owner, np.int32)[parts[0]], len(names), tuple(names)),
         told=told,
         tokenizer=tokens,
+        preparation=None if tokens.written is None else _preparation(context, tokens.written),
     )
+
+
+def _preparation(context: int, written: str) -> Preparation:
+    return Preparation("language", "any", [], [context], [], 0, [], [], None, None, written)
+
+
+def prepared_documents(by: Preparation, examples: Any) -> Batch:
+    """New queries of a language model, by how its documents became tokens.
+
+    Args:
+        examples: texts, of which every token counts, or pairs (prompt, continuation), of which the
+            continuation does.
+
+    Raises:
+        ValueError: for what is neither, or a text that is longer than the context.
+    """
+    context, tokens = by.shape[0], written_tokenizer(by.tokenizer or BYTES, "the tokenizer")
+    listed = [examples] if isinstance(examples, str) else list(examples)
+    if listed and all(isinstance(each, str) for each in listed):
+        rows = [tokens.encode(each) for each in listed]
+        for text, row in zip(listed, rows, strict=True):
+            if len(row) > context:
+                raise ValueError(
+                    f"{text[:40]!r} has {len(row)} tokens, and a sequence {context}: cut it, or "
+                    "ask for a completion, (prompt, continuation)"
+                )
+        return sequences(rows, context, tokens.vocabulary)
+    pairs = _pairs(listed)
+    prompts, ends = ([tokens.encode(each[side]) for each in pairs] for side in (0, 1))
+    return completions(prompts, ends, context, tokens.vocabulary)
 
 
 def alike(given: Sequence[Document]) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from ddm_jax.data.columns import MISSING, Column, Used, read_column
 from ddm_jax.data.examples import close_to, some_of
 from ddm_jax.data.given import as_array
 from ddm_jax.data.images import pixels_of
+from ddm_jax.data.language import prepared_documents
 from ddm_jax.data.split import Preparation, Split, make_batch
 from ddm_jax.data.texts import count_words
 from ddm_jax.types import Batch
@@ -42,6 +43,8 @@ def preparation_of(split: Split, used: Sequence[Used]) -> Preparation:
 def prepare(by: Preparation, examples: Any, labels: Any = None) -> Batch:
     """Make a `Batch` of new examples, to the bit as `data.load` would have made it.
 
+    Of documents they are texts, each one sequence, or pairs (prompt, continuation).
+
     A text of a category that the data did not have is in none of them, as in `data.load`, and
     warned of.
 
@@ -57,6 +60,10 @@ def prepare(by: Preparation, examples: Any, labels: Any = None) -> Batch:
         ValueError: for a column that is not there, a value that cannot be one of it or is missing
             where none was, another shape, or a class that the data did not have.
     """
+    if by.kind == "language":
+        if labels is not None:
+            raise ValueError("queries of a language model have no labels; leave them out")
+        return prepared_documents(by, examples)
     x = _numbers(by, examples)
     wide = x.dtype
     if list(x.shape[1:]) != by.shape:

@@ -12,6 +12,8 @@ from ddm_jax.checks import check_choice, check_integer
 from ddm_jax.data.columns import Used
 from ddm_jax.types import Batch, Groups, length
 
+BYTES = "UTF-8 bytes"
+
 
 class Tokenizer(NamedTuple):
     """How texts become tokens, and tokens texts."""
@@ -19,6 +21,7 @@ class Tokenizer(NamedTuple):
     encode: Callable[[str], list[int]]
     decode: Callable[[Sequence[int]], str]
     vocabulary: int  # V
+    written: str | None = None  # as a tokenizer.json, or BYTES; None: of one's own
 
 
 class Preparation(NamedTuple):
@@ -34,6 +37,7 @@ class Preparation(NamedTuple):
     scale: list[float]  # [D]
     target_offset: list[float] | None
     target_scale: list[float] | None
+    tokenizer: str | None = None  # of documents, as it is written
 
 
 class Split(NamedTuple):

@@ -37,7 +37,9 @@ def card_of_run(run: Finished) -> Card:
         "lower_is_better": plan.task.lower_is_better,
     }
     if plan.split.preparation is not None:
-        told["preparation"] = plan.split.preparation._asdict()
+        # Without what is none an older version reads it too.
+        prepared = plan.split.preparation._asdict().items()
+        told["preparation"] = {k: v for k, v in prepared if k != "tokenizer" or v is not None}
     intervals = None
     if check is not None:
         intervals = checking.intervals_of(check, run.groups)
