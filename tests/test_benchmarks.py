@@ -110,10 +110,11 @@ def test_shakespeare(tmp_path):
     result = quick("shakespeare", tmp_path)
     check_told(result, "shakespeare")
     rows = {row["estimator"]: row for row in result["rows"]}
-    assert -1 <= rows["grad-dot"]["lds"] <= 1
-    assert rows["perfect predictor"]["lds"] <= 1
+    assert -1 <= rows["grad-dot"]["LDS"] <= 1
+    assert result["one_retraining"] <= result["perfect"] <= 1
+    assert result["halves"] == result["again"] == 4
     if importlib.util.find_spec("dattri") is not None:  # the same weights and the same scores
-        assert abs(rows["dattri: TracIn"]["lds"]) <= 1
+        assert abs(rows["dattri: TracIn"]["LDS"]) <= 1
 
 
 def test_runs(tmp_path):
