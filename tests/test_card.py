@@ -82,14 +82,17 @@ def test_a_corrected_run_has_a_card_too(state, tmp_path):
     whole = corrected(state, task(), split().train, GROUPS)
     place, masks = tmp_path / "corrected.ddm", np.r_[0.0, np.ones(9)]
     made = cards.make_card(whole, UPDATE, GROUPS)
-    noise = whole.synset._replace(
-        items=whole.synset.items._replace(x=whole.synset.items.x + np.float32(9))
-    )
-    of_noise = made._replace(state=made.state._replace(synset=noise))
-    with pytest.raises(ValueError, match="leave of each group's gradient, from which examples"):
-        cards.save_card(place, of_noise, task(), split().train)
-    with pytest.raises(ValueError, match=r"are training examples.*leave of each .* distil from"):
-        cards.save_card(place, made, task(), split().train)
+    items = whole.synset.items
+    for x, told in (
+        (items.x + np.float32(9), "^the card holds what the items leave of each group's gradient"),
+        (split().train.x[: len(items.x)], r"are training examples.*leave of each .* distil from"),
+    ):
+        holding = whole.synset._replace(items=items._replace(x=x))
+        with pytest.raises(ValueError, match=told):
+            cards.save_card(
+                place, made._replace(state=made.state._replace(synset=holding)),
+                task(), split().train,
+            )  # fmt: skip
     assert "the groups' gradients" in repr(made)
     cards.save_card(place, made, task(), split().train, include_examples=True)
     found = cards.make_what_if(task(), ddm.load_card(place, task()))(masks, split().test)
