@@ -223,7 +223,7 @@ def rows_of(said: Said, halves: int) -> list[dict[str, Any]]:
             {
                 "estimator": name,
                 "LDS": agreement.mean,
-                "over_queries": {"LDS": list(agreement.over_queries)},
+                "over_queries": list(agreement.over_queries),
                 "seconds": kept["seconds"],
             }
         )

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ddm_jax as ddm
 from ddm_jax.compute import memory
 
 
@@ -133,3 +134,20 @@ def test_a_program_fits_with_its_arguments_results_and_what_is_between(monkeypat
         monkeypatch.setattr(memory, "device_memory", lambda limit=limit: limit)
         assert memory.fits(program) == want
     assert memory.fits(SimpleNamespace(memory_analysis=lambda: None))
+
+
+@pytest.mark.parametrize("name", ["grad_dot", "tracin", "source", "ekfac"])
+def test_groups_whose_gradients_do_not_fit_are_scored_without_holding_them(
+    ready, monkeypatch, name
+):
+    """15,000 groups of a network of a million parameters: the process was killed."""
+    estimator = getattr(ddm.estimators, f"make_{name}")(ready.task)
+    given = jax.random.key(2), ready.run, ready.data, ready.groups
+    held = estimator.fit(*given)
+    monkeypatch.setattr("ddm_jax.estimators._shared.device_memory", lambda: 4 * 5000)
+    light = estimator.fit(*given)
+    size = memory.bytes_of(jax.tree.leaves((ready.run.params,)))
+    assert memory.bytes_of(jax.tree.leaves(held)) > ready.num_groups * size
+    assert type(light) is not type(held) or any(each is None for each in light)
+    wanted, found = (np.asarray(estimator.score(each, ready.query)) for each in (held, light))
+    np.testing.assert_allclose(found, wanted, atol=1e-3 * np.abs(wanted).max())

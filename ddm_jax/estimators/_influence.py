@@ -21,6 +21,7 @@ from jax import lax
 
 from ddm_jax.checks import is_concrete, require_distributions
 from ddm_jax.compute.compiled import compiled
+from ddm_jax.estimators._shared import holds_groups
 from ddm_jax.estimators.contract import make_estimator
 from ddm_jax.estimators.grad_dot import GradDotState, make_along
 from ddm_jax.gradients import (
@@ -30,6 +31,7 @@ from ddm_jax.gradients import (
     gradient_products,
     group_batches,
     group_gradient_rows,
+    group_sums,
     output_gradients,
 )
 from ddm_jax.matching import at_least_float32
@@ -47,12 +49,12 @@ class Solved(NamedTuple):
 
 
 class InfluenceState(NamedTuple):
-    """Where every point is a group. Otherwise `(H + damping I)^-1 g_k` is a `GradDotState`."""
+    """Where groups are not held. Otherwise `(H + damping I)^-1 g_k` is a `GradDotState`."""
 
     params: Params
     curvature: Any  # what `solve` takes
     data: Batch
-    rows: Array  # [K], where in `data` the point of group k is
+    groups: Groups  # of `data`
 
 
 def make_influence(
@@ -68,8 +70,9 @@ def make_influence(
 
     With fewer groups than points it is the groups' gradients that are solved for, offline: K
     solves, and then a score is the derivative of all outputs along K directions. Where every
-    point is a group, it is the gradients of the Q queries, online; the points' own gradients are
-    multiplied with the results in pieces, and nothing of size N x P is held.
+    point is a group, or K gradients do not fit, it is the gradients of the Q queries, online; the
+    points' own gradients are multiplied with the results in pieces, and nothing of size N x P is
+    held.
 
     Args:
         factor: `(key, params, data, weight_decay) -> curvature`, any arrays that `solve` needs;
@@ -110,9 +113,10 @@ def make_influence(
         data, ids = take(data, order), np.asarray(groups.ids)[order]
         params = at_least_float32(run.params)
         curvature = prepare(key, params, data, run.weight_decay)
-        if groups.count == len(ids):
-            return InfluenceState(params, curvature, data, jnp.asarray(np.argsort(ids)))
-        batches = group_batches(Groups(ids, groups.count))
+        groups = Groups(ids, groups.count)
+        if not holds_groups(groups, len(ids), params):
+            return InfluenceState(params, curvature, data, groups)
+        batches = group_batches(groups)
         moves, found = group_moves(params, data, curvature, batches)
         warn_of_solves(method, found)
         return GradDotState(params, moves)
@@ -122,7 +126,7 @@ def make_influence(
         wanted = output_gradients(task, state.params, query)
         solved, found = solve_and_look(state.params, state.data, state.curvature, wanted)
         products = gradient_products(task.loss, state.params, state.data, solved)
-        return -products[state.rows] / len(products), found
+        return -group_sums(products, state.groups), found
 
     def score(state: InfluenceState | GradDotState, query: Batch) -> Array:
         if isinstance(state, GradDotState):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ddm_jax.compute.memory import bytes_of, device_memory
 from ddm_jax.types import Array, Groups, Leaf, Optimizer, Params, Task, TrainRun, take
 
 
@@ -72,6 +73,16 @@ def flat_inputs(x: Any, method: str) -> Leaf:
             f"{len(jax.tree.leaves(x))}: use a method that asks the network, such as influence_cg"
         )
     return x.reshape(len(x), -1)
+
+
+def holds_groups(groups: Groups, num_points: int, params: Params, each: int = 1) -> bool:
+    """Whether a method holds the gradients of the groups, `each` times.
+
+    Not where every point is a group, nor where they would take more than a quarter of a device:
+    then the gradients of points are multiplied with the queries' as they come.
+    """
+    size = each * groups.count * bytes_of(params)
+    return groups.count < num_points and size <= device_memory() // 4
 
 
 def unit(rows: Array) -> Array:

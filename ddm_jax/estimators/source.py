@@ -12,7 +12,7 @@ from jax import lax
 from ddm_jax.checks import check_integer
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.estimators._influence import drawn_order, make_draw
-from ddm_jax.estimators._shared import require
+from ddm_jax.estimators._shared import holds_groups, require
 from ddm_jax.estimators.contract import make_estimator
 from ddm_jax.gradients import (
     GroupBatches,
@@ -146,7 +146,8 @@ def make_source(task: Task, *, segments: int = 3, points: int = 200) -> Estimato
         roots = None if run.optimizer.name == "sgd" else _roots(run, index)
         stretches = prepare(key, kept, times, decay, roots, data)
         solved = None
-        if groups.count < length(data):
+        # Those of one stretch's checkpoints, and what was found so far.
+        if holds_groups(groups, length(data), params, index.shape[1] + 1):
             solved = solve_groups(stretches, data, group_batches(groups))
         return SourceState(params, stretches, data, groups, solved)
 

@@ -10,7 +10,7 @@ from jax import lax
 
 from ddm_jax.checks import check_integer
 from ddm_jax.compute.compiled import compiled
-from ddm_jax.estimators._shared import require, require_plain_sgd, sum_over
+from ddm_jax.estimators._shared import holds_groups, require, require_plain_sgd, sum_over
 from ddm_jax.estimators.contract import make_estimator
 from ddm_jax.gradients import (
     GroupBatches,
@@ -31,7 +31,7 @@ class TracInState(NamedTuple):
     learning_rates: Array  # [T]
     data: Batch
     groups: Groups
-    gradients: Array | None  # [T, K, P]; None where the groups are the points
+    gradients: Array | None  # [T, K, P]; None where they are not held
 
 
 def checkpoint_rates(run: TrainRun, method: str = "tracin") -> Array:
@@ -75,7 +75,7 @@ def make_tracin(task: Task, *, checkpoints: int = 10) -> Estimator:
         kept = at_least_float32(take(run.checkpoints, chosen))
         rates = checkpoint_rates(run)[chosen]
         gradients = None
-        if groups.count < length(data):
+        if holds_groups(groups, length(data), run.params, number):
             gradients = group_gradients(kept, data, group_batches(groups))
         return TracInState(kept, rates, data, groups, gradients)
 
