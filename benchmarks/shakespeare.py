@@ -30,7 +30,7 @@ from harness import say
 import ddm_jax as ddm
 from ddm_jax import estimators, metrics, models, tasks
 from ddm_jax.data.language import CORPUS
-from ddm_jax.estimators.ddm import distilled_run, make_outputs, undistilled
+from ddm_jax.estimators.ddm import distilled_run, find_stable, make_outputs, undistilled
 from ddm_jax.estimators.retraining import retrained_outputs, subset_retraining_response
 from ddm_jax.recipes import at_cost
 from ddm_jax.synset import all_members
@@ -196,9 +196,14 @@ def predict(ready: Ready, said: Said, halves: int, names: list[str]) -> None:
         synset = all_members(ready.task, data, groups)
         state = distilled_run(run, synset, undistilled(synset))
         update = at_cost(UPDATE, STEPS[name], count * EPOCHS, count)
-        outputs, begin = make_outputs(ready.task, update), time.perf_counter()
-        found = [np.asarray(outputs(state, mask[None], query))[0] for mask in masks]
-        return found, (time.perf_counter() - begin) / len(masks)
+        begin = time.perf_counter()
+        outputs = make_outputs(ready.task, update, stable=find_stable(ready.task, update, state))
+        found = []
+        for place in range(0, len(masks), jax.device_count()):
+            found += list(
+                np.asarray(outputs(state, masks[place : place + jax.device_count()], query))
+            )
+        return found, time.perf_counter() - begin
 
     for name in missing:
         of = additive if name in made else steps if name in STEPS else dattri
