@@ -1068,6 +1068,20 @@ def planted_rows(result: Result) -> list[Row]:
     return [result["planted"]]
 
 
+def few_rows(result: Result) -> list[Row]:
+    """A synset a row: of the items alone, and where a correction may be chosen."""
+    found: dict[Any, Row] = {}
+    for row in result["rows"]:
+        key = tuple(row.get(name) for name in ("case", "partition", "items", "form", "part"))
+        corrected = "corrected" in row.get("pools", "")
+        told = found.setdefault(key, {**row, "what": row["form"]})
+        if "items" in row:
+            told["what"] = f"{row['items']} {row['form']}"
+            told["what"] += f", the last {row['part']:.0%}" if row["form"] == "distilled" else ""
+        told["corrected" if corrected else "plain"] = row
+    return list(found.values())
+
+
 def shakespeare_note(result: Result) -> str:
     """The truth of the protocol, and its ceiling."""
     said = (
@@ -1146,6 +1160,20 @@ TABLES: dict[str, Table | Callable[[Result], str]] = {
         },
         planted_rows,
         "Partition {partition}. ",
+    ),
+    "few_items": Table(
+        {
+            "": text("case"),
+            "items a group": text("what"),
+            "halves, LDS": score("plain.halves"),
+            "single groups": score("plain.single"),
+            "halves, or corrected": score("corrected.halves"),
+            "single, or corrected": score("corrected.single"),
+            "left of the gradients": cell("{:.3f}", "unmatched"),
+            "offline": seconds("offline_seconds"),
+        },
+        few_rows,
+        "",
     ),
     "shakespeare": Table(
         {

@@ -106,6 +106,17 @@ def test_language_memory(tmp_path):
     assert [stage["peak_gb"] > 0 for stage in result["stages"]] == [True] * 3
 
 
+def test_few_items(tmp_path):
+    result = quick("few_items", tmp_path)
+    check_told(result, "few_items")
+    rows = [row for row in result["rows"] if "items" in row]
+    assert [row["pools"] for row in rows] == ["synset", "synset,corrected"]
+    for row in rows:
+        assert 0.3 < row["halves"] <= 1
+        assert 0 < row["single"] <= 1
+        assert 0 < row["unmatched"] < 0.5
+
+
 def test_shakespeare(tmp_path):
     result = quick("shakespeare", tmp_path)
     check_told(result, "shakespeare")
