@@ -39,11 +39,9 @@ FEW = 8  # recipes of which all are finalists
 # take than the synset alone.
 MARGIN = 0.01
 # Of the groups' gradients that the items must leave, on average, for a correction to be tried: with
-# less it changes nothing. And the synset's best recipes that it is tried with, and a calmer one:
-# with one or two items a group it diverges at rates that are best for the items alone.
+# less it changes nothing. And the synset's best recipes that it is tried with.
 UNMATCHED = 0.05
 CORRECTED = 2
-CALM = {"schedule": "constant", "momentum": 0.9, "rate_factor": 0.5}
 
 
 def _of_setting(value: Any) -> tuple[Pool, ...]:
@@ -137,10 +135,10 @@ def tune(
 
     With `real` data recipes are tried in up to three pools: the items of the synset; these with
     what they leave of each group's gradient, where that is more than UNMATCHED (the CORRECTED best
-    recipes of the synset, and a calm one); and all of the training data, each in its group. A step
-    costs the same in all, and the first two answer without the data. `Tuned.state` is what the
-    chosen updates go with: `make_ddm(task, None, tuned.update, stable=tuned.stable)` and its
-    `outputs(tuned.state, masks, query)`; without `stable` it looks for the rate again.
+    recipes of the synset); and all of the training data, each in its group. A step costs the same
+    in all, and the first two answer without the data. `Tuned.state` is what the chosen updates go
+    with: `make_ddm(task, None, tuned.update, stable=tuned.stable).outputs(tuned.state, masks,
+    query)`; without `stable` it looks for the rate again.
 
     What is told of the agreement is what the choice was made by, and so a little too good; judge
     the chosen updates on other subsets.
@@ -214,9 +212,6 @@ def tune(
         cost = example_gradients(update, length(of.synset.items)) / gradients
         return Tried(update, pool, cost, agreement, seconds, stable)
 
-    def settle(update: UpdateSettings, items: int) -> UpdateSettings:
-        return at_share(update, fixed, share, gradients, items)
-
     def at(tried: Tried, share: float) -> UpdateSettings:
         items = length(states[tried.pool].synset.items)
         return at_share(tried.update, fixed, share, gradients, items)
@@ -232,9 +227,7 @@ def tune(
         every = every_recipe(fixed, of, items, gradients, min(share, FIRST_SHARE))
         if pool == "corrected":
             order = sorted(last, key=value, reverse=True)
-            calm = _calm(every, order[0].update)
             every = [tried.update for tried in order[:CORRECTED]]
-            every += [each for each in calm if settle(each, items) not in every]
         elif len(every) > FEW:
             first = []
             for update in every:
@@ -244,7 +237,7 @@ def tune(
             every = [tried.update for tried in order[:FINALISTS]]
             fallen += order[FINALISTS:]
         for update in every:
-            update = settle(update, items)
+            update = at_share(update, fixed, share, gradients, items)
             last.append(ask(pool, update, slice(None)))
             told = describe(update, pool)
             say(f"  {told}: {last[-1].agreement:.3f} on {len(masks)} subsets")
@@ -283,17 +276,6 @@ def tune(
     tried = (*last, *fallen)
     state = states[best.pool]
     return Tuned(best.update, best.pool, state, tried, costs, other, best.stable, len(last))
-
-
-def _calm(every: Sequence[UpdateSettings], best: UpdateSettings) -> list[UpdateSettings]:
-    """The recipe with the settings of CALM, of the best one's kind of steps."""
-    kind = "sgd" if best.optimizer == "deflated" else best.optimizer
-    wanted = CALM | {"optimizer": kind}
-    return [
-        update
-        for update in every
-        if all(getattr(update, name) == value for name, value in wanted.items())
-    ][:1]
 
 
 def _real(real: Any, pools: Sequence[Pool]) -> tuple[Batch, Any]:

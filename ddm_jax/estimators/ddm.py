@@ -179,9 +179,9 @@ def find_stable(task: Task, update: UpdateSettings, state: DDMState) -> float | 
 
 
 def stable_of(update: UpdateSettings, known: dict[Any, Begin]) -> float | None:
-    """The rate that is stable for these updates, of what `make_outputs` found, if it was found."""
-    found = known.get(_place(settled(update)))
-    return None if found is None or found.rate is None else float(found.rate)
+    """The rate that is stable for these updates, of what `make_outputs` found; None where given."""
+    found = known[_place(settled(update))].rate
+    return None if found is None else float(found)
 
 
 def _place(chosen: Settled) -> tuple[Any, ...]:

@@ -150,7 +150,7 @@ def _answers_of_tuning(plan: Plan, share: float, gradients: int) -> float:
     pools = 2 if "data" in tune.pools else 1
     count = len(recipes.STEPS_ALIKE) + len(recipes.DEFLATED)
     first = pools * count * min(tuning.FIRST, tune.subsets) * min(share, tuning.FIRST_SHARE)
-    corrected = (tuning.CORRECTED + 1) * ("corrected" in tune.pools)
+    corrected = tuning.CORRECTED * ("corrected" in tune.pools)
     last = (pools * tuning.FINALISTS + corrected) * tune.subsets * share
     costs = sum(recipes.shares(plan.config.online, share, gradients))
     told = 2 * tune.subsets * (costs + (pools - 1) * share)

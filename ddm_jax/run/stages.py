@@ -244,7 +244,7 @@ PROGRAMS: dict[str, Callable[[Plan], str]] = {
         repr(
             (
                 *(recipes.STEPS_ALIKE, recipes.DEFLATED, tuning.FEW, recipes.SHARES, recipes.NEAR),
-                *(recipes.LEAST_TOLD, pools.POOLS, tuning.UNMATCHED, tuning.CORRECTED, tuning.CALM),
+                *(recipes.LEAST_TOLD, pools.POOLS, tuning.UNMATCHED, tuning.CORRECTED),
             )
         )
     ),
