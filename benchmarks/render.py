@@ -1082,6 +1082,20 @@ def few_rows(result: Result) -> list[Row]:
     return list(found.values())
 
 
+def shakespeare_note(result: Result) -> str:
+    """The truth of the protocol, and its ceiling."""
+    said = (
+        f"{result['blocks']:,} blocks, {result['queries']} queries, {result['halves']} halves of "
+        "one network each. "
+    )
+    if "perfect" in result:
+        said += (
+            f"By {result['again']} halves of two networks one more retraining scores "
+            f"{result['one_retraining']:.3f}, and a perfect predictor {result['perfect']:.3f}. "
+        )
+    return said
+
+
 TABLES: dict[str, Table | Callable[[Result], str]] = {
     "digits_protocol": Table(
         lambda result: group_columns(result) | {"all 50 groups": seconds("seconds_all_groups")},
@@ -1160,6 +1174,16 @@ TABLES: dict[str, Table | Callable[[Result], str]] = {
         },
         few_rows,
         "",
+    ),
+    "shakespeare": Table(
+        {
+            "": text("estimator"),
+            "LDS": score("LDS"),
+            "95 % over queries": interval("over_queries"),
+            "seconds": seconds("seconds"),
+        },
+        "rows",
+        shakespeare_note,
     ),
     "language_memory": Table(
         {
