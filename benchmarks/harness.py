@@ -16,6 +16,7 @@ import atexit
 import json
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -166,7 +167,7 @@ def write(options: argparse.Namespace, content: dict[str, Any], part: str = "") 
     name = f"{options.name}{'_quick' if options.quick else part}.json"
     path = options.output or RESULTS / name
     measured = {
-        "command": " ".join(["python", f"benchmarks/{options.name}.py", *_public_arguments()]),
+        "command": shlex.join(["python", f"benchmarks/{options.name}.py", *_public_arguments()]),
         "commit": commit(),
         "versions": versions(),
         "cores": cores(),

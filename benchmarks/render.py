@@ -1165,6 +1165,7 @@ TABLES: dict[str, Table | Callable[[Result], str]] = {
         {
             "": text("case"),
             "items a group": text("what"),
+            "chosen by": score("plain.chosen_by"),
             "halves, LDS": score("plain.halves"),
             "single groups": score("plain.single"),
             "halves, or corrected": score("corrected.halves"),

@@ -131,7 +131,8 @@ def tune(
     the highest group LDS, the Spearman correlation over the subsets averaged over queries, is
     taken. The squared error of the predicted changes chooses worse, by up to .15 of LDS on MNIST,
     for it listens to the few queries that move most; the LDS of eight subsets chose within .01 of
-    the best there.
+    the best there. It does not see a rate that is too high for subsets that are not among them: of
+    eight items that were chosen and not distilled, three of 24 other halves went astray by .14.
 
     With `real` data recipes are tried in up to three pools: the items of the synset; these with
     what they leave of each group's gradient, where that is more than UNMATCHED (the CORRECTED best

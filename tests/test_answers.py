@@ -13,8 +13,12 @@ from tiny_run import finished, read_stages, tiny_config  # noqa: F401
 
 from ddm_jax import checkpoints, metrics, options, unlearn
 from ddm_jax.attribution import Attribution
+from ddm_jax.data import given_split, make_batch
+from ddm_jax.estimators.pools import corrected
 from ddm_jax.run import answers, questions, stages
+from ddm_jax.run import check as checking
 from ddm_jax.run.finished import Answer, keep, open_finished
+from ddm_jax.run.wording import query_in_words
 from ddm_jax.run.workdir import kept_answers
 
 pytestmark = pytest.mark.slow
@@ -166,7 +170,9 @@ def test_groups_are_forgotten_by_what_the_check_says(run, monkeypatch):
     answer, moved = answers.forget(run, [2])
     assert f"moved by {amount:.2f} times" in " ".join(answer.sentences)
     monkeypatch.setattr(metrics, "calibrated_amount", lambda *_: 2 * amount)
-    _, twice = answers.forget(run, [2])
+    again, twice = answers.forget(run, [2])
+    assert ("may go too far" in " ".join(again.sentences)) == (2 * amount > checking.UNLIKE)
+    assert "were forgotten by the synset alone" in answer.sentences[0]
     jax.tree.map(
         lambda start, one, two: np.testing.assert_allclose(
             two - start, 2 * (one - start), atol=1e-5
@@ -175,6 +181,22 @@ def test_groups_are_forgotten_by_what_the_check_says(run, monkeypatch):
         moved,
         twice,
     )
+
+
+def test_what_a_network_was_forgotten_by_is_told(run, monkeypatch):
+    state = corrected(run.tuning.state, run.plan.task, run.plan.split.train, run.groups)
+    with_gradients = run._replace(tuning=run.tuning._replace(state=state))
+    answer, _ = answers.forget(with_gradients, [2])
+    assert "by the synset and what it leaves of each group's gradient alone" in answer.sentences[0]
+
+
+def test_queries_are_called_by_their_texts():
+    shown = ["a <b>bold</b> one\nof two lines", "word " * 40]
+    split = given_split(*2 * [make_batch(np.eye(2), [0, 1], 2)])
+    texts = split._replace(kind="texts", shown_test=shown)
+    assert query_in_words(texts, 0) == "0: a <b>bold</b> one of two lines"
+    assert len(query_in_words(texts, 1)) == len("1: ") + 60
+    assert query_in_words(split, 1) == "1"
 
 
 def test_a_network_is_like_itself_and_another_cut_is_refused(run):

@@ -26,7 +26,6 @@ from ddm_jax.run.answer_figures import (
     ranked_figure,
 )
 from ddm_jax.run.check import Check
-from ddm_jax.run.choosing import without_data
 from ddm_jax.run.finished import Answer, Finished
 from ddm_jax.run.wording import query_in_words, text_of
 from ddm_jax.types import Params, length, take
@@ -186,7 +185,7 @@ def forget(
     if split.kind == "language":
         prompt = _beginning(run, gone) if prompt is None else prompt
         passages.tokens_of(split, prompt)  # refused before any work
-    params, careful, amount = questions.forgotten_network(run, gone)
+    params, careful, amount, corrected = questions.forgotten_network(run, gone)
     forgotten = np.isin(run.groups.ids, gone)
     networks = {"before": [run.target.params], "after forgetting": [params]}
     measure = "accuracies" if split.classes else "mean losses"
@@ -208,9 +207,7 @@ def forget(
                 for place, value in enumerate(means[name])
             ]
         )
-    used = "the synset"
-    if without_data(run, run.plan).state.residual is not None:
-        used = "the synset and what it leaves of each group's gradient"
+    used = "the synset" + " and what it leaves of each group's gradient" * corrected
     sentences = [
         f"{int(forgotten.sum()):,} of {len(forgotten):,} training points in the groups "
         f"{_named(run, gone)} were forgotten by {used} alone: {measure} on what was forgotten, "

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -137,19 +137,23 @@ def what_if(run: Finished, masks: np.ndarray) -> WhatIf:
     return WhatIf(outputs[1:], changes, wide)
 
 
-def forgotten_network(run: Finished, gone: np.ndarray) -> tuple[Params, bool, float]:
-    """A network without some groups, by the synset alone, and how it was made.
+class Forgotten(NamedTuple):
+    """A network without some groups, and how it was made."""
 
-    Returns:
-        The parameters, whether they were updated carefully (see `unlearn.forget_groups`), and by
-        how much of what the updates do.
-    """
+    params: Params
+    careful: bool  # see `unlearn.forget_groups`
+    amount: float  # of what the updates do
+    corrected: bool  # by what the items leave of the groups' gradients, and not the items alone
+
+
+def forgotten_network(run: Finished, gone: np.ndarray) -> Forgotten:
+    """A network without some groups, by what the run keeps of its data."""
     mask = np.ones(run.groups.count, np.float32)
     mask[gone] = 0
     amount = amount_of(run)
     update, _, state = without_data(run, run.plan)
     params, careful = unlearn.forget_groups(run.plan.task, state, mask, update, amount)
-    return params, careful, amount
+    return Forgotten(params, careful, amount, state.residual is not None)
 
 
 def amount_of(run: Finished) -> float:

@@ -117,7 +117,7 @@ class Study:
     def forget(self, groups: Sequence[int | str]) -> Params:
         """The parameters of a network that forgot some groups, by the synset alone."""
         run = self.results()
-        return questions.forgotten_network(run, questions.find_groups(run, groups))[0]
+        return questions.forgotten_network(run, questions.find_groups(run, groups)).params
 
     def points(self, queries: Sequence[int]) -> np.ndarray:
         """The influence of each training point on the output of some queries, [N, len(queries)]."""
