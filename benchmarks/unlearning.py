@@ -30,11 +30,10 @@ import ddm_jax as ddm
 from ddm_jax import metrics, objectives, unlearn
 from ddm_jax.compute.placement import in_batches
 from ddm_jax.judge.problem import trainer_of
-from ddm_jax.masks import leave_one_out_masks
-from ddm_jax.online import ddm_response, make_finetune, subset_outputs, trajectory_point
+from ddm_jax.online import trajectory_point
 from ddm_jax.rates import stable_rate
 from ddm_jax.run.plan import Plan
-from ddm_jax.types import Groups, Synset, TrainRun, take
+from ddm_jax.types import Groups, TrainRun, take
 
 SEEDS = 8
 CHECKED = 8  # groups that no case forgets, retrained without to know how far to go
@@ -122,10 +121,8 @@ def calibrate(
     runs: list[TrainRun],
     keys: Any,
     groups: Groups,
-    synset: Synset,
-    start: Any,
     checked: np.ndarray,
-    updates: dict[str, Any],
+    moved: list[Any],
 ) -> float:
     """The amount, from retraining without each of some groups with the keys of two runs."""
     data, query = protocol.placed(plan)
@@ -133,11 +130,8 @@ def calibrate(
     retrained = []
     for key, full in list(zip(keys, runs, strict=False))[:2]:
         without = [train(key, data, jnp.asarray(1.0 * (groups.ids != k))).params for k in checked]
-        retrained.append([outputs(full.params, query) - outputs(w, query) for w in without])
-    response = ddm_response(make_finetune(plan.task, **updates), plan.task.output)
-    masks = np.asarray(leave_one_out_masks(len(synset.share)))[np.r_[0, 1 + checked]]
-    estimated = np.asarray(subset_outputs(response)(masks, start, synset, query))
-    return metrics.calibrated_amount(estimated[:1] - estimated[1:], np.asarray(retrained))
+        retrained.append([outputs(w, query) - outputs(full.params, query) for w in without])
+    return unlearn.calibrated_amount(plan.task, runs[0].params, moved, query, np.asarray(retrained))
 
 
 def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -184,10 +178,9 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
         }
 
     @jax.jit
-    def forget(params: Any, start: Any, rate: Any, synset: Any, keep: Any) -> Any:
-        return unlearn.make_forget(plan.task, amount=amount, **updates(rate))(
-            params, start, synset, keep
-        )
+    def forget(params: Any, start: Any, rate: Any, synset: Any, keep: Any, amount: Any) -> Any:
+        moved = unlearn.make_forget(plan.task, **updates(rate))(params, start, synset, keep)
+        return unlearn.along(params, moved, amount)
 
     short = trainer_of(plan.truth, max(chosen.train.epochs // 10, 1))
 
@@ -220,9 +213,13 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
     )
     checked = rng.permutation(left)[: 3 if options.quick else CHECKED]
     start = trajectory_point(runs[0].checkpoints, rewind)
-    own_updates = updates(float(stable(start, synset)))
-    amount = calibrate(plan, runs, keys, groups, synset, start, checked, own_updates)
-    say(f"  amount {amount:.2f}")
+    own_rate = stable(start, synset)
+    moved = [
+        forget(runs[0].params, start, own_rate, synset, jnp.ones(count).at[k].set(0), 1.0)
+        for k in checked
+    ]
+    calibrated = calibrate(plan, runs, keys, groups, checked, moved)
+    say(f"  amount {calibrated:.2f}")
     stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)  # noqa: E731
     rows = []
     for what, out in gone.items():
@@ -237,14 +234,15 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
         careful, back = unlearn.where_to_start(synset, keep, 1.0, rewind)
         starts = [trajectory_point(run.checkpoints, back) for run in runs]
         rate = careful * stable(starts[0], synset)
-        _, seconds = harness.timed(forget, runs[0].params, starts[0], rate, synset, keep)
+        amount = calibrated if careful == 1.0 else 1.0  # a class goes by the update itself
+        _, seconds = harness.timed(forget, runs[0].params, starts[0], rate, synset, keep, amount)
         _, real_seconds = harness.timed(real_finetune, keys[0], runs[0].params, data, weights)
         several = {
             "retraining": (None, retraining),
             "synset": (
                 stack(
                     [
-                        forget(r.params, s, rate, synset, keep)
+                        forget(r.params, s, rate, synset, keep, amount)
                         for r, s in zip(runs, starts, strict=True)
                     ]
                 ),
@@ -275,7 +273,7 @@ def case_rows(name: str, seed: int, options: argparse.Namespace) -> list[dict[st
             if networks is not None:
                 found = accuracies(task, plan.split, networks, forgotten)
             row = {"case": name, "gone": what, "method": method} | judged(found, truth)
-            row["amount"] = amount if method == "synset" else None
+            row["amount"] = calibrated if method == "synset" else None
             row["seconds"] = took
             if took is not None:
                 row["share_of_retraining"] = took / retraining

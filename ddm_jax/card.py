@@ -27,7 +27,7 @@ from ddm_jax.estimators.ddm import DDMState, make_outputs, undistilled
 from ddm_jax.files import DamagedFileError, read_any_arrays, write_arrays
 from ddm_jax.items import items_of
 from ddm_jax.masks import check_masks, leave_one_out_masks, moved_share
-from ddm_jax.metrics.intervals import Intervals, half_widths, reach
+from ddm_jax.metrics.intervals import Intervals, expected, half_widths, reach
 from ddm_jax.metrics.privacy import nearest_training_points
 from ddm_jax.online import trajectory_point
 from ddm_jax.types import Array, Batch, Groups, Leaf, Synset, Task, length, take
@@ -82,7 +82,10 @@ class Card(NamedTuple):
 
 
 class WhatIf(NamedTuple):
-    """The answer to R questions about Q queries."""
+    """The answer to R questions about Q queries.
+
+    With error bars, of single retrainings, their middle is what is said: `metrics.expected`.
+    """
 
     outputs: Leaf  # [R, Q] `task.output` of the networks without what each mask leaves out
     changes: Leaf  # [R, Q] against everything kept
@@ -236,8 +239,11 @@ def load_card(path: str | Path, task: Task) -> Card:
     )
     intervals = None
     if found["intervals"] is not None:
-        slopes, floor, sizes, widths = map(np.asarray, found["intervals"])
-        intervals = Intervals(slopes, float(floor), sizes, widths)
+        slopes, floor, sizes, widths, *times = map(np.asarray, found["intervals"])
+        # Bars of before 0.12 are around the predictions themselves.
+        intervals = Intervals(
+            slopes, float(floor), sizes, widths, *(times or [np.ones(len(sizes))])
+        )
     names = None if told["names"] is None else tuple(told["names"])
     update = UpdateSettings(**told["update"])
     card = Card(state, update, names, intervals, told["told"], told.get("stable"))
@@ -261,8 +267,9 @@ def make_what_if(task: Task, card: Card) -> Callable[[Any, Batch], WhatIf]:
     """Make `what_if(masks [R, K] or [K], query) -> WhatIf`: weights of the groups, 1 kept, 0 gone.
 
     Where the card has intervals, all groups are left out one by one beside what is asked: how far
-    they move a query says how wide its interval is. Everything is one compiled step, and the next
-    call with as many masks and queries takes no compilation.
+    they move a query says how wide its interval is. Changes are then told at the size that
+    retraining gave such changes, where the intervals were learnt. Everything is one compiled step,
+    and the next call with as many masks and queries takes no compilation.
 
     Raises:
         ValueError: (when called) for masks that do not fit the card, or queries without labels
@@ -279,12 +286,14 @@ def make_what_if(task: Task, card: Card) -> Callable[[Any, Batch], WhatIf]:
         every = np.concatenate([np.asarray(alone), masks]).astype(np.float32)
         said = outputs(card.state, every, query)
         whole, asked = said[:1], said[len(alone) :]
-        wide = None
-        if card.intervals is not None:
-            far = reach(np.asarray(whole - said[1 : len(alone)]))
-            away = moved_share(masks, card.state.synset.share)
-            wide = half_widths(card.intervals, np.asarray(asked - whole), away, far)
-        return WhatIf(asked, asked - whole, wide)
+        if card.intervals is None:
+            return WhatIf(asked, asked - whole, None)
+        moved = np.asarray(asked - whole)
+        far = reach(np.asarray(whole - said[1 : len(alone)]))
+        away = moved_share(masks, card.state.synset.share)
+        wide = half_widths(card.intervals, moved, away, far)
+        changes = jnp.asarray(expected(card.intervals, moved, away), asked.dtype)
+        return WhatIf(whole + changes, changes, wide)
 
     return what_if
 

@@ -8,7 +8,7 @@ nothing of them is left in the parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,16 +19,18 @@ from jax import lax
 
 from ddm_jax.checks import check_number, require_distributions
 from ddm_jax.compute.compiled import compiled
+from ddm_jax.compute.placement import in_batches
 from ddm_jax.masks import check_masks
 from ddm_jax.online import make_begin, make_finetune, make_parts, trajectory_point
 from ddm_jax.rates import with_momentum
 from ddm_jax.synset import background_share
-from ddm_jax.types import Array, Params, Synset, Task
+from ddm_jax.types import Array, Batch, Params, Synset, Task
 from ddm_jax.updates import UpdateSettings, pace_of, settled, update_rule
 
 ABSENT = 0.01  # of a class left: it is gone
 CAREFUL = 0.05  # of the stable rate, where a class goes as a whole
 FIRST = 2.0  # times that, for the parameters of that class alone
+MOST = 16.0  # times what the updates do: nothing is forgotten further
 
 
 def make_forget(
@@ -69,7 +71,7 @@ def make_forget(
 
     Args:
         amount: how far to go, positive. Few steps undo only a part of what the groups did;
-            `metrics.calibrated_amount` says by how much.
+            `calibrated_amount` says how far retraining goes.
         residual: as of `online.make_finetune`; where a class is gone it is left out.
 
     Raises:
@@ -132,64 +134,144 @@ class Forgotten(NamedTuple):
     careful: bool  # a class went as a whole: the update itself was taken, and no `amount` of it
 
 
-def forget_groups(
-    task: Task, state: Any, keep: Any, update: UpdateSettings, amount: float = 1.0
-) -> Forgotten:
-    """Forget what `keep` [K] leaves out, with a distilled run and its updates.
+def make_forget_groups(task: Task, state: Any, update: UpdateSettings) -> Callable[..., Forgotten]:
+    """Make `forget(keep [K], amount=1.0) -> Forgotten`, with a distilled run and its updates.
 
     `make_forget` with the rate and the start that the run's own updates have, at a constant rate.
+    It is compiled at the first call, for any groups and amount.
 
     Args:
         state: of `make_ddm(...).fit`, or a card's.
         update: of `tune`, or a card's.
-        amount: as of `make_forget`.
 
     Raises:
-        ValueError: for masks that keep nothing or do not fit, updates of the kind "forget", which
-            are no difference, or as `make_forget`.
+        ValueError: for updates of the kind "forget", which are no difference; (when called) for
+            masks that keep nothing or do not fit, or as `make_forget`.
     """
     if update.update != "retain":
         raise ValueError(
             f"update={update.update!r}; groups are forgotten by the difference of two updates of "
             "the kind 'retain': make_counterfactual takes the others"
         )
-    there = state.synset.background is not None
-    keep = check_masks(np.atleast_2d(keep), len(state.synset.share), background=there)[0]
     # Deflated steps go far, and what forgets goes carefully.
     online = settled(update)._replace(schedule="constant")
     if online.optimizer == "deflated":
         online = online._replace(optimizer=None)
-    synset, keep = state.synset, jnp.asarray(keep, jnp.float32)
-    careful, rewind = 1.0, online.rewind
-    if task.targets == "distribution":  # of numbers, labels and documents no class can be gone
-        careful, rewind = where_to_start(synset, keep, 1.0, online.rewind)
-    trained, start = (trajectory_point(state.checkpoints, at) for at in (0.0, rewind))
-    moments = state.second_moments
-    moments = None if moments is None else trajectory_point(moments, rewind)
-    decay = state.weight_decay
+    synset, decay = state.synset, state.weight_decay
+    trained = trajectory_point(state.checkpoints, 0.0)
     begin = make_begin(online, make_parts(task))
-    taken, stable = begin(
-        start, synset, decay, moments, state.decoupled_decay, trained if rewind else None
-    )
-    rate: Any = online.learning_rate
-    if stable is not None:
-        rate = stable * with_momentum(online.momentum)
-    pace = pace_of(online, careful * rate)
 
-    def forget(residual: Params | None, *at: Any) -> Params:
+    def beginning(rewind: float) -> tuple[Any, ...]:
+        start, moments = trajectory_point(state.checkpoints, rewind), state.second_moments
+        moments = None if moments is None else trajectory_point(moments, rewind)
+        taken, stable = begin(
+            start, synset, decay, moments, state.decoupled_decay, trained if rewind else None
+        )
+        rate: Any = online.learning_rate
+        if stable is not None:
+            rate = stable * with_momentum(online.momentum)
+        return start, rate, taken.preconditioner, taken.decoupled_decay
+
+    usual = beginning(online.rewind)
+
+    @compiled
+    def moved(residual: Params | None, rule: Any, *at: Any) -> Params:
+        rate, *rest = rule
         return make_forget(
             task,
             steps=online.steps,
-            optimizer=update_rule(pace, taken.preconditioner, taken.decoupled_decay),
+            optimizer=update_rule(pace_of(online, rate), *rest),
             weight_decay=float(decay),
             batch=online.batch,
-            amount=amount,
             residual=residual,
         )(*at)
 
-    # An argument: K networks as a constant of a program would be compiled into it.
-    params = compiled(forget)(state.residual, trained, start, synset, keep)
-    return Forgotten(params, careful != 1.0)
+    def forget(keep: Any, amount: float = 1.0) -> Forgotten:
+        check_number("amount", amount, above=0)
+        there = synset.background is not None
+        keep = check_masks(np.atleast_2d(keep), len(synset.share), background=there)[0]
+        keep = jnp.asarray(keep, jnp.float32)
+        careful, rewind = 1.0, online.rewind
+        if task.targets == "distribution":  # of numbers, labels, documents no class can be gone
+            careful, rewind = where_to_start(synset, keep, 1.0, online.rewind)
+        start, rate, *rest = usual if careful == 1.0 else beginning(rewind)
+        # Arguments: K networks as constants of a program would be compiled into it.
+        params = moved(state.residual, (careful * rate, *rest), trained, start, synset, keep)
+        if careful == 1.0:
+            params = along(trained, params, amount)
+        return Forgotten(params, careful != 1.0)
+
+    return forget
+
+
+def forget_groups(
+    task: Task, state: Any, keep: Any, update: UpdateSettings, amount: float = 1.0
+) -> Forgotten:
+    """Forget what `keep` [K] leaves out: `make_forget_groups(task, state, update)(keep, amount)`.
+
+    Raises:
+        ValueError: as `make_forget_groups`.
+    """
+    return make_forget_groups(task, state, update)(keep, amount)
+
+
+def along(params: Params, moved: Params, amount: Any) -> Params:
+    """The point `amount` times as far from `params` as `moved`."""
+    return jax.tree.map(lambda p, m: (p + amount * (m - p)).astype(p.dtype), params, moved)
+
+
+def calibrated_amount(
+    task: Task, params: Params, moved: Sequence[Params], query: Batch, retrained: Any
+) -> float:
+    """How far to forget, from what retraining without each of some groups did.
+
+    For a group g the amount is where the network that forgot it has moved as far as retraining,
+    along the effects t of retraining:
+
+        sum_q t_gq (f_q(params + amount_g (moved_g - params)) - f_q(params)) = sum_q t_gq t_gq
+
+    found by bisection, for outputs do not change in proportion to the amount; `t t` is taken of
+    different seeds, whose noise is not the same. What comes back is the median over groups: one
+    that the network knew by heart does not speak for all. A group that retraining did not move says
+    nothing; one that no amount up to MOST moves as far counts as MOST, and where none says anything
+    the amount is one.
+
+    Args:
+        moved: the networks that forgot a group each, at an amount of one: `make_forget`.
+        query: Q examples.
+        retrained: change of their outputs by retraining without each, of S seeds, [S, G, Q].
+
+    Raises:
+        ValueError: for shapes that do not fit, one seed, or effects that are not finite.
+    """
+    retrained = np.asarray(retrained, float)
+    fits = retrained.ndim == 3 and retrained.shape[1] == len(moved) and retrained.size
+    if not fits or len(retrained) < 2:
+        raise ValueError(
+            f"retrained has shape {retrained.shape}; it must be [S, {len(moved)}, Q], of two seeds "
+            "or more"
+        )
+    if not np.isfinite(retrained).all():
+        raise ValueError("the effects hold NaN or infinity")
+    outputs = in_batches(task.output)
+    before = np.asarray(outputs(params, query), float)
+    if before.shape != retrained.shape[2:]:
+        raise ValueError(f"{before.size} outputs, and effects of {retrained.shape[2]} queries")
+    seeds, found = len(retrained), []
+    for each, effect in zip(moved, np.moveaxis(retrained, 1, 0), strict=True):
+        mean = effect.mean(0)
+        wanted = (seeds**2 * (mean**2).sum() - (effect**2).sum()) / (seeds * (seeds - 1))
+        if wanted <= 0:
+            continue
+        low, high = 0.0, MOST
+        while high - low > 0.01 * high:
+            middle = (low + high) / 2
+            there = np.asarray(outputs(along(params, each, middle), query), float)
+            # A network that is lost is too far.
+            short = mean @ (there - before) < wanted and np.isfinite(there).all()
+            low, high = (middle, high) if short else (low, middle)
+        found.append((low + high) / 2)
+    return float(np.median(found)) if found else 1.0
 
 
 def relabel_forgotten(

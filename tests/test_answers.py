@@ -11,12 +11,12 @@ import pytest
 from command import ddm
 from tiny_run import finished, read_stages, tiny_config  # noqa: F401
 
-from ddm_jax import checkpoints, metrics, options, unlearn
+from ddm_jax import checkpoints, options, unlearn
 from ddm_jax.attribution import Attribution
 from ddm_jax.data import given_split, make_batch
 from ddm_jax.estimators.pools import corrected
 from ddm_jax.run import answers, questions, stages
-from ddm_jax.run import check as checking
+from ddm_jax.run.choosing import without_data
 from ddm_jax.run.finished import Answer, keep, open_finished
 from ddm_jax.run.wording import query_in_words
 from ddm_jax.run.workdir import kept_answers
@@ -160,27 +160,35 @@ def test_a_class_is_forgotten_beside_exact_retraining(run):
 
 
 def test_groups_are_forgotten_by_what_the_check_says(run, monkeypatch):
-    check = read_stages(run.workdir).results.check
-    amount = questions.amount_of(run)
-    estimated, retrained = check.scores[check.truth.groups], check.truth.effects()
-    assert amount == metrics.calibrated_amount(estimated, retrained)
-    assert amount != 1.0
-    assert questions.amount_of(run._replace(check=None)) == 1.0
     monkeypatch.setattr(unlearn, "ABSENT", 0.0)  # here a group is a class, and would be gone
-    answer, moved = answers.forget(run, [2])
-    assert f"moved by {amount:.2f} times" in " ".join(answer.sentences)
-    monkeypatch.setattr(metrics, "calibrated_amount", lambda *_: 2 * amount)
-    again, twice = answers.forget(run, [2])
-    assert ("may go too far" in " ".join(again.sentences)) == (2 * amount > checking.UNLIKE)
-    assert "were forgotten by the synset alone" in answer.sentences[0]
-    jax.tree.map(
-        lambda start, one, two: np.testing.assert_allclose(
-            two - start, 2 * (one - start), atol=1e-5
-        ),
-        run.target.params,
-        moved,
-        twice,
+    check = run.check
+    update, _, state = without_data(run, run.plan)
+    forget = unlearn.make_forget_groups(run.plan.task, state, update)
+    amount = questions.amount_of(run, forget)
+    alone = 1 - np.eye(run.groups.count, dtype=np.float32)[check.truth.groups]
+    moved = [forget(mask).params for mask in alone]
+    assert amount == unlearn.calibrated_amount(
+        run.plan.task, run.target.params, moved, run.plan.split.test, -check.truth.effects()
     )
+    assert amount != 1.0
+    assert questions.amount_of(run._replace(check=None), forget) == 1.0
+    answer, found = answers.forget(run, [2])
+    assert f"moved by {amount:.2f} times" in " ".join(answer.sentences)
+    assert "were forgotten by the synset alone" in answer.sentences[0]
+    mask = np.ones(run.groups.count, np.float32)
+    mask[2] = 0
+    jax.tree.map(
+        lambda one, two: np.testing.assert_allclose(one, two, atol=1e-5),
+        found,
+        forget(mask, amount).params,
+    )
+
+
+def test_groups_whose_class_goes_say_nothing_of_the_amount(run):
+    """What is forgotten carefully is no multiple of anything."""
+    update, _, state = without_data(run, run.plan)
+    forget = unlearn.make_forget_groups(run.plan.task, state, update)
+    assert questions.amount_of(run, lambda mask: forget(mask)._replace(careful=True)) == 1.0
 
 
 def test_what_a_network_was_forgotten_by_is_told(run, monkeypatch):

@@ -45,7 +45,7 @@ def state(run):
 def intervals():
     draw = np.random.default_rng(0)
     predicted = draw.normal(size=(6, 40))
-    retrained = predicted + 0.3 * draw.normal(size=(3, 6, 40))
+    retrained = 2 * predicted + 0.3 * draw.normal(size=(3, 6, 40))
     return fit_intervals(predicted, retrained, np.repeat([0.1, 0.5], 3), np.ones(40))
 
 
@@ -121,11 +121,29 @@ def test_its_error_bars_are_those_of_all_groups_left_out(card, state):
     masks[0, 2] = 0
     masks[1, :5] = 0
     found = cards.make_what_if(task(), card)(masks, split().test)
-    scores = ddm.make_ddm(task(), None, UPDATE).score(state, split().test)
-    reach = metrics.reach(np.asarray(scores))
-    wide = metrics.half_widths(intervals(), np.asarray(found.changes), [0.1, 0.5], reach)
+    made = ddm.make_ddm(task(), None, UPDATE)
+    scores = np.asarray(made.score(state, split().test))
+    every = np.concatenate([np.ones((1, 10), np.float32), masks])
+    outputs = np.asarray(made.outputs(state, every, split().test))
+    said, reach = outputs[1:] - outputs[:1], metrics.reach(scores)
+    wide = metrics.half_widths(intervals(), said, [0.1, 0.5], reach)
     np.testing.assert_allclose(found.half_widths, wide, rtol=1e-4)
-    np.testing.assert_allclose(-found.changes[0], scores[2], atol=1e-5)
+    # At the size that retraining gave: here twice what the updates say.
+    wanted = metrics.expected(intervals(), said, [0.1, 0.5])
+    np.testing.assert_allclose(found.changes, wanted, atol=1e-5)
+    np.testing.assert_allclose(-found.changes[0], 2 * scores[2], rtol=0.1)
+    np.testing.assert_allclose(found.outputs - found.changes, outputs[[0, 0]], atol=1e-5)
+
+
+def test_a_card_of_before_has_bars_around_the_predictions(card, path, tmp_path):
+    arrays, told = files.read_any_arrays(path, "")
+    old, numbers = tmp_path / "old.ddm", [n for n in arrays if n.startswith("intervals.")]
+    del arrays[max(numbers)]  # the factors
+    told["shapes"]["intervals"]["tuple"].pop()
+    files.write_arrays(old, arrays, told)
+    read = ddm.load_card(old, task())
+    np.testing.assert_array_equal(read.intervals.times, 1)
+    np.testing.assert_array_equal(read.intervals.widths, card.intervals.widths)
 
 
 def test_one_question_may_be_a_single_mask(card):
@@ -145,7 +163,7 @@ def test_nothing_of_the_data_is_in_it_but_the_items(path, state):
     start = np.asarray(state.info.start.items.x)
     assert not np.array_equal(start, state.synset.items.x)
     assert not any(np.array_equal(leaf, start) for leaf in arrays.values())
-    assert len(arrays) == 4 + 2 + 2 + 3 + 4  # parameters, decays, items, the rest, error bars
+    assert len(arrays) == 4 + 2 + 2 + 3 + 5  # parameters, decays, items, the rest, error bars
 
 
 def test_items_that_are_training_examples_are_counted_and_refused(run, tmp_path):

@@ -58,20 +58,3 @@ def test_margins_of_a_network_that_diverged_are_refused(rng):
         metrics.klom(lost, margins)
     with pytest.raises(ValueError, match="some of the retrained margins are not finite"):
         metrics.klom(margins, lost)
-
-
-def test_the_calibrated_amount_goes_as_far_as_retraining(rng):
-    """Noise of the estimates and of the seeds does not change it."""
-    true = rng.standard_normal((4, 3000))
-    seeds = true + 2 * rng.standard_normal((3, 4, 3000))
-    estimated = 0.4 * true + rng.standard_normal((4, 3000))
-    assert metrics.calibrated_amount(0.4 * true, np.stack([true, true])) == pytest.approx(2.5)
-    assert metrics.calibrated_amount(estimated, seeds) == pytest.approx(2.5, rel=0.2)
-    assert metrics.calibrated_amount(-estimated, seeds) == 1.0
-    assert metrics.calibrated_amount(np.zeros((4, 3000)), seeds) == 1.0
-    with pytest.raises(ValueError, match=r"shape \(3, 3000\) and retrained ones \(3, 4, 3000\)"):
-        metrics.calibrated_amount(estimated[:3], seeds)
-    with pytest.raises(ValueError, match="of two seeds or more"):
-        metrics.calibrated_amount(estimated, seeds[:1])
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        metrics.calibrated_amount(estimated * np.nan, seeds)

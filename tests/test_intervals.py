@@ -33,6 +33,43 @@ def test_of_new_subsets_nine_in_ten_are_inside():
         assert 0.87 < inside < 0.93
 
 
+def test_what_is_expected_has_the_size_that_retraining_gave():
+    """Updates that undo a third of what single groups did, and a half of what halves did."""
+    predicted, retrained, reach = changes(1)
+    short = np.where(REMOVED < 0.1, 1 / 3, 1 / 2)[:, None]
+    intervals = metrics.fit_intervals(short * predicted, retrained, REMOVED, reach)
+    np.testing.assert_allclose(intervals.times, [3, 2], rtol=0.05)
+    new, true, _ = changes(2)
+    said = metrics.expected(intervals, short * new, REMOVED)
+    np.testing.assert_allclose(said, new, rtol=0.05)
+    wide = metrics.half_widths(intervals, short * new, REMOVED, reach)
+    for size in (slice(8), slice(8, None)):
+        assert 0.87 < metrics.coverage(said[size], wide[size], true[:, size]) < 0.93
+    # Their largest are where retraining goes, and not short of it.
+    largest = np.abs(true).mean(0) > 2 * np.median(np.abs(true))
+    inside = np.abs(true - said) <= wide
+    around = np.abs(true - short * new) <= wide
+    assert inside[:, largest].mean() > around[:, largest].mean() + 0.1
+    between = metrics.expected(intervals, np.ones((1, 2)), [0.1])
+    assert ((between > 2) & (between < 3)).all()
+
+
+def test_predictions_that_are_wrong_keep_their_order():
+    predicted, _, reach = changes(1)
+    for wrong in (-predicted[None], np.zeros_like(predicted)[None]):
+        intervals = metrics.fit_intervals(predicted, wrong, REMOVED, reach)
+        said = metrics.expected(intervals, predicted, REMOVED)
+        np.testing.assert_array_equal(np.argsort(said), np.argsort(predicted))
+    nothing = metrics.fit_intervals(0 * predicted, predicted[None], REMOVED, reach)
+    np.testing.assert_array_equal(nothing.times, 1)
+
+
+def test_shares_that_are_near_are_of_one_size():
+    predicted, retrained, reach = changes(1)
+    removed = np.r_[0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, np.full(8, 0.5)]
+    assert len(metrics.fit_intervals(predicted, retrained, removed, reach).sizes) == 2
+
+
 def test_bars_are_wider_where_more_is_at_stake():
     predicted, retrained, reach = changes(1)
     intervals = metrics.fit_intervals(predicted, retrained, REMOVED, reach)

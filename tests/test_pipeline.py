@@ -15,7 +15,7 @@ import pytest
 from command import ddm
 from tiny_run import CHUNK, finished, read_stages, tiny_config  # noqa: F401
 
-from ddm_jax import checkpoints, distill, files
+from ddm_jax import checkpoints, distill, files, metrics
 from ddm_jax.attribution import Attribution
 from ddm_jax.compute import memory
 from ddm_jax.estimators.ddm import make_ddm
@@ -24,7 +24,7 @@ from ddm_jax.judge.truth import Truth, read_truth
 from ddm_jax.metrics.intervals import LEVEL
 from ddm_jax.run import answers, report, settings_file, stages, workdir
 from ddm_jax.run import settings as config
-from ddm_jax.run.check import Check, agreement, half_widths_of
+from ddm_jax.run.check import Check, agreement, intervals_of
 from ddm_jax.run.finished import open_finished
 from ddm_jax.run.jobs import Results
 from ddm_jax.run.plan import make_plan
@@ -212,9 +212,9 @@ def test_the_attribution_is_the_method_on_the_synset(finished):  # noqa: F811
     masks = 1 - np.eye(10, dtype=np.float32)[[2, 7]]
     every = np.ones((1, 10), np.float32)
     outputs = _outputs(plan, found)(found.synset, np.concatenate([every, masks]), plan.split.test)
-    np.testing.assert_allclose(
-        attribution.scores[[2, 7]], outputs[0] - outputs[1:], rtol=1e-4, atol=1e-5
-    )
+    away = found.groups.shares()[[2, 7]]
+    said = metrics.expected(intervals_of(found.check, found.groups), outputs[0] - outputs[1:], away)
+    np.testing.assert_allclose(attribution.scores[[2, 7]], said, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(attribution.groups.ids, found.groups.ids)
     np.testing.assert_array_equal(attribution.query_ids, plan.split.test_ids)
     assert attribution.metadata["sizes"] == found.groups.sizes().tolist()
@@ -227,7 +227,9 @@ def test_the_attribution_is_the_method_on_the_synset(finished):  # noqa: F811
 def test_the_check_is_a_truth_of_what_the_run_explains(finished):  # noqa: F811
     plan, found = read_stages(finished)
     check = found.check
-    np.testing.assert_array_equal(check.scores, found.attribution.scores)
+    intervals = intervals_of(check, found.groups)
+    said = metrics.expected(intervals, check.scores, found.groups.shares())
+    np.testing.assert_allclose(said, found.attribution.scores, rtol=1e-5)
     outputs = _outputs(plan, found)(found.synset, check.truth.masks, plan.split.test)
     np.testing.assert_allclose(check.predicted[1:], outputs, rtol=1e-4, atol=1e-5)
     opened = store.inspect_store(finished / "check")
@@ -240,8 +242,14 @@ def test_every_score_has_an_error_bar(finished):  # noqa: F811
     assert attribution.half_widths.shape == attribution.scores.shape == (10, 40)
     assert (attribution.half_widths > 0).all()
     check = read_stages(finished).results.check
-    wide = half_widths_of(check, attribution.groups)
+    intervals, shares = intervals_of(check, attribution.groups), attribution.groups.shares()
+    wide = metrics.half_widths(intervals, check.scores, shares, metrics.reach(check.scores))
     np.testing.assert_allclose(attribution.half_widths, wide, rtol=1e-5)
+    said = metrics.expected(intervals, check.scores, shares)
+    np.testing.assert_allclose(attribution.scores, said, rtol=1e-5)
+    assert (attribution.scores != check.scores).any()
+    told = attribution.metadata["times what the updates say"]
+    assert list(told.values()) == pytest.approx(intervals.times, rel=0.01)
     # Most of what was retrained is inside: the widths were learnt from it.
     effects, groups = check.truth.effects(), check.truth.groups
     away = np.abs(effects - attribution.scores[groups])
@@ -364,7 +372,8 @@ def test_a_run_killed_after_its_tuning_ends_with_the_same_bits(tuned, tmp_path, 
     assert not [text for text in recorder.said if text.startswith("retraining")]
     whole = read_stages(tuned).results
     assert again.tuning.update == whole.tuning.update
-    np.testing.assert_array_equal(again.attribution.scores, whole.attribution.scores)
+    # As the updates say: at retraining's size they are with a check alone.
+    np.testing.assert_array_equal(again.attribution.scores, whole.check.scores)
 
 
 @pytest.mark.slow
@@ -823,10 +832,10 @@ def test_accuracy_is_one_output_and_a_step_takes_some_items_up_to_the_report(tmp
     attribution = Attribution.load(tmp_path / "run" / "attribution.npz")
     assert attribution.scores.shape == (10, 1)
     np.testing.assert_array_equal(attribution.query_ids, [0])
-    # Every score is a whole number of the 40 queries.
-    np.testing.assert_allclose(
-        attribution.scores * 40, np.round(attribution.scores * 40), atol=1e-4
-    )
+    # Every score is a whole number of the 40 queries, before it has retraining's size.
+    scores = read_stages(tmp_path / "run").results.check.scores
+    np.testing.assert_allclose(scores * 40, np.round(scores * 40), atol=1e-4)
+    assert attribution.half_widths.shape == (10, 1)
     assert metrics["objective"] == "accuracy"
     # Two batches of 15 of the 30 items, in turn.
     assert metrics["online_example_gradients"]["ddm"] == 5 * 15

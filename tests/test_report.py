@@ -366,18 +366,19 @@ def test_ticks_of_logarithms_are_numbers():
 
 
 @pytest.mark.parametrize(
-    ("factor", "told"), [(1.0, []), (0.2, ["5 times as far"]), (3.0, ["0.33 times as far"])]
+    ("factor", "told"), [(1.0, None), (0.2, "5 times what the updates"), (3.0, "0.33 times what")]
 )
-def test_sizes_that_are_off_are_told(stages, factor, told):
+def test_sizes_that_are_not_the_updates_own_are_told(stages, factor, told):
     check = stages.results.check
-    groups = check.truth.groups
-    scores = np.array(check.scores)
-    scores[groups] = factor * check.truth.effects().mean(0)
-    once = check._replace(scores=scores)
-    away = checking.amount(once) * factor  # of a truth of few seeds
-    said = checking.told_sizes(once._replace(scores=scores * away))
-    assert len(said) == len(told)
-    assert all(part in each for part, each in zip(told, said, strict=True))
+    truth, scores, predicted = check.truth, np.array(check.scores), np.array(check.predicted)
+    scores[truth.groups] = factor * truth.effects().mean(0)
+    predicted[1:] = predicted[:1] + factor * (truth.subsets - truth.full[:, None]).mean(0)
+    once = check._replace(scores=scores, predicted=predicted)
+    said = checking.told_sizes(once, stages.results.groups)
+    assert len(said) == (told is not None)
+    if told:
+        assert f"checked itself on: {told}" in said[0]
+        assert " % of the data are gone" in said[0]
 
 
 def test_what_was_not_distilled_has_no_before(stages):

@@ -242,3 +242,51 @@ def test_numbers_are_no_classes_that_could_be_gone():
     state = ddm.make_ddm(task, settings, update).fit(jax.random.key(1), run, data, groups)
     assert unlearn.where_to_start(state.synset, np.array([0.0, 1.0]), 1.0, 0.5)[1] == 0
     assert not unlearn.forget_groups(task, state, np.array([0.0, 1.0]), update).careful
+
+
+def curved(rate):
+    """A task whose outputs are `exp(rate w) - 1` of Q weights: no proportion to the amount."""
+
+    def output(params, batch):
+        return (jnp.exp(rate * params["w"]) - 1) / rate
+
+    return ddm.Task(init=None, loss=None, output=output)  # type: ignore[arg-type]
+
+
+QUERY = ddm.Batch(np.zeros((50, 1), np.float32), np.zeros((50, 2), np.float32))
+
+
+@pytest.mark.parametrize("rate", [1e-3, 0.5])
+def test_the_amount_is_where_outputs_have_moved_as_far_as_by_retraining(rng, rate):
+    start = {"w": jnp.zeros(50)}
+    steps = 0.3 * rng.standard_normal((3, 50)).astype(np.float32)
+    moved = [{"w": jnp.asarray(each)} for each in steps]
+    amounts = np.array([2.0, 3.0, 9.0])  # of a group that was known by heart
+    effects = (np.exp(rate * amounts[:, None] * steps) - 1) / rate
+    noise = 0.01 * rng.standard_normal((4, 3, 50))
+    found = unlearn.calibrated_amount(curved(rate), start, moved, QUERY, effects + noise)
+    assert found == pytest.approx(3.0, rel=0.03)
+
+
+def test_where_retraining_says_nothing_the_amount_is_one(rng):
+    start, moved = {"w": jnp.zeros(50)}, [{"w": jnp.ones(50)}] * 2
+    noise = rng.standard_normal((1, 2, 50)) * np.array([1, -1])[:, None, None]
+    assert unlearn.calibrated_amount(curved(0.1), start, moved, QUERY, noise) == 1.0
+    away = -np.ones((2, 2, 50))  # no amount goes there
+    found = unlearn.calibrated_amount(curved(0.1), start, moved, QUERY, away)
+    assert found == pytest.approx(unlearn.MOST, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("effects", "told"),
+    [
+        (np.ones((2, 3, 50)), r"shape \(2, 3, 50\); it must be \[S, 2, Q\]"),
+        (np.ones((1, 2, 50)), "of two seeds or more"),
+        (np.ones((2, 2, 49)), "50 outputs, and effects of 49 queries"),
+        (np.full((2, 2, 50), np.nan), "NaN or infinity"),
+    ],
+)
+def test_effects_that_do_not_fit_are_refused(effects, told):
+    start = {"w": jnp.zeros(50)}
+    with pytest.raises(ValueError, match=told):
+        unlearn.calibrated_amount(curved(0.1), start, [start] * 2, QUERY, effects)

@@ -20,12 +20,12 @@ from ddm_jax.metrics.correlation import nan_mean as nan_mean
 from ddm_jax.metrics.correlation import per_query_correlation as per_query_correlation
 from ddm_jax.metrics.correlation import pooled_correlation as pooled_correlation
 from ddm_jax.metrics.forgetting import Unlearned as Unlearned
-from ddm_jax.metrics.forgetting import calibrated_amount as calibrated_amount
 from ddm_jax.metrics.forgetting import klom as klom
 from ddm_jax.metrics.forgetting import membership_auc as membership_auc
 from ddm_jax.metrics.forgetting import unlearned as unlearned
 from ddm_jax.metrics.intervals import Intervals as Intervals
 from ddm_jax.metrics.intervals import coverage as coverage
+from ddm_jax.metrics.intervals import expected as expected
 from ddm_jax.metrics.intervals import fit_intervals as fit_intervals
 from ddm_jax.metrics.intervals import half_widths as half_widths
 from ddm_jax.metrics.intervals import reach as reach

@@ -91,34 +91,3 @@ def klom(unlearned: Any, retrained: Any) -> np.ndarray:
         return (place[:, :, None] == np.arange(BINS)).mean(0) + FLOOR
 
     return stats.entropy(histogram(unlearned), histogram(retrained), axis=1)
-
-
-def calibrated_amount(estimated: Any, retrained: Any) -> float:
-    """How far to forget, from what retraining without some groups did: the amount with which
-
-        sum_{k q} t_kq (t_kq - amount estimated_kq) = 0
-
-    for the effects t of retraining: along them the network then goes as far as retraining goes.
-    `t t` is taken of different seeds, whose noise is not the same, and so are errors of the
-    estimates no reason to go less far, as in a regression on them. One where it is not positive:
-    such estimates say nothing.
-
-    Args:
-        estimated: effects of some groups [G, Q], as of `masks.leave_one_out`.
-        retrained: the same by retraining, for S seeds of two or more, [S, G, Q].
-
-    Raises:
-        ValueError: for shapes that do not fit, one seed, or effects that are not finite.
-    """
-    estimated, retrained = np.asarray(estimated, float), np.asarray(retrained, float)
-    if retrained.shape[1:] != estimated.shape or len(retrained) < 2 or not estimated.size:
-        raise ValueError(
-            f"estimated effects have shape {estimated.shape} and retrained ones "
-            f"{retrained.shape}; they must be [G, Q] and [S, G, Q], of two seeds or more"
-        )
-    if not (np.isfinite(estimated).all() and np.isfinite(retrained).all()):
-        raise ValueError("the effects hold NaN or infinity")
-    seeds, mean = len(retrained), retrained.mean(0)
-    pairs = (seeds**2 * (mean**2).sum() - (retrained**2).sum()) / (seeds * (seeds - 1))
-    along = (mean * estimated).sum()
-    return float(pairs / along) if pairs > 0 and along > 0 else 1.0

@@ -145,7 +145,7 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
             "single retrainings stay inside of, by the groups and halves that the run checked "
             "itself on."
         )
-        sentences += checking.told_sizes(check)
+        sentences += checking.told_sizes(check, run.groups)
         if away[0] > 1.2 * np.exp(intervals.sizes[-1]):
             sentences.append(
                 "More is gone here than in any subset that the error bars were learnt on: they may "
@@ -218,11 +218,11 @@ def forget(
     ]
     if not careful and amount != 1.0:
         sentences.append(
-            f"The network moved by {amount:.2f} times what the updates do: so far went retraining "
-            "without the groups that the run checked itself on."
+            f"The network moved by {amount:.2f} times what the updates do: so far it took to go "
+            "where retraining went without each of the groups that the run checked itself on (the "
+            "median). One that moved outputs much more or less than those may be left short, or "
+            "overshot: --check says."
         )
-        if amount > checking.UNLIKE and not check:
-            sentences[-1] += " So far beyond them it may go too far: --check says."
     if prompt is not None:
         shown = {name: each[0] for name, each in networks.items()}
         said = passages.continuations(split, plan.task, shown, prompt)

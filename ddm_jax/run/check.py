@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddm_jax import metrics
+from ddm_jax.attribution import Attribution
 from ddm_jax.judge import filling, scoring, truth
 from ddm_jax.judge.problem import Problem
 from ddm_jax.judge.store import Store
 from ddm_jax.judge.truth import Truth
 from ddm_jax.masks import moved_share
-from ddm_jax.metrics.intervals import Intervals, fit_intervals, half_widths, reach
+from ddm_jax.metrics.intervals import Intervals, expected, fit_intervals, half_widths, reach
 from ddm_jax.run import settings
 from ddm_jax.run.plan import Plan
 from ddm_jax.run.workdir import Progress
@@ -48,11 +49,26 @@ def intervals_of(check: Check, groups: Groups) -> Intervals:
     )
 
 
-def half_widths_of(check: Check, groups: Groups) -> np.ndarray:
-    """Half of the interval of each score, [K, Q]."""
-    alone = moved_share(1 - np.eye(groups.count), groups.shares())
-    wide = half_widths(intervals_of(check, groups), -check.scores, alone, reach(check.scores))
-    return wide.astype(np.float32)
+def with_bars(attribution: Attribution, check: Check) -> Attribution:
+    """The scores that a check was made of at retraining's size, with half of the interval of each.
+
+    `check.scores` stay what the updates say: `metrics.expected` is these times a factor.
+    """
+    groups = attribution.groups
+    intervals, alone = intervals_of(check, groups), groups.shares()
+    scores = expected(intervals, check.scores, alone)
+    wide = half_widths(intervals, check.scores, alone, reach(check.scores))
+    return attribution._replace(
+        scores=scores.astype(np.float32),
+        half_widths=wide.astype(np.float32),
+        metadata=attribution.metadata | {"times what the updates say": told_times(intervals)},
+    )
+
+
+def told_times(intervals: Intervals) -> dict[str, float]:
+    """How far retraining goes where the updates go one, by the share that is gone; JSON values."""
+    both = zip(np.exp(intervals.sizes), intervals.times, strict=True)
+    return {f"{share:.2g}": float(f"{times:.3g}") for share, times in both}
 
 
 def open_truth(plan: Plan, problem: Problem, folder: Path, groups: Groups) -> Store:
@@ -139,23 +155,21 @@ def agreement(check: Check) -> list[dict[str, Any]]:
     ]
 
 
-def amount(check: Check) -> float:
-    """How far retraining goes where the updates go one: see `metrics.calibrated_amount`."""
-    return metrics.calibrated_amount(check.scores[check.truth.groups], check.truth.effects())
-
-
-def told_sizes(check: Check) -> list[str]:
-    """That effects have another size than retraining gives them, where they do; or nothing.
+def told_sizes(check: Check, groups: Groups) -> list[str]:
+    """That retraining goes further than the updates do, or less far, where it does; or nothing.
 
     Recipes are chosen by order alone, and few steps undo a part of what a group did.
     """
-    times = amount(check)
-    if 1 / UNLIKE < times < UNLIKE:
+    sizes, times = (getattr(intervals_of(check, groups), name) for name in ("sizes", "times"))
+    if all(1 / UNLIKE < each < UNLIKE for each in times):
         return []
+    shares = [f"{100 * share:.2g} %" for share in np.exp(sizes)]
+    said = f"{times[0]:.2g} times what the updates say where {shares[0]} of the data are gone"
+    for factor, share in zip(times[1:], shares[1:], strict=True):
+        said += f", {factor:.2g} times where {share} are"
     return [
-        f"Sizes are off: without a single group retraining moves outputs {times:.2g} times as far "
-        "as the updates do. Trust the order and the sign of effects; the largest lie outside of "
-        "their error bars more often than told."
+        "Changes are told at the size that retraining gave the groups and halves that the run "
+        f"checked itself on: {said}. Their order and their sign are the updates' own."
     ]
 
 

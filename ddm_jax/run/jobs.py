@@ -243,8 +243,7 @@ def check_of(job: Job, kept: dict[str, Any]) -> Check:
     scores = job.results.attribution.scores
     check = Check(found, np.asarray(kept["ddm"]), scores, np.asarray(kept["grad_dot"]))
     if job.compute:  # what the attribution's own stage could not know
-        wide = checking.half_widths_of(check, groups)
-        job.results.attribution._replace(half_widths=wide).save(job.workdir / "attribution.npz")
+        checking.with_bars(job.results.attribution, check).save(job.workdir / "attribution.npz")
     return check
 
 

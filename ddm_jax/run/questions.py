@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from ddm_jax.compute.compiled import compiled
 from ddm_jax.data import Split
 from ddm_jax.estimators.points import make_trajectory_influence, spread_points
 from ddm_jax.masks import moved_share
-from ddm_jax.metrics.intervals import half_widths, reach
+from ddm_jax.metrics.intervals import expected, half_widths, reach
 from ddm_jax.objectives import explain
 from ddm_jax.run import check as checking
 from ddm_jax.run import targets
@@ -125,7 +125,8 @@ def half_of_queries(split: Split) -> np.ndarray:
 def what_if(run: Finished, masks: np.ndarray) -> WhatIf:
     """The queries' outputs with the groups weighted, [R, Q] for masks [R, K], and their intervals.
 
-    Intervals are None where the run has no check.
+    By the run's check they are at retraining's size; without one they are what the updates say,
+    and intervals are None.
     """
     every = np.concatenate([np.ones((1, run.groups.count)), masks]).astype(np.float32)
     outputs = predict(run.plan, run, every)
@@ -134,7 +135,8 @@ def what_if(run: Finished, masks: np.ndarray) -> WhatIf:
         intervals = checking.intervals_of(run.check, run.groups)
         away = moved_share(masks, run.groups.shares())
         wide = half_widths(intervals, changes, away, reach(run.check.scores))
-    return WhatIf(outputs[1:], changes, wide)
+        changes = expected(intervals, changes, away).astype(outputs.dtype)
+    return WhatIf(outputs[:1] + changes, changes, wide)
 
 
 class Forgotten(NamedTuple):
@@ -150,18 +152,31 @@ def forgotten_network(run: Finished, gone: np.ndarray) -> Forgotten:
     """A network without some groups, by what the run keeps of its data."""
     mask = np.ones(run.groups.count, np.float32)
     mask[gone] = 0
-    amount = amount_of(run)
     update, _, state = without_data(run, run.plan)
-    params, careful = unlearn.forget_groups(run.plan.task, state, mask, update, amount)
+    forget = unlearn.make_forget_groups(run.plan.task, state, update)
+    params, careful = forget(mask)
+    amount = 1.0 if careful else amount_of(run, forget)
+    if not careful:
+        params = unlearn.along(run.target.params, params, amount)
     return Forgotten(params, careful, amount, state.residual is not None)
 
 
-def amount_of(run: Finished) -> float:
-    """How far to forget, by the run's own check; one where it has none that fits."""
-    check = run.check
-    if check is None:
+def amount_of(run: Finished, forget: Callable[..., unlearn.Forgotten]) -> float:
+    """How far to forget, by the groups that the run checked itself on; one where it did not."""
+    if run.check is None:
         return 1.0
-    return checking.amount(check)
+    truth, count = run.check.truth, run.groups.count
+    found = [forget(mask) for mask in 1 - np.eye(count, dtype=np.float32)[truth.groups]]
+    told = [place for place, each in enumerate(found) if not each.careful]
+    if not told or len(truth.single) < 2:
+        return 1.0
+    return unlearn.calibrated_amount(
+        run.plan.task,
+        run.target.params,
+        [found[place].params for place in told],
+        run.plan.split.test,
+        -truth.effects()[:, told],
+    )
 
 
 def of_points(run: Finished, queries: np.ndarray) -> np.ndarray:

@@ -109,10 +109,7 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
         "intervals": {
             "level": LEVEL,
             "single_groups_larger": float(
-                (
-                    np.abs(results.attribution.scores)
-                    > checking.half_widths_of(results.check, results.groups)
-                ).mean()
+                (np.abs(results.attribution.scores) > results.attribution.half_widths).mean()
             ),
         },
         **({"passages": told_passages(plan, results)} if are_documents(plan, results) else {}),
@@ -124,7 +121,7 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
             f"about {in_seconds(truth.seconds * (num_groups + 1))} a seed "
             f"({in_seconds(truth.seconds)} a network).",
             matching,
-            *checking.told_sizes(results.check),
+            *checking.told_sizes(results.check, results.groups),
         ],
     }
 
@@ -137,13 +134,12 @@ def are_documents(plan: Plan, results: Results) -> bool:
 
 def told_passages(plan: Plan, results: Results) -> list[dict[str, Any]]:
     """The queries with the largest effects, and the documents and passages behind them."""
-    wide = checking.half_widths_of(results.check, results.groups)
     found = passages.explain_queries(
         plan.split,
         plan.task,
         results.target.params,
         results.synset.synset,
-        results.attribution._replace(half_widths=wide),
+        results.attribution,
     )
     named = [("raised by", "raises"), ("lowered by", "lowers")]
     return [

@@ -21,6 +21,7 @@ from ddm_jax.distill import Loop, straight_through
 from ddm_jax.estimators import pools
 from ddm_jax.estimators.ddm import distilled_run
 from ddm_jax.judge.program import program_digest, text_digest
+from ddm_jax.run import check as checking
 from ddm_jax.run import choosing, jobs, settings, settings_file
 from ddm_jax.run import estimate as estimating
 from ddm_jax.run.jobs import Job, Results
@@ -187,6 +188,9 @@ def bring(
             digests[stage.name], seconds[stage.name] = told["digest"], told["seconds"]
             found = stage.opened(job, kept)
         results = results._replace(**{stage.name: found})
+        if stage.name == "check":  # for whom comes after: the check itself is of the updates
+            barred = checking.with_bars(results.attribution, results.check)
+            results = results._replace(attribution=barred)
     return results
 
 

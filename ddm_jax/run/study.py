@@ -79,10 +79,11 @@ class Study:
 
     @property
     def attribution(self) -> Attribution:
-        """The effect of each group on each query, [K, Q], with half of its 90 % interval."""
-        run = self.results()
-        wide = None if run.check is None else check.half_widths_of(run.check, run.groups)
-        return run.attribution._replace(half_widths=wide)
+        """The effect of each group on each query, [K, Q], with half of its 90 % interval.
+
+        By the study's check it is at retraining's size; without one it is what the updates say.
+        """
+        return self.results().attribution
 
     @property
     def agreement(self) -> list[dict[str, Any]]:
