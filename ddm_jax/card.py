@@ -62,6 +62,9 @@ class Card(NamedTuple):
             f"{'undefined' if value is None or value != value else f'{value:.3f}'} on {name}"
             for name, value in self.told.get("agreement", {}).items()
         ]
+        if self.intervals is not None:
+            times = ", ".join(f"{each:.2g}" for each in self.intervals.times)
+            said.append(f"changes at {times} times what the updates say, with error bars")
         return f"Card({'; '.join(said)})"
 
     def queries(self, examples: Any, labels: Any = None) -> Batch:
@@ -156,8 +159,8 @@ def save_card(
     if shown and not include_examples:
         mend = f", or {' and '.join(mends)}" if mends else ""
         raise ValueError(
-            f"{', and '.join(shown)}: pass include_examples=True (--include-examples) if the card "
-            f"may show them{mend}"
+            f"{', and '.join(shown)}: write it with --include-examples (include_examples=True) if "
+            f"it may show them{mend}"
         )
     arrays, shapes = {}, {}
     for name, tree in _trees(card).items():

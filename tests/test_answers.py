@@ -95,7 +95,8 @@ def test_a_counterfactual_has_the_error_bars_of_the_check(run, tmp_path):
     np.testing.assert_allclose(wide, kept.half_widths[4], rtol=1e-2)
     assert (wide > 0).all()
     assert answer.table[0][3] == "90% of retrainings"
-    assert all(len(row) == len(answer.table[0]) == 5 for row in answer.table)
+    assert all(len(row) == len(answer.table[0]) == 4 for row in answer.table)
+    assert len(answers.counterfactual(run, [4, 2]).table[0]) == 5
     outputs = answer.arrays["outputs"]
     larger = int((np.abs(outputs[0] - outputs[1]) > wide).sum())
     assert f"{larger} of 40 changes are larger than their error bar" in " ".join(answer.sentences)
@@ -103,7 +104,7 @@ def test_a_counterfactual_has_the_error_bars_of_the_check(run, tmp_path):
     shutil.copytree(run.workdir, tmp_path / "other", ignore=shutil.ignore_patterns("predicted"))
     without = answers.counterfactual(open_finished(tmp_path / "other"), [4])
     assert "half_width" not in without.arrays
-    assert all(len(row) == 4 for row in without.table)
+    assert all(len(row) == 3 for row in without.table)
     assert "error bar" not in " ".join(without.sentences)
 
 

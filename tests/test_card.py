@@ -113,7 +113,7 @@ def test_a_card_that_was_read_is_the_card(card, path):
         np.testing.assert_array_equal(one, two)
     assert read.told["agreement"] == {"halves": 0.9}
     assert read.told["ddm_jax"] == ddm.__version__
-    assert "10 groups, 10 items; 0.900 on halves" in repr(read)
+    assert "10 groups, 10 items; 0.900 on halves; changes at 2, 2 times what the" in repr(read)
 
 
 def test_its_error_bars_are_those_of_all_groups_left_out(card, state):

@@ -11,6 +11,7 @@ import pytest
 import ddm_jax as ddm
 from ddm_jax import data, models, tasks
 from ddm_jax.data.language import Document, alike, read_documents
+from ddm_jax.data.preparation import prepare
 from ddm_jax.run.wording import describe
 
 TEXTS = {"one.txt": "abcdefghij" * 5, "sub/two.txt": "0123456789" * 4, "sub/three.md": "é" * 30}
@@ -136,7 +137,7 @@ ODD = Document("odd", "odd", "x" * 200)
         ({"ask": None}, "give pairs of texts"),
         ({"source": [("one", "one", "text"), ODD]}, "is no document; pass language.Document"),
         ({"source": [ODD, ODD._replace(text=3)]}, "is no document; pass language.Document"),
-        ({"source": [ODD, Document("b", "b", "\ud800 or so")]}, "b cannot be written as UTF-8"),
+        ({"source": [ODD, Document("b", "b", "\ud800 or so")]}, "b: .* cannot be written as UTF-8"),
         ({"source": [ODD, Document("b", "b", "")]}, "b has 0 tokens; .*leave it out"),
     ],
 )
@@ -178,3 +179,50 @@ def test_documents_of_eight_words_and_what_all_share():
     assert alike(all_with) == []
     again = [*all_with, Document("again", "again", all_with[150].text)]
     assert alike(again) == [("150", "again")]
+
+
+def asked_of(split, examples):
+    return prepare(split.preparation, examples)
+
+
+def test_new_queries_are_texts_or_completions(folder):
+    split = data.documents(folder, context=8)
+    texts = asked_of(split, ["abc", "de"])
+    assert texts.x["mask"].sum(1).tolist() == [2, 1]
+    assert asked_of(split, "abc").x["tokens"].shape == (1, 8)
+    pair = asked_of(split, [("ab", "cd")])
+    assert pair.x["mask"][0].tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        (("ab", "cd"), r"\('ab', 'cd'\) may be texts, or a prompt .*: pass a list"),
+        (["a"], "'a' has 1 tokens; a sequence has 2 to 8.*add some text before it"),
+        (["ab", "x" * 9], "has 9 tokens.*cut it"),
+        ([""], "'' has 0 tokens"),
+        ([("ab", "")], "give pairs of texts"),
+        (["ab", ("ab", "cd")], "give pairs of texts"),
+        (["\ud800x"], "cannot be written as UTF-8"),
+        ([("\ud800x", "ab")], "cannot be written as UTF-8"),
+    ],
+)
+def test_new_queries_that_are_neither_are_refused(folder, examples, message):
+    with pytest.raises(ValueError, match=message):
+        asked_of(data.documents(folder, context=8), examples)
+
+
+def test_what_a_long_prompt_loses_is_told(folder):
+    ask = [("one two three", "four")]
+    split = data.documents(folder, context=8, ask=ask)
+    told = "the first 9 of 13 tokens of the prompt are left out, a sequence has 8"
+    assert any(told in each for each in split.told)
+    with pytest.warns(UserWarning, match=told) as found:
+        asked_of(split, ask)
+    assert len(found) == 1
+
+
+def test_a_folder_that_is_not_there_is_told_with_where_it_was_looked_for(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"corpus is not there, looked for from {tmp_path}"):
+        data.documents("corpus/", context=8)

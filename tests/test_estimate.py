@@ -49,7 +49,7 @@ def test_every_stage_that_takes_time_has_its_seconds(found, finished):  # noqa: 
 
 @pytest.mark.slow
 def test_twice_the_epochs_take_twice_the_training(plan, monkeypatch):
-    monkeypatch.setattr(estimate, "_seconds_a_step", lambda plan, rows: 1.0)
+    monkeypatch.setattr(estimate, "_seconds_a_step", lambda plan, rows: (1.0, 0.0))
     monkeypatch.setattr(estimate, "COMPILING", dict.fromkeys(estimate.COMPILING, 0.0))
     epochs = plan.config.train.epochs
     longer = make_plan(tiny_config(f"train.epochs={2 * epochs}"))
@@ -61,7 +61,7 @@ def test_twice_the_epochs_take_twice_the_training(plan, monkeypatch):
 
 @pytest.mark.slow
 def test_what_is_chosen_costs_more_than_what_is_given(plan, monkeypatch):
-    monkeypatch.setattr(estimate, "_seconds_a_step", lambda plan, rows: 1.0)
+    monkeypatch.setattr(estimate, "_seconds_a_step", lambda plan, rows: (1.0, 0.0))
     given, open_, alone = (
         estimate.estimate(make_plan(tiny_config(*changes))).seconds["tuning"]
         for changes in (
@@ -75,7 +75,7 @@ def test_what_is_chosen_costs_more_than_what_is_given(plan, monkeypatch):
 
 @pytest.mark.slow
 def test_looking_for_the_rate_counts(monkeypatch):
-    monkeypatch.setattr(estimate, "_seconds_a_step", lambda plan, rows: 1.0)
+    monkeypatch.setattr(estimate, "_seconds_a_step", lambda plan, rows: (1.0, 0.0))
     open_, given, adam = (
         estimate.estimate(make_plan(tiny_config(*TUNED, *changes))).seconds["tuning"]
         for changes in ((), ("online.learning_rate=0.1",), ("train.optimizer=adam",))
@@ -135,3 +135,16 @@ def test_the_groups_are_counted_before_anything_is_clustered():
     plan = make_plan(tiny_config("cluster.method=point", "check.groups=2"))
     assert count_groups(plan) == len(plan.split.train.x)
     assert settings.Config().cluster.num_groups == 50
+
+
+def test_what_compiles_slowly_takes_longer(monkeypatch):
+    """A small corpus took 218 s where 62 were told: a language model's programs are long."""
+    plan = make_plan(settings.preset("digits"))
+
+    def of(compiling):
+        monkeypatch.setattr(estimate, "_seconds_a_step", lambda plan, rows: (1e-3, compiling))
+        return estimate.estimate(plan).seconds
+
+    short, long = of(0.5), of(4.0)
+    for stage, told in estimate.COMPILING.items():
+        assert long[stage] - short[stage] == pytest.approx(3 * told)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -169,7 +171,10 @@ def test_from_documents_to_a_report_and_to_what_is_said_without_one(tmp_path):
             assert row["document"] in ("one.txt", "two.txt", "three.txt")
             assert (row["effect"] > 0) == (row["what"] == "raised by")
             assert row["text"]
-    assert "Which documents did it" in (workdir / "report.html").read_text()
+    text = " ".join((workdir / "report.html").read_text().split())
+    assert "Which documents did it" in text
+    assert "its log-likelihood, of which more is better" in text
+    assert "Blue frames: chosen and weighted items" in text
     gone = ("forget", "--workdir", workdir, "--groups", "one.txt", "--check", "--prompt", "one w")
     done = command(*gone)
     assert done.exit_code == 0, done.output
@@ -179,6 +184,16 @@ def test_from_documents_to_a_report_and_to_what_is_said_without_one(tmp_path):
     assert run.groups.names == ("one.txt", "three.txt", "two.txt")
     queries = questions.half_of_queries(run.plan.split)
     assert set(questions.quality(run, queries)) == {"badly learnt", "harmful"}
+    asked = answers.points(run, [0], top=2)
+    # Sequences have no target, and nothing is said of them.
+    assert asked.table[0] == ["query", "helped most (training points)", "hurt most"]
+    assert re.fullmatch(r"\d+ \(\w+\.txt\), \d+ \(\w+\.txt\)", asked.table[1][1])
+    assert "Point i is sequence train_ids[i] + 1" in asked.sentences[-1]
+    assert "log-likelihood of 1 queries" in asked.sentences[0]
+    assert ".txt)" in answers.rank_quality(run, top=2).table[1][1]
+    alone = answers.counterfactual(run, ["one.txt"])
+    assert "single effects" not in " ".join([*alone.sentences, *alone.table[0]])
+    assert "the mean log-likelihood of" in alone.sentences[0]
     done = command(
         "card", "--workdir", workdir, "--output", tmp_path / "card", "--include-examples"
     )

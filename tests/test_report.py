@@ -463,7 +463,7 @@ def test_the_page_shows_the_numbers_and_names_what_is_undefined(summary, stages)
     text = _page(stages, summary, agreement=[{**row, "ddm": 0.5, "ddm_interval": [-0.1, 0.9]}])
     assert "<td>0.500 (-0.10 to 0.90)</td>" in text
     assert "50 example gradients" in text
-    assert "<code>margin</code>, of which more is better" in text
+    assert "its margin, of which more is better" in text
     assert "of which less is better" in _page(stages, summary, lower_is_better=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +87,10 @@ def read_documents(path: str | Path, *, group: str | None = None) -> list[Docume
     if path.is_dir():
         return _of_folder(path, group)
     if path.suffix.lower() != ".jsonl" or not path.is_file():
-        raise ValueError(f"{path}: name a folder of texts, or a file of lines of JSON (.jsonl)")
+        there = "" if path.exists() else f" is not there, looked for from {Path.cwd()}"
+        raise ValueError(
+            f"{path}{there}: name a folder of texts, or a file of lines of JSON (.jsonl)"
+        )
     found = []
     for number, row in read_lines(path):
         where = f"{path}, line {number}"
@@ -195,11 +199,9 @@ def documents(
     held: list[bool] = []
     for document in given:
         try:
-            ids = tokens.encode(document.text)
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{document.name} cannot be written as UTF-8: {error.reason}"
-            ) from error
+            ids = _encoded(tokens, document.text)
+        except ValueError as error:
+            raise ValueError(f"{document.name}: {error}") from error
         cut = [ids[start : start + context] for start in range(0, len(ids), context)]
         cut = [each for each in cut if len(each) > 1]
         if not cut:
@@ -225,9 +227,9 @@ def documents(
     parts = [np.flatnonzero(~test), np.flatnonzero(test)]
     shown = [tokens.decode(row) for row in rows]
     queries = take(batch, parts[1])
+    short: list[str] = []
     if ask:
-        prompts, ends = ([tokens.encode(each[side]) for each in ask] for side in (0, 1))
-        asked = completions(prompts, ends, context, tokens.vocabulary)
+        asked, short = _asked(ask, tokens, context)
         queries = Batch(
             {name: np.concatenate([asked.x[name], leaf]) for name, leaf in queries.x.items()}, None
         )
@@ -235,6 +237,7 @@ def documents(
         f"{len(given)} documents in {len(names)} groups: {sum(map(len, rows)):,} tokens in "
         f"{len(rows):,} sequences of at most {context}",
         *(f"  nearly the same: {one} and {other}" for one, other in alike(given)),
+        *(f"  {each}" for each in short),
         *(_not_used(Path(source)) if isinstance(source, str | Path) else ()),
     )
     split = given_split(take(batch, parts[0]), queries, targets="any")
@@ -267,19 +270,48 @@ def prepared_documents(by: Preparation, examples: Any) -> Batch:
         ValueError: for what is neither, or a text that is longer than the context.
     """
     context, tokens = by.shape[0], written_tokenizer(by.tokenizer or BYTES, "the tokenizer")
+    if isinstance(examples, tuple) and all(isinstance(each, str) for each in examples):
+        raise ValueError(
+            f"{examples!r:.60} may be texts, or a prompt and its continuation: pass a list of "
+            "texts, or [(prompt, continuation)]"
+        )
     listed = [examples] if isinstance(examples, str) else list(examples)
     if listed and all(isinstance(each, str) for each in listed):
-        rows = [tokens.encode(each) for each in listed]
+        rows = [_encoded(tokens, each) for each in listed]
         for text, row in zip(listed, rows, strict=True):
-            if len(row) > context:
+            if not 1 < len(row) <= context:
+                mend = "add some text before it" if len(row) < 2 else "cut it"
                 raise ValueError(
-                    f"{text[:40]!r} has {len(row)} tokens, and a sequence {context}: cut it, or "
-                    "ask for a completion, (prompt, continuation)"
+                    f"{text[:40]!r} has {len(row)} tokens; a sequence has 2 to {context}, of which "
+                    f"nothing asks for the first: {mend}, or ask for a completion, (prompt, "
+                    "continuation)"
                 )
         return sequences(rows, context, tokens.vocabulary)
-    pairs = _pairs(listed)
-    prompts, ends = ([tokens.encode(each[side]) for each in pairs] for side in (0, 1))
-    return completions(prompts, ends, context, tokens.vocabulary)
+    made, told = _asked(_pairs(listed), tokens, context)
+    for each in told:
+        warnings.warn(each, stacklevel=4)  # who asked the card
+    return made
+
+
+def _encoded(tokens: Tokenizer, text: str) -> list[int]:
+    try:
+        return list(tokens.encode(text))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{text[:40]!r} cannot be written as UTF-8: {error.reason}") from error
+
+
+def _asked(
+    pairs: Sequence[tuple[str, str]], tokens: Tokenizer, context: int
+) -> tuple[Batch, list[str]]:
+    """Completions of prompts, and what is left out of these, in words."""
+    prompts, ends = ([_encoded(tokens, each[side]) for each in pairs] for side in (0, 1))
+    told = [
+        f"after {pair[0][-40:]!r}: the first {over} of {len(prompt)} tokens of the prompt are left "
+        f"out, a sequence has {context}"
+        for pair, prompt, end in zip(pairs, prompts, ends, strict=True)
+        if 0 < (over := len(prompt) + len(end) - context) < len(prompt)
+    ]
+    return completions(prompts, ends, context, tokens.vocabulary), told
 
 
 def alike(given: Sequence[Document]) -> list[tuple[str, str]]:

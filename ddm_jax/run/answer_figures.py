@@ -78,6 +78,18 @@ def effects_figure(joint: np.ndarray, summed: np.ndarray) -> Figure:
     return figure
 
 
+def changes_figure(changes: np.ndarray, wide: np.ndarray | None, objective: str) -> Figure:
+    """The changes of all queries from the lowest to the highest, with their error bars."""
+    figure, axes = one_panel(4.6, 4, "queries, sorted", f"change of the {objective}")
+    order, place = np.argsort(changes, kind="stable"), np.arange(len(changes))
+    if wide is not None:
+        low, high = (changes[order] + sign * wide[order] for sign in (-1, 1))
+        axes.vlines(place, low, high, color=GREY, alpha=0.4, linewidth=1)
+    axes.scatter(place, changes[order], s=8, color=BLUE, linewidths=0)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    return figure
+
+
 def bars_figure(values: dict[str, Any], measures: list[str]) -> Figure:
     """A group of bars for each measure, a colour for each network."""
     figure, axes = one_panel(7, 3.2)

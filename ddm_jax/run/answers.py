@@ -20,6 +20,7 @@ from ddm_jax.run import check as checking
 from ddm_jax.run import passages, questions, targets
 from ddm_jax.run.answer_figures import (
     bars_figure,
+    changes_figure,
     effects_figure,
     points_figure,
     profiles_figure,
@@ -27,7 +28,7 @@ from ddm_jax.run.answer_figures import (
 )
 from ddm_jax.run.check import Check
 from ddm_jax.run.finished import Answer, Finished
-from ddm_jax.run.wording import query_in_words, text_of
+from ddm_jax.run.wording import objective_in_words, query_in_words, text_of
 from ddm_jax.types import Params, length, take
 
 
@@ -54,14 +55,17 @@ def points(run: Finished, queries: Sequence[int] = (), top: int = 5) -> Answer:
                 query_in_words(split, int(q)),
                 targets.label(split, take(split.test.y, q)),
                 guesses[q],
-                questions.listed(order[:top, place]),
-                questions.listed(order[::-1][:top, place]),
+                _listed_points(run, order[:top, place]),
+                _listed_points(run, order[::-1][:top, place]),
             ]
         )
+    # Sequences have no targets, and nothing is said of them.
+    shown = [place for place, cells in enumerate(zip(*rows[1:], strict=True)) if any(cells)]
+    rows = [[row[place] for place in shown] for row in rows]
     figure = points_figure(split, chosen, guesses, order, scores, min(top, 6))
     sentences = [
         f"Influence of each of {len(scores):,} training points on the "
-        f"{plan.config.online.objective} of {len(chosen)} queries, with the curvature of the "
+        f"{_objective(run)} of {len(chosen)} queries, with the curvature of the "
         "synset; positive raises it. The order is more certain than the size.",
     ]
     arrays = {"scores": scores, "queries": chosen, "groups": run.groups.ids}
@@ -87,7 +91,7 @@ def rank_quality(run: Finished, top: int = 20) -> Answer:
     found = questions.quality(run, half)
     rows = [["", f"the {top} worst training points, worst first"]]
     for name, values in found.items():
-        rows.append([name, questions.listed(np.argsort(values, kind="stable")[:top])])
+        rows.append([name, _listed_points(run, np.argsort(values, kind="stable")[:top])])
     meant = [f"{name.capitalize()}: {MEANINGS[name].format(len(half))}." for name in found]
     sentences = [
         "Each list is a ranking to look at, not a verdict. "
@@ -118,19 +122,26 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
     summed = run.attribution.scores[gone].sum(0)
     added = metrics.additivity(mask, outputs, run.attribution.scores)
     flipped = int(((outputs[0] > 0) != (outputs[1] > 0)).sum())
-    objective = plan.config.online.objective
+    objective, several = _objective(run), len(gone) > 1
+    said = f"changes by {-joint.mean():+.4f}"
+    if several:
+        said += f"; adding up single effects gives {-summed.mean():+.4f}"
     sentences = [
         f"Without the groups {_named(run, gone)} ({int(run.groups.sizes()[gone].sum()):,} of "
         f"{length(plan.split.train):,} training points) the mean {objective} of {len(joint)} "
-        "queries "
-        f"changes by {-joint.mean():+.4f}; adding up single effects gives {-summed.mean():+.4f}.",
+        f"queries {said}.",
         "Both outputs are of networks after the same updates: what differs is what is gone.",
-        f"Joint and summed effects correlate at {added.correlation:.3f}, slope {added.slope:.2f}.",
     ]
+    if several:
+        sentences.append(
+            f"Joint and summed effects correlate at {added.correlation:.3f}, slope "
+            f"{added.slope:.2f}."
+        )
     if objective == "margin":
         sentences.append(f"{flipped} queries change from right to wrong or back.")
     order = np.argsort(-np.abs(joint), kind="stable")[:10]
-    rows = [["query", f"{objective}, all kept", "without", "without, by adding single effects"]]
+    rows = [["query", f"{objective}, all kept", "without"]]
+    rows[0] += ["without, by adding single effects"] * several
     arrays = {"outputs": outputs, "without": gone, "summed": summed}
     check, wide = run.check, None
     if check is not None and found.half_widths is not None:
@@ -161,13 +172,14 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
             query_in_words(plan.split, int(q)),  # its place first, as `ddm points --query` has it
             f"{outputs[0, q]:.3f}",
             f"{outputs[1, q]:.3f}",
-            f"{outputs[0, q] - summed[q]:.3f}",
+            *([f"{outputs[0, q] - summed[q]:.3f}"] * several),
         ]
         if wide is not None:
             low, high = (outputs[1, q] + sign * wide[q] for sign in (-1, 1))
             row.insert(3, f"{low:.3f} to {high:.3f}")
         rows.append(row)
-    return Answer("What if", sentences, rows, effects_figure(joint, summed), arrays)
+    figure = effects_figure(joint, summed) if several else changes_figure(-joint, wide, objective)
+    return Answer("What if", sentences, rows, figure, arrays)
 
 
 def forget(
@@ -255,15 +267,30 @@ def _classes_lost(run: Finished, gone: np.ndarray) -> list[str]:
     return [split.classes[index] for index in lost]
 
 
+def _objective(run: Finished) -> str:
+    return objective_in_words(run.plan.split, run.plan.config.online.objective)
+
+
+def _listed_points(run: Finished, points: Any) -> str:
+    """Training points by their numbers, sequences with the group whose they are."""
+    if run.plan.split.kind != "language":
+        return questions.listed(points)
+    owner = np.asarray(run.groups.ids)
+    return ", ".join(f"{int(each)} ({_named(run, [owner[each]])})" for each in points)
+
+
 def _rows_of_file(run: Finished) -> tuple[list[str], dict[str, np.ndarray]]:
     """Where the points of a file of one's own are in it: a sentence, and arrays."""
     split = run.plan.split
     if not split.told:  # digits and TFDS
         return [], {}
-    told = (
-        f"Point i is row train_ids[i] + 1 of {split.name}, and query q row test_ids[q] + 1: both "
-        "are in the file of arrays."
-    )
+    what = f"row train_ids[i] + 1 of {split.name}, and query q row test_ids[q] + 1"
+    if split.kind == "language":
+        what = (
+            f"sequence train_ids[i] + 1 of those that {split.name} was cut into, document after "
+            "document, and query q sequence test_ids[q] + 1 (0: none of a document's)"
+        )
+    told = f"Point i is {what}: both are in the file of arrays."
     return [told], {"train_ids": split.train_ids, "test_ids": split.test_ids}
 
 

@@ -38,6 +38,7 @@ from ddm_jax.run.drawing import (
     spread_groups,
     whole_ticks,
 )
+from ddm_jax.run.wording import objective_in_words
 from ddm_jax.types import length, take
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def matrix_figure(attribution: Attribution, split: Split) -> Figure:
     drawn = axes.imshow(
         scores, cmap=blue_helps, vmin=-reach, vmax=reach, aspect="auto", interpolation="nearest"
     )
-    objective = attribution.metadata.get("objective")
+    objective = objective_in_words(split, str(attribution.metadata.get("objective")))
     figure.colorbar(drawn, ax=axes, extend="both", label=f"{objective}: with - without")
     return figure
 

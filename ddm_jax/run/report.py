@@ -23,7 +23,7 @@ from ddm_jax.run.drawing import png
 from ddm_jax.run.plan import Plan
 from ddm_jax.run.settings import as_json
 from ddm_jax.run.targets import performance
-from ddm_jax.run.wording import in_seconds
+from ddm_jax.run.wording import in_seconds, objective_in_words
 from ddm_jax.run.workdir import KeptAnswer, kept_answers, versions
 from ddm_jax.synset import batch_size
 from ddm_jax.tuning import Tried, describe
@@ -336,6 +336,7 @@ def page(
         "targets": plan.split.targets,
         # Of what the network says of one class or number neither more nor less is better.
         "neither": ":" in plan.config.online.objective,
+        "objective_in_words": objective_in_words(plan.split, result["objective"]),
         "settings": json.dumps(then, indent=2),
         # The truth of `ddm truth` is no part of the report.
         "changed": sorted(name for name in now if name != "truth" and now[name] != then.get(name)),

@@ -64,6 +64,12 @@ def query_in_words(split: Split, query: int) -> str:
     return f"{query}: {text}" if text else str(query)
 
 
+def objective_in_words(split: Split, objective: str) -> str:
+    """What an objective is called: the output of a language model has a name."""
+    named = split.kind == "language" and objective == "output"
+    return "log-likelihood" if named else objective
+
+
 def tokenizer_of(split: Split) -> Tokenizer:
     """The tokenizer of documents.
 
