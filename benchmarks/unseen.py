@@ -304,8 +304,9 @@ def covered(
 
     learnt, away = predicted(barred)
     intervals = metrics.fit_intervals(learnt, paired(barred), away, metrics.reach(scores))
-    said, away = predicted(found)
-    wide = metrics.half_widths(intervals, said, away, metrics.reach(scores))
+    changes, away = predicted(found)
+    wide = metrics.half_widths(intervals, changes, away, metrics.reach(scores))
+    said = metrics.expected(intervals, changes, away)
     true, alone = paired(found), len(found.groups)
     return {
         "single groups": metrics.coverage(said[:alone], wide[:alone], true[:, :alone]),

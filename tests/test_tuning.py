@@ -467,3 +467,64 @@ def test_fewer_steps_are_taken_where_they_are_clearly_better(agreement, place):
     assert tuning.best_cost(agreement, [0.02, 0.1, 0.25], 0.25) == place
     # What costs more than is allowed is told, and never taken.
     assert tuning.best_cost([*agreement, 0.9], [0.02, 0.1, 0.25, 0.5], 0.25) == place
+
+
+def test_a_network_that_is_lost_is_astray(rng):
+    usual = rng.normal(size=(16, 200)) * rng.lognormal(size=200)
+    assert not len(tuning.strays(usual))
+    usual[3, :60] += 50  # without a group some answers change much
+    assert not len(tuning.strays(usual))
+    lost = usual.copy()
+    lost[5] -= 20
+    lost[9, 7] = np.nan
+    assert tuning.strays(lost).tolist() == [5, 9]
+    assert tuning.strays(np.full((4, 3), np.inf)).tolist() == [0, 1, 2, 3]
+    alike = np.zeros((4, 3))
+    alike[1] = 1  # of a count of right answers: no distance to compare with
+    assert not len(tuning.strays(alike))
+
+
+def test_the_other_subsets_are_like_those_that_were_retrained():
+    masks = np.asarray(ddm.random_masks(jax.random.key(5), 6, 10))
+    assert [sum(map(len, tuning.others_of(masks, share))) for share in (1, 0.25, 0.01)] == [
+        *(12, 18, 42),  # in sixes
+    ]
+    others = tuning.others_of(masks, 0.25)
+    for each, again in zip(others, tuning.others_of(masks, 0.25), strict=True):
+        np.testing.assert_array_equal(each, again)
+        np.testing.assert_array_equal(each.sum(1), masks.sum(1))
+        assert (each != masks).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lost", "fixed", "halved"),
+    [
+        ([1, 0], {}, 1),
+        ([2, 1, 0], {}, 2),
+        ([1, 1, 1], {}, 0),  # no rate mends it
+        ([1], {"rate_factor": 1.0}, 0),  # a rate that was asked for
+    ],
+)
+def test_a_rate_at_which_others_go_astray_is_halved(
+    problem, state, retrained, monkeypatch, lost, fixed, halved
+):
+    counts = iter(lost)
+    monkeypatch.setattr(tuning, "strays", lambda outputs: np.arange(next(counts)))
+    said: list[str] = []
+    found = tuning.tune(
+        problem.task, state, *retrained, split().test, gradients=GRADIENTS, share=0.5,
+        fixed=UpdateSettings(optimizer="sgd", rewind=0.0, momentum=0.9, **fixed), say=said.append,
+    )  # fmt: skip
+    assert next(counts, None) is None
+    best = max(found.tried[: found.finalists], key=lambda tried: tried.agreement)
+    assert found.update.rate_factor == best.update.rate_factor / 2**halved
+    told = " ".join(said)
+    assert "of 12 other subsets go astray" in told
+    assert ("which is taken" in told) == bool(halved)
+    if halved:  # what is told is of these updates
+        made = ddm.make_ddm(problem.task, None, found.update)
+        outputs = np.asarray(made.outputs(state, retrained[0], split().test))
+        each = metrics.per_query_correlation(outputs, retrained[1].mean(0))
+        told = next(cost for cost in found.costs if cost.update == found.update)
+        assert told.agreement == pytest.approx(metrics.nan_mean(each), abs=1e-6)

@@ -160,7 +160,8 @@ def _answers_of_tuning(plan: Plan, share: float, gradients: int) -> float:
     told = 2 * tune.subsets * (costs + (pools - 1) * share)
     epochs = plan.config.train.epochs
     short = 2 * tune.subsets * sum(each / epochs for each in EPOCHS if each < epochs)
-    return first + last + told + short
+    others = min(max(tuning.OTHERS_COST, tuning.OTHERS[0] * share), tuning.OTHERS[1] * share)
+    return first + last + told + short + others
 
 
 def _rates(plan: Plan, items: int) -> float:

@@ -249,6 +249,7 @@ PROGRAMS: dict[str, Callable[[Plan], str]] = {
             (
                 *(recipes.STEPS_ALIKE, recipes.DEFLATED, tuning.FEW, recipes.SHARES, recipes.NEAR),
                 *(recipes.LEAST_TOLD, pools.POOLS, tuning.UNMATCHED, tuning.CORRECTED),
+                *(tuning.OTHERS, tuning.OTHERS_COST, tuning.ASTRAY, tuning.HALVINGS, tuning.HALVED),
             )
         )
     ),
