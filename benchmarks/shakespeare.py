@@ -41,8 +41,9 @@ from ddm_jax.types import Batch, Groups, Task, TrainRun, length, take
 BLOCK, WIDTH, DEPTH, HEADS = 64, 128, 4, 4
 EPOCHS, BATCH, RATE, DECAY, CLIP = 3, 12, 1e-3, 0.1, 1.0
 QUERIES = 100
-# As on the documents of language.py, on another text.
-DAMPINGS, PROJECTION = {"ekfac": 1e-4, "trak": 1.0}, 2048
+# As on the documents of language.py, on another text; of columns as many as dattri's, for 2,048 of
+# .8 million parameters take 27 GB.
+DAMPINGS, PROJECTION = {"ekfac": 1e-4, "trak": 1.0}, 512
 UPDATE = ddm.UpdateSettings(rewind=0.75, momentum=0.95)
 STEPS = {f"steps on what is kept, {share:g} of a retraining": share for share in (0.1, 0.33)}
 FEW, MORE = STEPS
@@ -211,7 +212,7 @@ def predict(ready: Ready, said: Said, halves: int, names: list[str]) -> None:
         given = (ready, run, masks) if of is dattri else ()
         try:
             outputs, taken = of(name, *given)
-        except (ImportError, SystemExit) as error:  # the others go on
+        except (ImportError, SystemExit, ValueError) as error:  # the others go on
             say(f"  {name}: {error}")
             continue
         said.predicted[name] = {"outputs": rounded(outputs), "seconds": taken}

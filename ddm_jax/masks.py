@@ -141,12 +141,19 @@ def point_weights(keep: Array, groups: Groups) -> Array:
 
 
 def moved_share(masks: Any, shares: Any) -> np.ndarray:
-    """How much of the training set masks [R, K] take out, or count once more, [R].
+    """How much of what counts masks [R, K] move to other data, [R]: of 0 and 1, what is left out.
+
+    Half of the sum of `|weight - share|` over groups and background, with weights that sum to one:
+    the objective is a mean, and ratios of weights alone count.
 
     Args:
         shares: [K], of the training set that each group is: `Groups.shares()`, `Synset.share`.
     """
-    return np.abs(1 - np.asarray(masks, np.float64)) @ np.asarray(shares)
+    masks, shares = np.asarray(masks, np.float64), np.asarray(shares, np.float64)
+    rest = max(1 - float(shares.sum()), 0.0)  # of the background, which always counts once
+    whole = masks @ shares + rest
+    moved = np.abs(masks / whole[:, None] - 1) @ shares + np.abs(1 / whole - 1) * rest
+    return moved / 2
 
 
 def pair_masks(num_groups: int, count: int, seed: int = 0) -> np.ndarray:

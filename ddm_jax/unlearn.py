@@ -151,7 +151,7 @@ def make_forget_groups(task: Task, state: Any, update: UpdateSettings) -> Callab
     if update.update != "retain":
         raise ValueError(
             f"update={update.update!r}; groups are forgotten by the difference of two updates of "
-            "the kind 'retain': make_counterfactual takes the others"
+            "the kind 'retain' (--set online.update=retain)"
         )
     # Deflated steps go far, and what forgets goes carefully.
     online = settled(update)._replace(schedule="constant")
@@ -189,8 +189,9 @@ def make_forget_groups(task: Task, state: Any, update: UpdateSettings) -> Callab
     def forget(keep: Any, amount: float = 1.0) -> Forgotten:
         check_number("amount", amount, above=0)
         there = synset.background is not None
+        if np.ndim(keep) != 1:
+            raise ValueError(f"keep has shape {np.shape(keep)}; one network forgets, pass [K]")
         keep = check_masks(np.atleast_2d(keep), len(synset.share), background=there)[0]
-        keep = jnp.asarray(keep, jnp.float32)
         careful, rewind = 1.0, online.rewind
         if task.targets == "distribution":  # of numbers, labels, documents no class can be gone
             careful, rewind = where_to_start(synset, keep, 1.0, online.rewind)
@@ -232,9 +233,9 @@ def calibrated_amount(
 
     found by bisection, for outputs do not change in proportion to the amount; `t t` is taken of
     different seeds, whose noise is not the same. What comes back is the median over groups: one
-    that the network knew by heart does not speak for all. A group that retraining did not move says
-    nothing; one that no amount up to MOST moves as far counts as MOST, and where none says anything
-    the amount is one.
+    that the network knew by heart does not speak for all. Groups say nothing that retraining did
+    not move, or whose network diverged or moved against retraining; one that no amount up to MOST
+    moves as far counts as MOST. Where none says anything the amount is one.
 
     Args:
         moved: the networks that forgot a group each, at an amount of one: `make_forget`.
@@ -253,7 +254,8 @@ def calibrated_amount(
         )
     if not np.isfinite(retrained).all():
         raise ValueError("the effects hold NaN or infinity")
-    outputs = in_batches(task.output)
+    # Of sets the output is of all queries at once.
+    outputs = compiled(task.output) if task.of_sets else in_batches(task.output)
     before = np.asarray(outputs(params, query), float)
     if before.shape != retrained.shape[2:]:
         raise ValueError(f"{before.size} outputs, and effects of {retrained.shape[2]} queries")
@@ -261,15 +263,18 @@ def calibrated_amount(
     for each, effect in zip(moved, np.moveaxis(retrained, 1, 0), strict=True):
         mean = effect.mean(0)
         wanted = (seeds**2 * (mean**2).sum() - (effect**2).sum()) / (seeds * (seeds - 1))
-        if wanted <= 0:
+
+        def reached(amount: float, each: Params = each, mean: np.ndarray = mean) -> float:
+            there = np.asarray(outputs(along(params, each, amount), query), float)
+            # A network that is lost is too far.
+            return float(mean @ (there - before)) if np.isfinite(there).all() else np.inf
+
+        if wanted <= 0 or not 0 < reached(1.0) < np.inf:
             continue
         low, high = 0.0, MOST
         while high - low > 0.01 * high:
             middle = (low + high) / 2
-            there = np.asarray(outputs(along(params, each, middle), query), float)
-            # A network that is lost is too far.
-            short = mean @ (there - before) < wanted and np.isfinite(there).all()
-            low, high = (middle, high) if short else (low, middle)
+            low, high = (middle, high) if reached(middle) < wanted else (low, middle)
         found.append((low + high) / 2)
     return float(np.median(found)) if found else 1.0
 

@@ -11,11 +11,13 @@ import pytest
 from command import ddm
 from tiny_run import finished, read_stages, tiny_config  # noqa: F401
 
-from ddm_jax import checkpoints, options, unlearn
+from ddm_jax import checkpoints, metrics, options, unlearn
 from ddm_jax.attribution import Attribution
+from ddm_jax.cluster import as_groups
 from ddm_jax.data import given_split, make_batch
 from ddm_jax.estimators.pools import corrected
 from ddm_jax.run import answers, questions, stages
+from ddm_jax.run import check as checking
 from ddm_jax.run.choosing import without_data
 from ddm_jax.run.finished import Answer, keep, open_finished
 from ddm_jax.run.wording import query_in_words
@@ -190,6 +192,37 @@ def test_groups_whose_class_goes_say_nothing_of_the_amount(run):
     update, _, state = without_data(run, run.plan)
     forget = unlearn.make_forget_groups(run.plan.task, state, update)
     assert questions.amount_of(run, lambda mask: forget(mask)._replace(careful=True)) == 1.0
+
+
+def test_whether_effects_add_up_is_a_matter_of_the_updates(run):
+    """Told at retraining's size, the slope was that of the factors of singles and of several."""
+    answer = answers.counterfactual(run, [4, 2])
+    shares = run.groups.shares()[[4, 2]]
+    intervals = checking.intervals_of(run.check, run.groups)
+    times = metrics.expected(intervals, np.ones((1, 1)), shares.sum(keepdims=True))[0, 0]
+    outputs, alone = answer.arrays["outputs"], run.check.scores[[4, 2]].sum(0)
+    joint = (outputs[0] - outputs[1]) / times
+    slope = np.polyfit(alone, joint, 1)[0]
+    assert f"slope {slope:.2f}" in " ".join(answer.sentences)
+    np.testing.assert_allclose(answer.arrays["summed"], run.attribution.scores[[4, 2]].sum(0))
+
+
+def test_what_is_judged_is_what_is_told(run):
+    """Of groups of unlike sizes the order that is told is not that of the updates."""
+    check = run.check
+    ids = np.repeat(np.arange(10), [1, 1, 1, 2, 4, 9, 20, 22, 28, 32])
+    uneven = as_groups(ids)
+    said = checking.told(check, uneven)
+    rows = checking.agreement(check, uneven)
+    alone = metrics.per_query_correlation(
+        said.scores[check.truth.groups], check.truth.effects().mean(0)
+    )
+    assert rows[1]["ddm"] == pytest.approx(metrics.nan_mean(alone))
+
+
+def test_a_class_that_goes_by_its_items_is_told(run):
+    answer, _ = answers.forget(run, answers.groups_of_class(run, "3"))
+    assert "a class goes as a whole" in " ".join(answer.sentences)
 
 
 def test_what_a_network_was_forgotten_by_is_told(run, monkeypatch):

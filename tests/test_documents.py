@@ -10,7 +10,7 @@ import pytest
 
 import ddm_jax as ddm
 from ddm_jax import data, models, tasks
-from ddm_jax.data.language import Document, alike, read_documents
+from ddm_jax.data.language import Document, alike, load_tokenizer, read_documents
 from ddm_jax.data.preparation import prepare
 from ddm_jax.run.wording import describe
 
@@ -111,7 +111,7 @@ def test_questions_of_ones_own_come_first(folder):
     split = data.documents(folder, context=8, ask=[("abcdefg", "hi"), ("x", "yz")])
     plain = data.documents(folder, context=8)
     assert split.shown_test[:2] == ["abcdefghi", "xyz"]
-    assert split.test_ids[:2].tolist() == [-1, -1]
+    assert split.test_ids[:2].tolist() == [-1, -2]
     np.testing.assert_array_equal(split.test_ids[2:], plain.test_ids)
     np.testing.assert_array_equal(split.test.x["tokens"][2:], plain.test.x["tokens"])
     assert split.test.x["mask"][:2].sum(1).tolist() == [2, 2]
@@ -130,14 +130,14 @@ ODD = Document("odd", "odd", "x" * 200)
     ("change", "message"),
     [
         ({"tokenizer": 5}, "tokenizer=5; give the path of a tokenizer.json"),
-        ({"ask": ("ab", "cd")}, "give pairs of texts"),
-        ({"ask": ["ab"]}, "give pairs of texts"),
-        ({"ask": [("a", "b", "c")]}, "give pairs of texts"),
-        ({"ask": [("a", None)]}, "give pairs of texts"),
-        ({"ask": None}, "give pairs of texts"),
+        ({"ask": ("ab", "cd")}, "give ask= pairs of texts"),
+        ({"ask": ["ab"]}, "give ask= pairs of texts"),
+        ({"ask": [("a", "b", "c")]}, "give ask= pairs of texts"),
+        ({"ask": [("a", None)]}, "give ask= pairs of texts"),
+        ({"ask": None}, "give ask= pairs of texts"),
         ({"source": [("one", "one", "text"), ODD]}, "is no document; pass language.Document"),
         ({"source": [ODD, ODD._replace(text=3)]}, "is no document; pass language.Document"),
-        ({"source": [ODD, Document("b", "b", "\ud800 or so")]}, "b: .* cannot be written as UTF-8"),
+        ({"source": [ODD, Document("b", "b", "\ud800 or so")]}, "b cannot be written as UTF-8"),
         ({"source": [ODD, Document("b", "b", "")]}, "b has 0 tokens; .*leave it out"),
     ],
 )
@@ -201,8 +201,13 @@ def test_new_queries_are_texts_or_completions(folder):
         (["a"], "'a' has 1 tokens; a sequence has 2 to 8.*add some text before it"),
         (["ab", "x" * 9], "has 9 tokens.*cut it"),
         ([""], "'' has 0 tokens"),
-        ([("ab", "")], "give pairs of texts"),
-        (["ab", ("ab", "cd")], "give pairs of texts"),
+        ([("ab", "")], "no pair of texts; pass a list of texts, or of pairs of texts"),
+        (["ab", ("ab", "cd")], "'ab' is no pair of texts; pass a list of texts"),
+        ([b"ab"], "b'ab' is no pair of texts"),
+        ({"text": "ab"}, "queries are a dict; pass a list of texts"),
+        (None, "queries are a NoneType"),
+        (5, "queries are a int"),
+        ([], "no queries; pass a list of texts"),
         (["\ud800x"], "cannot be written as UTF-8"),
         ([("\ud800x", "ab")], "cannot be written as UTF-8"),
     ],
@@ -226,3 +231,28 @@ def test_a_folder_that_is_not_there_is_told_with_where_it_was_looked_for(monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"corpus is not there, looked for from {tmp_path}"):
         data.documents("corpus/", context=8)
+
+
+def test_a_tokenizer_that_cuts_and_pads_does_neither_here(tmp_path):
+    """Of 800 tokens 40 were left, and of a padded prompt nothing."""
+    pytest.importorskip("tokenizers")
+    written = {
+        "version": "1.0",
+        "truncation": {
+            "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0
+        },
+        "padding": {
+            "strategy": {"Fixed": 5}, "direction": "Right", "pad_to_multiple_of": None,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "a",
+        },
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "c": 2}, "unk_token": "a"},
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(written))
+    encode = load_tokenizer(tmp_path).encode
+    assert encode("b c b c b") == [1, 2, 1, 2, 1]
+    assert encode("b") == [1]

@@ -79,6 +79,28 @@ def test_bars_are_wider_where_more_is_at_stake():
     assert (np.diff(wide, axis=0) > 0).all()  # by the size, between the measured ones too
 
 
+def test_where_nothing_is_removed_there_is_no_bar():
+    predicted, retrained, reach = changes(1)
+    intervals = metrics.fit_intervals(predicted, retrained, REMOVED, reach)
+    wide = metrics.half_widths(intervals, predicted[:2], [0.0, 0.01], reach)
+    assert (wide[0] == 0).all()
+    assert (wide[1] > 0).all()
+    with pytest.raises(ValueError, match=r"reach \(3,\) must be one of each column of \(2, 400\)"):
+        metrics.half_widths(intervals, predicted[:2], [0.1, 0.1], reach[:3])
+
+
+def test_reach_of_half_precision_is_finite():
+    scores = np.full((3, 2), 300, np.float16)
+    np.testing.assert_array_equal(metrics.reach(scores), 300)
+
+
+def test_twice_the_share_is_another_size():
+    predicted, retrained, reach = changes(1)
+    removed = np.repeat([0.25, 0.5], 8)
+    sizes = metrics.fit_intervals(predicted, retrained, removed, reach).sizes
+    np.testing.assert_allclose(np.exp(sizes), [0.25, 0.5])
+
+
 def test_bars_follow_the_scale_of_the_output():
     predicted, retrained, reach = changes(1)
     one = metrics.fit_intervals(predicted, retrained, REMOVED, reach)

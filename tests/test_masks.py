@@ -183,4 +183,14 @@ def test_weights_that_no_sum_can_hold_are_refused(size):
 def test_what_moves_is_what_goes_and_what_is_counted_once_more():
     groups = ddm.as_groups([0, 0, 0, 1, 2, 2, -1, -1, -1, -1])
     masks = np.array([[1, 1, 1], [0, 1, 1], [1, 2, 0.5]])
-    np.testing.assert_allclose(moved_share(masks, groups.shares()), [0, 0.3, 0.2])
+    np.testing.assert_allclose(moved_share(masks, groups.shares()), [0, 0.3, 0.1])
+
+
+def test_of_weights_the_ratios_alone_move_anything():
+    """Half of one group and twice all others are one question; they had two answers."""
+    shares = np.full(4, 0.25)
+    half, double = np.array([[0.5, 1, 1, 1], [1, 2, 2, 2.0]])
+    one, two, none = moved_share(np.stack([half, double, np.full(4, 2.0)]), shares)
+    assert one == pytest.approx(two)
+    assert one > 0
+    assert none == pytest.approx(0)

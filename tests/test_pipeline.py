@@ -17,6 +17,7 @@ from tiny_run import CHUNK, finished, read_stages, tiny_config  # noqa: F401
 
 from ddm_jax import checkpoints, distill, files, metrics
 from ddm_jax.attribution import Attribution
+from ddm_jax.cluster import as_groups
 from ddm_jax.compute import memory
 from ddm_jax.estimators.ddm import make_ddm
 from ddm_jax.judge import filling, store
@@ -844,6 +845,16 @@ def test_accuracy_is_one_output_and_a_step_takes_some_items_up_to_the_report(tmp
 
 
 @pytest.mark.slow
+def test_an_attribution_that_is_made_again_keeps_the_size_of_a_check_that_fits(copy):
+    """`ddm attribute` with the same settings left what the updates say, and no error bars."""
+    before = Attribution.load(copy / "attribution.npz")
+    stages.run_stage("attribution", copy)
+    after = Attribution.load(copy / "attribution.npz")
+    np.testing.assert_allclose(after.scores, before.scores, rtol=1e-5)
+    np.testing.assert_allclose(after.half_widths, before.half_widths, rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_check_without_random_halves_up_to_the_report(copy, without_pictures):
     stages.run_stage("check", copy, ["check.subsets=0"])
     metrics = stages.run(tiny_config("check.subsets=0"), copy)
@@ -864,7 +875,8 @@ def test_one_random_half_has_no_order(halves, rows, rng):
         seconds=1.0,
     )
     scores = rng.normal(size=(2, 6, 5))
-    told = agreement(Check(truth, rng.normal(size=(1 + halves, 5)), *scores))
+    check = Check(truth, rng.normal(size=(1 + halves, 5)), *scores)
+    told = agreement(check, as_groups(np.arange(12) % 6))
     assert len(told) == rows
     assert all(np.isfinite([row["ddm"], row["grad_dot"]]).all() for row in told)
 

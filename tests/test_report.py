@@ -99,7 +99,7 @@ def test_accuracy_is_that_of_the_target_network(summary, stages):
 
 
 def test_agreement_is_that_of_the_metrics(summary, stages):
-    check = stages.results.check
+    check = checking.told(stages.results.check, stages.results.groups)
     effects = check.truth.effects()
     assert effects.shape == (2, 2, 40)  # seeds, groups left out, queries
     single, other = (each[check.truth.groups] for each in (check.scores, check.grad_dot))

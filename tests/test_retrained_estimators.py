@@ -13,6 +13,7 @@ from sklearn.linear_model import Lasso, Ridge
 
 import ddm_jax as ddm
 from ddm_jax import estimators
+from ddm_jax.estimators import trak
 from ddm_jax.estimators.datamodel import lasso, ridge
 from ddm_jax.estimators.encoded_ensemble import codes
 from ddm_jax.estimators.subset_networks import make_subset_networks
@@ -301,6 +302,13 @@ def test_trak_explains_another_output_by_its_gradient(logistic):
     want = trak_by_matrices(logistic, [logistic.w], 0.1, of_queries)
     assert got.shape == want.shape == (5, 7)
     np.testing.assert_allclose(got, want, atol=1e-3 * np.abs(want).max())
+
+
+def test_a_projection_of_trak_that_does_not_fit_is_refused(logistic, monkeypatch):
+    """Of .8 million parameters 2,048 columns asked for 27 GB, in the middle of the work."""
+    monkeypatch.setattr(trak, "device_memory", lambda: 1000)
+    with pytest.raises(ValueError, match="projection=64 of 12 parameters takes .* lower it"):
+        logistic.scores(projection=64, damping=0.1)
 
 
 @pytest.mark.slow

@@ -273,8 +273,36 @@ def test_where_retraining_says_nothing_the_amount_is_one(rng):
     noise = rng.standard_normal((1, 2, 50)) * np.array([1, -1])[:, None, None]
     assert unlearn.calibrated_amount(curved(0.1), start, moved, QUERY, noise) == 1.0
     away = -np.ones((2, 2, 50))  # no amount goes there
-    found = unlearn.calibrated_amount(curved(0.1), start, moved, QUERY, away)
-    assert found == pytest.approx(unlearn.MOST, rel=0.01)
+    assert unlearn.calibrated_amount(curved(0.1), start, moved, QUERY, away) == 1.0
+    assert unlearn.calibrated_amount(curved(0.1), start, [start] * 2, QUERY, -away) == 1.0
+    lost = [{"w": jnp.full(50, jnp.nan)}] * 2
+    assert unlearn.calibrated_amount(curved(0.1), start, lost, QUERY, -away) == 1.0
+    far = unlearn.calibrated_amount(curved(1e-3), start, moved, QUERY, -1000 * away)
+    assert far == pytest.approx(unlearn.MOST, rel=0.01)
+
+
+def test_of_a_set_the_amount_takes_the_output_of_all_queries(rng):
+    """It was cut where batches are: two outputs of 600 queries for one."""
+    rows = rng.standard_normal((600, 1)).astype(np.float32)
+    task = ddm.Task(
+        init=None,  # type: ignore[arg-type]
+        loss=None,  # type: ignore[arg-type]
+        output=lambda params, batch: jnp.mean(batch.x @ params["w"])[None],
+        of_sets=True,
+    )
+    start, moved = {"w": jnp.zeros(1)}, [{"w": jnp.ones(1)}]
+    effect = np.full((2, 1, 1), 2.5 * rows.mean())
+    query = ddm.Batch(rows, rows)
+    assert unlearn.calibrated_amount(task, start, moved, query, effect) == pytest.approx(2.5, 0.01)
+
+
+def test_several_masks_are_no_network_that_forgets(ready, synset):
+    """The second one was left out without a word."""
+    run = ready.run
+    state = ddm.estimators.ddm.distilled_run(run, synset, ddm.estimators.ddm.undistilled(synset))
+    forget = unlearn.make_forget_groups(ready.task, state, ddm.UpdateSettings(steps=1, batch=10))
+    with pytest.raises(ValueError, match=r"keep has shape \(2, 10\); one network forgets"):
+        forget(np.ones((2, 10)))
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def written_tokenizer(written: str, where: str) -> Tokenizer:
         made: Any = tokenizers.Tokenizer.from_str(written)
     except Exception as error:  # of no class of its own
         raise ValueError(f"{where} cannot be read as a tokenizer: {error}") from error
+    made.no_truncation()  # of sequences as they were trained on, which are cut here
+    made.no_padding()
     return Tokenizer(
         lambda text: made.encode(text, add_special_tokens=False).ids,
         lambda tokens: made.decode([int(each) for each in tokens], skip_special_tokens=False),
@@ -198,10 +200,7 @@ def documents(
     owner: list[int] = []
     held: list[bool] = []
     for document in given:
-        try:
-            ids = _encoded(tokens, document.text)
-        except ValueError as error:
-            raise ValueError(f"{document.name}: {error}") from error
+        ids = encoded(tokens, document.text, document.name)
         cut = [ids[start : start + context] for start in range(0, len(ids), context)]
         cut = [each for each in cut if len(each) > 1]
         if not cut:
@@ -245,7 +244,7 @@ def documents(
         name=str(source) if isinstance(source, str | Path) else "your documents",
         kind="language",
         train_ids=parts[0],
-        test_ids=np.concatenate([np.full(len(ask), -1), parts[1]]),
+        test_ids=np.concatenate([-1 - np.arange(len(ask)), parts[1]]),
         shown_train=[shown[row] for row in parts[0]],
         shown_test=[*("".join(each) for each in ask), *(shown[row] for row in parts[1])],
         groups=Groups(np.asarray(owner, np.int32)[parts[0]], len(names), tuple(names)),
@@ -270,14 +269,20 @@ def prepared_documents(by: Preparation, examples: Any) -> Batch:
         ValueError: for what is neither, or a text that is longer than the context.
     """
     context, tokens = by.shape[0], written_tokenizer(by.tokenizer or BYTES, "the tokenizer")
-    if isinstance(examples, tuple) and all(isinstance(each, str) for each in examples):
+    if isinstance(examples, tuple) and examples and all(isinstance(x, str) for x in examples):
         raise ValueError(
             f"{examples!r:.60} may be texts, or a prompt and its continuation: pass a list of "
             "texts, or [(prompt, continuation)]"
         )
-    listed = [examples] if isinstance(examples, str) else list(examples)
-    if listed and all(isinstance(each, str) for each in listed):
-        rows = [_encoded(tokens, each) for each in listed]
+    listed = [examples] if isinstance(examples, str) else examples
+    if not isinstance(listed, list | tuple) or not listed:
+        kind = type(examples).__name__
+        raise ValueError(
+            f"{'no queries' if listed == [] or listed == () else f'queries are a {kind}'}; pass a "
+            "list of texts, or of pairs (prompt, continuation)"
+        )
+    if all(isinstance(each, str) for each in listed):
+        rows = [encoded(tokens, each) for each in listed]
         for text, row in zip(listed, rows, strict=True):
             if not 1 < len(row) <= context:
                 mend = "add some text before it" if len(row) < 2 else "cut it"
@@ -287,24 +292,31 @@ def prepared_documents(by: Preparation, examples: Any) -> Batch:
                     "continuation)"
                 )
         return sequences(rows, context, tokens.vocabulary)
-    made, told = _asked(_pairs(listed), tokens, context)
+    mend = "pass a list of texts, or of pairs of texts, (prompt, continuation)"
+    made, told = _asked(_pairs(listed, mend), tokens, context)
     for each in told:
         warnings.warn(each, stacklevel=4)  # who asked the card
     return made
 
 
-def _encoded(tokens: Tokenizer, text: str) -> list[int]:
+def encoded(tokens: Tokenizer, text: str, what: str = "") -> list[int]:
+    """A text as tokens.
+
+    Raises:
+        ValueError: for what cannot be written as UTF-8, such as half of a pair of surrogates.
+    """
     try:
         return list(tokens.encode(text))
     except UnicodeEncodeError as error:
-        raise ValueError(f"{text[:40]!r} cannot be written as UTF-8: {error.reason}") from error
+        said = what or f"{text[:40]!r}"
+        raise ValueError(f"{said} cannot be written as UTF-8: {error.reason}") from error
 
 
 def _asked(
     pairs: Sequence[tuple[str, str]], tokens: Tokenizer, context: int
 ) -> tuple[Batch, list[str]]:
     """Completions of prompts, and what is left out of these, in words."""
-    prompts, ends = ([_encoded(tokens, each[side]) for each in pairs] for side in (0, 1))
+    prompts, ends = ([encoded(tokens, each[side]) for each in pairs] for side in (0, 1))
     told = [
         f"after {pair[0][-40:]!r}: the first {over} of {len(prompt)} tokens of the prompt are left "
         f"out, a sequence has {context}"
@@ -347,13 +359,17 @@ def _tokenizer(given: Any) -> Tokenizer:
     )
 
 
-def _pairs(ask: Any) -> list[tuple[str, str]]:
+PAIRS = "give ask= pairs of texts, [(prompt, continuation), ...]"
+
+
+def _pairs(ask: Any, mend: str = PAIRS) -> list[tuple[str, str]]:
     """Questions, each a prompt and its continuation."""
     listed = ask if isinstance(ask, list | tuple) else [ask]
     for each in listed:
         pair = isinstance(each, list | tuple) and len(each) == 2
         if not pair or not all(isinstance(part, str) and part for part in each):
-            raise ValueError(f"ask={ask!r}; give pairs of texts, [(prompt, continuation), ...]")
+            said = " ".join(repr(each).split())
+            raise ValueError(f"{said[:60]} is no pair of texts; {mend}")
     return [tuple(each) for each in listed]
 
 

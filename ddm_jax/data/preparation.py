@@ -65,6 +65,8 @@ def prepare(by: Preparation, examples: Any, labels: Any = None) -> Batch:
             raise ValueError("queries of a language model have no labels; leave them out")
         return prepared_documents(by, examples)
     x = _numbers(by, examples)
+    if not len(x):
+        raise ValueError("no queries; pass one at least")
     wide = x.dtype
     if list(x.shape[1:]) != by.shape:
         raise ValueError(f"{WHERE} have the shape {list(x.shape[1:])}; it must be {by.shape}")

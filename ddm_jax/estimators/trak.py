@@ -12,6 +12,7 @@ from jax import lax
 from ddm_jax import objectives
 from ddm_jax.checks import check_integer, check_number, require_distributions
 from ddm_jax.compute.compiled import compiled
+from ddm_jax.compute.memory import device_memory
 from ddm_jax.compute.pieces import map_pieces
 from ddm_jax.compute.placement import device_vmap
 from ddm_jax.estimators._shared import sum_over
@@ -62,7 +63,7 @@ def make_trak(
 
     Raises:
         ValueError: for a setting out of range, a task of sets without classes and `margin`, or (in
-            `fit`) no damping where D exceeds N.
+            `fit`) no damping where D exceeds N, or a projection that does not fit.
     """
     check_integer("models", models)
     check_number("damping", damping, least=0)
@@ -111,7 +112,15 @@ def make_trak(
 
     def fit(key: Array, run: TrainRun, data: Batch, groups: Groups) -> TrakState:
         count = length(data)
-        columns = projection or sum(leaf.size for leaf in jax.tree.leaves(run.params))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(run.params))
+        columns = projection or parameters
+        # Drawn, and as it is multiplied with.
+        if projection is not None and 4 * 4 * parameters * projection > device_memory():
+            raise ValueError(
+                f"projection={projection} of {parameters:,} parameters takes "
+                f"{16 * parameters * projection / 2**30:.0f} GiB, and there are "
+                f"{device_memory() / 2**30:.0f}; lower it"
+            )
         if damping == 0 and columns > count:
             raise ValueError(
                 f"damping=0 with {columns} columns for {count} points has no solution; use a "

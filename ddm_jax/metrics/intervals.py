@@ -17,7 +17,8 @@ from ddm_jax.checks import check_number
 LEVEL = 0.9
 LEAST = 1e-3  # of the median reach: nothing is certain
 LEAST_TIMES = 0.1  # however little predictions say of sizes, their order stays
-ALIKE = 2.0  # times another removed share, up to which two are of one size
+ALIKE = 2.0  # times another removed share, below which two are of one size
+LEAST_SHARE = 1e-6  # of the training set; less is rounding
 
 
 class Intervals(NamedTuple):
@@ -33,7 +34,7 @@ class Intervals(NamedTuple):
 def fit_intervals(predicted: np.ndarray, retrained: np.ndarray, removed: np.ndarray, reach):
     """Learn how far retraining goes beyond predicted changes, and single retrainings from that.
 
-    For each size of what was removed (shares of which none is more than ALIKE times the next) a
+    For each size of what was removed (shares of which each is less than ALIKE times the next) a
     factor is fitted by least squares, `retrained ~ times predicted`, from a prior of one. The
     residual is of that, and its scale `exp(a + b log reach_q + c log |predicted|)`, by least
     squares on log residuals; the width of a size is the quantile of |residual| over its scale that
@@ -91,18 +92,24 @@ def expected(intervals: Intervals, predicted, removed) -> np.ndarray:
 def half_widths(intervals: Intervals, predicted, removed, reach) -> np.ndarray:
     """Half of the LEVEL interval of each change, [R, Q]: `expected(...) +- half_width`.
 
-    Of that many single retrainings, a new seed each, the change lies inside. Args as of
-    `fit_intervals`.
+    Of that many single retrainings, a new seed each, the change lies inside. Where nothing is
+    removed there is none. Args as of `fit_intervals`.
+
+    Raises:
+        ValueError: for shapes that do not fit.
     """
     predicted, reach = np.asarray(predicted, float), np.asarray(reach, float)
-    removed = _shares(predicted, removed)
-    width = np.exp(_between(removed, intervals.sizes, np.log(intervals.widths + 1e-12)))
+    if reach.shape != predicted.shape[1:]:
+        raise ValueError(f"reach {reach.shape} must be one of each column of {predicted.shape}")
+    shares = _shares(predicted, removed)
+    width = np.exp(_between(shares, intervals.sizes, np.log(intervals.widths + 1e-12)))
+    width = np.where(np.asarray(removed)[:, None] > LEAST_SHARE, width, 0.0)
     return width * np.exp(_features(predicted, reach, intervals.floor) @ intervals.slopes)
 
 
 def reach(scores: np.ndarray) -> np.ndarray:
     """How far groups move each query, [Q]: the root mean square of its scores [K, Q]."""
-    return np.sqrt((np.asarray(scores) ** 2).mean(0))
+    return np.sqrt((np.asarray(scores, float) ** 2).mean(0))
 
 
 def coverage(expected, half_width, retrained) -> float:
@@ -113,7 +120,7 @@ def coverage(expected, half_width, retrained) -> float:
 def _kinds(sizes: np.ndarray) -> list[np.ndarray]:
     """Places of removed shares [R] (their logarithms) of one size each, from small to large."""
     order = np.argsort(sizes, kind="stable")
-    apart = np.flatnonzero(np.diff(sizes[order]) > np.log(ALIKE)) + 1
+    apart = np.flatnonzero(np.diff(sizes[order]) > np.log(ALIKE) - 1e-9) + 1
     return np.split(order, apart)
 
 

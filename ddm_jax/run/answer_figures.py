@@ -71,7 +71,7 @@ def ranked_figure(split: Split, found: dict[str, np.ndarray], shown: int) -> Fig
 
 def effects_figure(joint: np.ndarray, summed: np.ndarray) -> Figure:
     """Joint effects of several groups against the sum of their single ones."""
-    labels = "sum of the single effects", "effect of all of them together"
+    labels = "sum of the single effects, by the updates", "effect of all of them together"
     figure, axes = one_panel(4.6, 4, *labels)
     axes.scatter(summed, joint, s=8, alpha=0.4, color=BLUE, linewidths=0)
     diagonal(axes, summed, joint, "they add up")

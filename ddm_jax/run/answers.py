@@ -120,7 +120,14 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
     outputs = np.concatenate([found.outputs - found.changes, found.outputs])
     joint = -found.changes[0]
     summed = run.attribution.scores[gone].sum(0)
-    added = metrics.additivity(mask, outputs, run.attribution.scores)
+    check, away = run.check, moved_share(mask[1:], run.groups.shares())
+    # Whether effects add up is a matter of the updates, before anything has retraining's size.
+    times, alone = 1.0, run.attribution.scores
+    if check is not None:
+        intervals = checking.intervals_of(check, run.groups)
+        times, alone = float(metrics.expected(intervals, [[1.0]], away)[0, 0]), check.scores
+    plain = joint / times
+    added = metrics.additivity(mask, outputs[:1] - np.stack([0 * plain, plain]), alone)
     flipped = int(((outputs[0] > 0) != (outputs[1] > 0)).sum())
     objective, several = _objective(run), len(gone) > 1
     said = f"changes by {-joint.mean():+.4f}"
@@ -130,11 +137,12 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
         f"Without the groups {_named(run, gone)} ({int(run.groups.sizes()[gone].sum()):,} of "
         f"{length(plan.split.train):,} training points) the mean {objective} of {len(joint)} "
         f"queries {said}.",
-        "Both outputs are of networks after the same updates: what differs is what is gone.",
+        "Both outputs are of networks after the same updates: what differs is what is gone"
+        + (", told at retraining's size." if check is not None else "."),
     ]
-    if several:
+    if several and np.isfinite(added.correlation):
         sentences.append(
-            f"Joint and summed effects correlate at {added.correlation:.3f}, slope "
+            f"By the updates joint and summed effects correlate at {added.correlation:.3f}, slope "
             f"{added.slope:.2f}."
         )
     if objective == "margin":
@@ -143,11 +151,9 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
     rows = [["query", f"{objective}, all kept", "without"]]
     rows[0] += ["without, by adding single effects"] * several
     arrays = {"outputs": outputs, "without": gone, "summed": summed}
-    check, wide = run.check, None
+    wide = None
     if check is not None and found.half_widths is not None:
         wide = found.half_widths[0]
-        away = moved_share(mask[1:], run.groups.shares())
-        intervals = checking.intervals_of(check, run.groups)
         rows[0].insert(3, f"{LEVEL:.0%} of retrainings")
         arrays["half_width"] = wide
         sure = int((np.abs(joint) > wide).sum())
@@ -157,7 +163,9 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
             "itself on."
         )
         sentences += checking.told_sizes(check, run.groups)
-        if away[0] > 1.2 * np.exp(intervals.sizes[-1]):
+        learnt = 1 - np.eye(run.groups.count)[check.truth.groups], check.truth.masks
+        most = moved_share(np.concatenate(learnt), run.groups.shares()).max()
+        if away[0] > 1.2 * most:
             sentences.append(
                 "More is gone here than in any subset that the error bars were learnt on: they may "
                 "be too short."
@@ -178,7 +186,9 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
             low, high = (outputs[1, q] + sign * wide[q] for sign in (-1, 1))
             row.insert(3, f"{low:.3f} to {high:.3f}")
         rows.append(row)
-    figure = effects_figure(joint, summed) if several else changes_figure(-joint, wide, objective)
+    figure = changes_figure(-joint, wide, objective)
+    if several:
+        figure = effects_figure(plain, alone[gone].sum(0))
     return Answer("What if", sentences, rows, figure, arrays)
 
 
@@ -228,12 +238,17 @@ def forget(
         "This is no proof of deletion: it says how the network behaves, and the synset and the "
         "kept checkpoints still hold the forgotten groups. Delete or distil those again.",
     ]
-    if not careful and amount != 1.0:
+    if careful:
+        sentences.append(
+            "By the items of what is kept a class goes as a whole: they are taught not to name it, "
+            "and no amount is sought."
+        )
+    elif amount != 1.0:
         sentences.append(
             f"The network moved by {amount:.2f} times what the updates do: so far it took to go "
             "where retraining went without each of the groups that the run checked itself on (the "
-            "median). One that moved outputs much more or less than those may be left short, or "
-            "overshot: --check says."
+            f"median, {unlearn.MOST:g} at most). One that moved outputs much more or less than those "
+            "may be left short, or overshot: --check says."
         )
     if prompt is not None:
         shown = {name: each[0] for name, each in networks.items()}
@@ -288,7 +303,7 @@ def _rows_of_file(run: Finished) -> tuple[list[str], dict[str, np.ndarray]]:
     if split.kind == "language":
         what = (
             f"sequence train_ids[i] + 1 of those that {split.name} was cut into, document after "
-            "document, and query q sequence test_ids[q] + 1 (0: none of a document's)"
+            "document, and query q sequence test_ids[q] + 1 (0 or less: asked)"
         )
     told = f"Point i is {what}: both are in the file of arrays."
     return [told], {"train_ids": split.train_ids, "test_ids": split.test_ids}
@@ -306,8 +321,12 @@ def compare_networks(first: Finished, second: Finished, top: int = 5) -> Answer:
             "data, seed and cluster settings, or with cluster.method=file"
         )
     own, other = first.plan.config.online.objective, second.plan.config.online.objective
-    same = own == other and np.array_equal(
-        first.attribution.query_ids, second.attribution.query_ids
+    asked = [jax.tree.leaves(each.plan.split.test) for each in (first, second)]
+    same = (
+        own == other
+        and np.array_equal(first.attribution.query_ids, second.attribution.query_ids)
+        and len(asked[0]) == len(asked[1])
+        and all(np.array_equal(*each) for each in zip(*asked, strict=True))
     )
     if not same:
         raise ValueError(
@@ -338,7 +357,8 @@ def _named(run: Finished, groups: Any) -> str:
     names = run.groups.names
     if names is None:
         return questions.listed(groups)
-    return ", ".join(names[int(each)] for each in groups)
+    chosen = [names[int(each)] for each in groups]
+    return ", ".join(f'"{name}"' if "," in name else name for name in chosen)
 
 
 def groups_of_class(run: Finished, name: str) -> list[int]:

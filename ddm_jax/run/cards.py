@@ -43,6 +43,6 @@ def card_of_run(run: Finished) -> Card:
     intervals = None
     if check is not None:
         intervals = checking.intervals_of(check, run.groups)
-        rows = checking.agreement(check)
+        rows = checking.agreement(check, run.groups)
         told["agreement"] = {row["what"]: round(float(row["ddm"]), 3) for row in rows}
     return make_card(state, update, run.groups, intervals=intervals, told=told, stable=stable)

@@ -131,8 +131,23 @@ def masks_of(found: Truth, num_groups: int) -> np.ndarray:
     return np.concatenate([np.ones((1, num_groups), np.float32), found.masks])
 
 
-def agreement(check: Check) -> list[dict[str, Any]]:
-    """How well DDM and grad-dot agree with retraining, a row a score, JSON values."""
+def told(check: Check, groups: Groups) -> Check:
+    """The same with what is predicted at retraining's size, as it is told."""
+    intervals, shares = intervals_of(check, groups), groups.shares()
+    base, away = check.predicted[:1], moved_share(check.truth.masks, shares)
+    changes = expected(intervals, check.predicted[1:] - base, away)
+    return check._replace(
+        scores=expected(intervals, check.scores, shares),
+        predicted=np.concatenate([base, base + changes]),
+    )
+
+
+def agreement(check: Check, groups: Groups) -> list[dict[str, Any]]:
+    """How well DDM, as it is told, and grad-dot agree with retraining, a row a score; JSON values.
+
+    Of groups of one size it is that of the updates themselves.
+    """
+    check = told(check, groups)
     truth, halves = check.truth, len(check.truth.masks)
     if halves == 1:  # has no order
         truth, halves = truth._replace(keep=truth.keep[:0]), 0
@@ -163,13 +178,14 @@ def told_sizes(check: Check, groups: Groups) -> list[str]:
     sizes, times = (getattr(intervals_of(check, groups), name) for name in ("sizes", "times"))
     if all(1 / UNLIKE < each < UNLIKE for each in times):
         return []
-    shares = [f"{100 * share:.2g} %" for share in np.exp(sizes)]
+    shares = [f"about {100 * share:.2g} %" for share in np.exp(sizes)]
     said = f"{times[0]:.2g} times what the updates say where {shares[0]} of the data are gone"
     for factor, share in zip(times[1:], shares[1:], strict=True):
         said += f", {factor:.2g} times where {share} are"
     return [
         "Changes are told at the size that retraining gave the groups and halves that the run "
-        f"checked itself on: {said}. Their order and their sign are the updates' own."
+        f"checked itself on: {said}. The sign is the updates' own, and so is the order of what is "
+        "of one size."
     ]
 
 

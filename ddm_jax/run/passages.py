@@ -12,6 +12,7 @@ from ddm_jax.attribution import Attribution
 from ddm_jax.checks import check_integer
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.data import Split
+from ddm_jax.data.language import encoded
 from ddm_jax.gradients import gradient_products, output_gradients
 from ddm_jax.items import items_of
 from ddm_jax.run.drawing import group_names
@@ -119,9 +120,9 @@ def tokens_of(split: Split, prompt: str) -> list[int]:
     """A prompt as tokens.
 
     Raises:
-        ValueError: for one without any, or where the data have no tokenizer.
+        ValueError: for one without any or that is no text, or where the data have no tokenizer.
     """
-    tokens = tokenizer_of(split).encode(prompt)
+    tokens = encoded(tokenizer_of(split), prompt, "the prompt")
     if not tokens:
         raise ValueError("the prompt is empty; give some text")
     return tokens

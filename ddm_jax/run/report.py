@@ -96,7 +96,7 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
             "held_out_worst": float(np.max(info.error)),
             "groups_made_worse": worse,
         },
-        "agreement": checking.agreement(results.check),
+        "agreement": checking.agreement(results.check, results.groups),
         "seconds": seconds,
         "online_example_gradients": {
             "ddm": update.steps * step_items,

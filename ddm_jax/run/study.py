@@ -88,8 +88,8 @@ class Study:
     @property
     def agreement(self) -> list[dict[str, Any]]:
         """How well all this agrees with exact retraining: a row a score, as the report has it."""
-        found = self.results().check
-        return [] if found is None else check.agreement(found)
+        run = self.results()
+        return [] if run.check is None else check.agreement(run.check, run.groups)
 
     def without(self, groups: Sequence[int | str]) -> WhatIf:
         """What the queries' outputs would be if some groups were gone, together: [Q] each."""
