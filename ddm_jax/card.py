@@ -29,7 +29,7 @@ from ddm_jax.items import items_of
 from ddm_jax.masks import check_masks, leave_one_out_masks, moved_share
 from ddm_jax.metrics.intervals import Intervals, expected, half_widths, reach
 from ddm_jax.metrics.privacy import nearest_training_points
-from ddm_jax.online import trajectory_point
+from ddm_jax.online import explained_outputs, trajectory_point
 from ddm_jax.types import Array, Batch, Groups, Leaf, Synset, Task, length, take
 from ddm_jax.updates import UpdateSettings, settled
 
@@ -87,7 +87,8 @@ class Card(NamedTuple):
 class WhatIf(NamedTuple):
     """The answer to R questions about Q queries.
 
-    With error bars, of single retrainings, their middle is what is said: `metrics.expected`.
+    With error bars, of single retrainings, changes are their middle, `metrics.expected`, and
+    outputs those of the trained network changed by them.
     """
 
     outputs: Leaf  # [R, Q] `task.output` of the networks without what each mask leaves out
@@ -296,7 +297,8 @@ def make_what_if(task: Task, card: Card) -> Callable[[Any, Batch], WhatIf]:
         away = moved_share(masks, card.state.synset.share)
         wide = half_widths(card.intervals, moved, away, far)
         changes = jnp.asarray(expected(card.intervals, moved, away), asked.dtype)
-        return WhatIf(whole + changes, changes, wide)
+        trained = explained_outputs(task, trajectory_point(card.state.checkpoints, 0.0), query)
+        return WhatIf(trained + changes, changes, wide)
 
     return what_if
 

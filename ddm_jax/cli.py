@@ -233,7 +233,9 @@ def forget(
 @app.command()
 def card(
     workdir: options.Finished,
-    output: Annotated[Path, typer.Option(help="The file.")] = Path("model.ddm"),
+    output: Annotated[
+        Path | None, typer.Option(help="The file. Default: model.ddm in the work directory.")
+    ] = None,
     include_examples: Annotated[
         bool,
         typer.Option("--include-examples", help="Even if items are training examples."),
@@ -248,8 +250,9 @@ def card(
         run = finished.open_finished(workdir, progress, options.plan_of_file(study))
         made = cards.card_of_run(run)
         plan = run.plan
-        save_card(output, made, plan.task, plan.split.train, include_examples=include_examples)
-    typer.echo(f"{output}: {made}")
+        place = workdir / "model.ddm" if output is None else output
+        save_card(place, made, plan.task, plan.split.train, include_examples=include_examples)
+    typer.echo(f"{place}: {made}")
 
 
 @app.command("compare-networks")

@@ -24,7 +24,7 @@ from jax import lax
 from ddm_jax.checks import check_choice, check_integer, check_number
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.compute.pieces import value_and_gradient
-from ddm_jax.compute.placement import device_vmap
+from ddm_jax.compute.placement import device_vmap, in_batches
 from ddm_jax.items import items_of
 from ddm_jax.masks import check_masks
 from ddm_jax.objectives import Output
@@ -346,3 +346,9 @@ def trajectory_point(checkpoints: Params, rewind: float) -> Params:
     count = length(checkpoints)
     index = max(count - 1 - round(rewind * count), 0)
     return take(checkpoints, index)
+
+
+def explained_outputs(task: Task, params: Params, query: Batch) -> Array:
+    """What one network says of all queries, `task.output`, [Q]: in pieces, but of a set whole."""
+    output = compiled(task.output) if task.of_sets else in_batches(task.output)
+    return output(params, query)

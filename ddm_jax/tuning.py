@@ -275,7 +275,7 @@ def tune(
             first = []
             for update in every:
                 first.append(ask(pool, update, slice(FIRST)))
-                say(f"  {describe(update, pool)}: {first[-1].agreement:.3f} on {FIRST} subsets")
+                say(f"  {describe(update, pool)}: {_number(first[-1])} on {FIRST} subsets")
             order = sorted(first, key=value, reverse=True)
             every = [tried.update for tried in order[:FINALISTS]]
             fallen += order[FINALISTS:]
@@ -283,7 +283,7 @@ def tune(
             update = at_share(update, fixed, share, gradients, items)
             last.append(ask(pool, update, slice(None)))
             told = describe(update, pool)
-            say(f"  {told}: {last[-1].agreement:.3f} on {len(masks)} subsets")
+            say(f"  {told}: {_number(last[-1])} on {len(masks)} subsets")
     best = max(last, key=value)
     if np.isnan(best.agreement):
         mend = "set online.learning_rate" if fixed.learning_rate is None else "lower it"
@@ -349,6 +349,10 @@ def strays(outputs: np.ndarray) -> np.ndarray:
         away = np.median(np.abs(outputs - np.median(outputs[finite], 0)), 1)
     usual = np.median(away[finite])
     return np.flatnonzero(~finite | ((usual > 0) & (away > ASTRAY * usual)))
+
+
+def _number(tried: Tried) -> str:
+    return "diverged" if np.isnan(tried.agreement) else f"{tried.agreement:.3f}"
 
 
 def _real(real: Any, pools: Sequence[Pool]) -> tuple[Batch, Any]:

@@ -19,9 +19,14 @@ from jax import lax
 
 from ddm_jax.checks import check_number, require_distributions
 from ddm_jax.compute.compiled import compiled
-from ddm_jax.compute.placement import in_batches
 from ddm_jax.masks import check_masks
-from ddm_jax.online import make_begin, make_finetune, make_parts, trajectory_point
+from ddm_jax.online import (
+    explained_outputs,
+    make_begin,
+    make_finetune,
+    make_parts,
+    trajectory_point,
+)
 from ddm_jax.rates import with_momentum
 from ddm_jax.synset import background_share
 from ddm_jax.types import Array, Batch, Params, Synset, Task
@@ -254,9 +259,7 @@ def calibrated_amount(
         )
     if not np.isfinite(retrained).all():
         raise ValueError("the effects hold NaN or infinity")
-    # Of sets the output is of all queries at once.
-    outputs = compiled(task.output) if task.of_sets else in_batches(task.output)
-    before = np.asarray(outputs(params, query), float)
+    before = np.asarray(explained_outputs(task, params, query), float)
     if before.shape != retrained.shape[2:]:
         raise ValueError(f"{before.size} outputs, and effects of {retrained.shape[2]} queries")
     seeds, found = len(retrained), []
@@ -265,7 +268,7 @@ def calibrated_amount(
         wanted = (seeds**2 * (mean**2).sum() - (effect**2).sum()) / (seeds * (seeds - 1))
 
         def reached(amount: float, each: Params = each, mean: np.ndarray = mean) -> float:
-            there = np.asarray(outputs(along(params, each, amount), query), float)
+            there = np.asarray(explained_outputs(task, along(params, each, amount), query), float)
             # A network that is lost is too far.
             return float(mean @ (there - before)) if np.isfinite(there).all() else np.inf
 

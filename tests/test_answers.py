@@ -152,7 +152,9 @@ def test_groups_that_are_none_or_all_are_refused(run, groups):
 def test_a_class_is_forgotten_beside_exact_retraining(run):
     groups = answers.groups_of_class(run, "3")
     answer, params = answers.forget(run, groups, check=True)
-    assert [line[0] for line in answer.table[1:]] == ["before", "after forgetting", "retrained"]
+    rows = ["before", "after forgetting", "retrained, 2 seeds"]
+    assert [line[0] for line in answer.table[1:]] == rows
+    assert "of the way that retraining went" in " ".join(answer.sentences)
     after, exact = answer.arrays["after_forgetting"], answer.arrays["retrained"]
     assert after[0] < answer.arrays["before"][0]
     assert exact[0] == 0
@@ -192,6 +194,47 @@ def test_groups_whose_class_goes_say_nothing_of_the_amount(run):
     update, _, state = without_data(run, run.plan)
     forget = unlearn.make_forget_groups(run.plan.task, state, update)
     assert questions.amount_of(run, lambda mask: forget(mask)._replace(careful=True)) == 1.0
+
+
+def test_outputs_are_those_of_the_trained_network_and_what_changes(run):
+    """They began at the network after the updates, which is not the one that the report shows."""
+    found = answers.counterfactual(run, [4, 2]).arrays["outputs"]
+    said = run.plan.task.output(run.target.params, run.plan.split.test)
+    np.testing.assert_allclose(found[0], said, atol=1e-5)
+
+
+def test_what_the_check_retrained_is_told_beside_the_estimate(run):
+    truth = run.check.truth
+    group = int(truth.groups[0])
+    answer = answers.counterfactual(run, [group])
+    assert answer.table[0][-1] == "without, retrained"
+    change = truth.single[:, 0] - truth.full
+    assert f"changes by {change[0].mean():+.4f}, " in " ".join(answer.sentences)
+    query = int(answer.table[1][0].split(":")[0])
+    wanted = answer.arrays["outputs"][0, query] + change.mean(0)[query]
+    assert float(answer.table[1][-1]) == pytest.approx(wanted, abs=1e-3)
+    several = answers.counterfactual(run, np.flatnonzero(truth.masks[0] == 0))
+    assert several.table[0][-1] == "without, retrained"
+    other = next(each for each in range(10) if each not in truth.groups)
+    assert "retrained" not in answers.counterfactual(run, [other]).table[0][-1]
+
+
+def test_changes_beyond_all_that_the_bars_were_learnt_on_are_told(run):
+    told = "Outputs change more here than with any subset"
+    assert told not in " ".join(answers.counterfactual(run, [4]).sentences)
+    check = run.check
+    small = check._replace(
+        scores=check.scores * np.where(np.isin(np.arange(10), check.truth.groups), 0.1, 1)[:, None],
+        predicted=check.predicted[:1] + 0.1 * (check.predicted - check.predicted[:1]),
+    )
+    other = next(each for each in range(10) if each not in check.truth.groups)
+    assert told in " ".join(answers.counterfactual(run._replace(check=small), [other]).sentences)
+
+
+def test_a_class_that_groups_mix_with_others_is_refused(run):
+    mixed = run._replace(groups=as_groups(np.arange(120) % 10))
+    with pytest.raises(ValueError, match=r"are no class: .* of its .* are in other groups"):
+        answers.groups_of_class(mixed, "3")
 
 
 def test_whether_effects_add_up_is_a_matter_of_the_updates(run):

@@ -67,7 +67,7 @@ def test_a_table_of_texts_with_missing_values_and_groups(tmp_path):
         "2 classes: old, young",
         "numbers, standardised: age",
         "true or false: member",
-        "categories, one number each: city (4)",
+        "categories, a column for each value: city (4)",
         "missing values filled: age (2), city (1)",
     ):
         assert line in said.stderr

@@ -277,11 +277,9 @@ def test_documents_are_asked_by_their_texts():
 
 def test_what_is_no_question_to_a_language_model_is_refused():
     split = ddm.data.documents(DOCUMENTS, context=16)
-    with pytest.raises(
-        ValueError, match="has 17 tokens; a sequence has 2 to 16, .*: cut it, or ask for"
-    ):
+    with pytest.raises(ValueError, match=r"has 17 tokens; a sequence has 2 to 16, .*: cut it"):
         again(split, ["x" * 17])
-    with pytest.raises(ValueError, match="give pairs of texts"):
+    with pytest.raises(ValueError, match="is no pair of texts; pass a list"):
         again(split, ["Bo", ("Bo", " says")])
     with pytest.raises(ValueError, match="have no labels"):
         again(split, ["Bo"], ["Bo"])

@@ -446,7 +446,7 @@ def test_the_page_is_whole_and_needs_nothing_else(finished):  # noqa: F811
     assert inline == {p.read_bytes() for p in (finished / "figures").iterdir()}
     assert not re.search(r"https?://|<script|<link|@import|url\(", text)
     assert page.headings[0] == "Can it be trusted?"
-    assert len(page.headings) == 10
+    assert len(page.headings) == 11
 
 
 def _page(stages, summary, answers=(), **changes) -> str:
@@ -486,7 +486,7 @@ def test_all_text_of_the_page_is_escaped(summary, stages):
         agreement=[{**summary["agreement"][0], "what": bad}],
     )
     assert "<script" not in text
-    assert text.count("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&amp;") == 15
+    assert text.count("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&amp;") == 16
     page = _Page()
     page.feed(text)
     assert page.open == []
@@ -600,3 +600,28 @@ def test_a_report_says_that_its_settings_have_changed(finished):  # noqa: F811
     config = dataclasses.replace(stages.plan.config, online=online)
     told = report.page(stages.plan._replace(config=config), metrics_, {})
     assert "Out of date:</b> settings of online have been changed" in told
+
+
+@pytest.mark.slow
+def test_groups_that_matter_are_named(summary, stages):
+    """A spoilt hospital was one dark row of a picture, and nowhere in words."""
+    rows, scores = summary["groups"], stages.results.attribution.scores
+    assert len(rows) == 10
+    assert [row["mean"] for row in rows] == sorted(scores.mean(1).tolist(), reverse=True)
+    assert all(0 <= row["helps"] + row["harms"] <= 1 for row in rows)
+    lines = report.groups_table(summary)
+    assert lines[0][-1] == "queries it surely harms"
+    assert lines[1][0].startswith("group ")
+    assert "Which groups matter" in _page(stages, summary)
+    lower = report.told_groups(stages.results, lower_is_better=True)
+    assert lower[0]["group"] == rows[-1]["group"]
+    many = stages.results._replace(attribution=_repeated(stages.results.attribution, 3))
+    assert len(report.told_groups(many, False)) == 2 * report.SHOWN_GROUPS
+
+
+def _repeated(attribution, times):
+    groups = as_groups(np.arange(120) % (10 * times))
+    scores, wide = (
+        np.tile(each, (times, 1)) for each in (attribution.scores, attribution.half_widths)
+    )
+    return attribution._replace(scores=scores, half_widths=wide, groups=groups)

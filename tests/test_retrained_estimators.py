@@ -307,7 +307,7 @@ def test_trak_explains_another_output_by_its_gradient(logistic):
 def test_a_projection_of_trak_that_does_not_fit_is_refused(logistic, monkeypatch):
     """Of .8 million parameters 2,048 columns asked for 27 GB, in the middle of the work."""
     monkeypatch.setattr(trak, "device_memory", lambda: 1000)
-    with pytest.raises(ValueError, match="projection=64 of 12 parameters takes .* lower it"):
+    with pytest.raises(ValueError, match=r"projection=64 of 12 parameters takes .* lower it"):
         logistic.scores(projection=64, damping=0.1)
 
 

@@ -231,7 +231,7 @@ def encode(columns: list[Column], rows: np.ndarray, where: str, infer: bool) -> 
     words = {
         "number": "numbers, standardised",
         "boolean": "true or false",
-        "category": "categories, one number each",
+        "category": "categories, a column for each value",
         "constant": "constant, dropped",
         "missing": "missing in all of the training part, dropped",
     }

@@ -31,6 +31,8 @@ from ddm_jax.run.finished import Answer, Finished
 from ddm_jax.run.wording import objective_in_words, query_in_words, text_of
 from ddm_jax.types import Params, length, take
 
+MIXED = 0.25  # of a class, in other groups or of others in its own: then its groups are not it
+
 
 def points(run: Finished, queries: Sequence[int] = (), top: int = 5) -> Answer:
     """Which single training points did it, for some queries: by default the worst mistakes.
@@ -128,7 +130,7 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
         times, alone = float(metrics.expected(intervals, [[1.0]], away)[0, 0]), check.scores
     plain = joint / times
     added = metrics.additivity(mask, outputs[:1] - np.stack([0 * plain, plain]), alone)
-    flipped = int(((outputs[0] > 0) != (outputs[1] > 0)).sum())
+    worse, better = (int((side * outputs[0] > 0)[side * outputs[1] <= 0].sum()) for side in (1, -1))
     objective, several = _objective(run), len(gone) > 1
     said = f"changes by {-joint.mean():+.4f}"
     if several:
@@ -146,10 +148,20 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
             f"{added.slope:.2f}."
         )
     if objective == "margin":
-        sentences.append(f"{flipped} queries change from right to wrong or back.")
+        sentences.append(
+            f"{worse} queries change from right to wrong, and {better} from wrong to right."
+        )
+    retrained = None if check is None else _retrained(check, mask[1])
+    if retrained is not None:
+        each = ", ".join(f"{change:+.4f}" for change in retrained.mean(1))
+        sentences.append(
+            f"The run's check retrained without exactly this: there the mean {objective} changes "
+            f"by {each}, a number a seed."
+        )
     order = np.argsort(-np.abs(joint), kind="stable")[:10]
     rows = [["query", f"{objective}, all kept", "without"]]
     rows[0] += ["without, by adding single effects"] * several
+    rows[0] += ["without, retrained"] * (retrained is not None)
     arrays = {"outputs": outputs, "without": gone, "summed": summed}
     wide = None
     if check is not None and found.half_widths is not None:
@@ -165,10 +177,16 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
         sentences += checking.told_sizes(check, run.groups)
         learnt = 1 - np.eye(run.groups.count)[check.truth.groups], check.truth.masks
         most = moved_share(np.concatenate(learnt), run.groups.shares()).max()
-        if away[0] > 1.2 * most:
+        size = np.sqrt((plain**2).mean())
+        seen = np.concatenate(
+            [check.scores[check.truth.groups], check.predicted[1:] - check.predicted[:1]]
+        )
+        beyond = size > 1.5 * np.sqrt((seen**2).mean(1)).max()
+        if away[0] > 1.2 * most or beyond:
+            more = "Outputs change more here" if beyond else "More is gone here"
             sentences.append(
-                "More is gone here than in any subset that the error bars were learnt on: they may "
-                "be too short."
+                f"{more} than with any subset that the error bars were learnt on: they may be too "
+                "short."
             )
         if lost := _unlike_any_learnt(run, check, gone):
             sentences.append(
@@ -181,6 +199,7 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
             f"{outputs[0, q]:.3f}",
             f"{outputs[1, q]:.3f}",
             *([f"{outputs[0, q] - summed[q]:.3f}"] * several),
+            *([] if retrained is None else [f"{outputs[0, q] + retrained.mean(0)[q]:.3f}"]),
         ]
         if wide is not None:
             low, high = (outputs[1, q] + sign * wide[q] for sign in (-1, 1))
@@ -190,6 +209,19 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
     if several:
         figure = effects_figure(plain, alone[gone].sum(0))
     return Answer("What if", sentences, rows, figure, arrays)
+
+
+def _retrained(check: Check, mask: np.ndarray) -> np.ndarray | None:
+    """What retraining changed, [S, Q], where the check left out what this mask does."""
+    truth = check.truth
+    for place, group in enumerate(truth.groups):
+        if np.array_equal(np.flatnonzero(mask != 1), [group]) and mask[group] == 0:
+            return truth.single[:, place] - truth.full
+    for place, kept in enumerate(truth.masks):
+        if np.array_equal(kept, mask):
+            seeds = min(len(truth.full), len(truth.subsets))
+            return truth.subsets[:seeds, place] - truth.full[:seeds]
+    return None
 
 
 def forget(
@@ -215,7 +247,9 @@ def forget(
         keys = jax.random.split(jax.random.key(plan.config.seed + 1), plan.config.check.seeds)
         exact = compiled(plan.trainer.train)
         data, weights = jax.device_put(split.train), jnp.asarray(1.0 - forgotten)
-        networks["retrained"] = [exact(key, data, weights).params for key in keys]
+        networks[f"retrained, {len(keys)} seeds"] = [
+            exact(key, data, weights).params for key in keys
+        ]
     rows = [["", *(f"{name}" for name in ("forgotten", "kept", "test", "membership AUC"))]]
     means = {}
     for name, each in networks.items():
@@ -247,18 +281,25 @@ def forget(
         sentences.append(
             f"The network moved by {amount:.2f} times what the updates do: so far it took to go "
             "where retraining went without each of the groups that the run checked itself on (the "
-            f"median, {unlearn.MOST:g} at most). One that moved outputs much more or less than those "
-            "may be left short, or overshot: --check says."
+            f"median, {unlearn.MOST:g} at most). What moved outputs much more or less than they "
+            "did may be left short, or overshot."
         )
     if prompt is not None:
-        shown = {name: each[0] for name, each in networks.items()}
+        shown = {name.split(",")[0]: each[0] for name, each in networks.items()}
         said = passages.continuations(split, plan.task, shown, prompt)
         sentences.append(f"After {prompt!r} the networks go on, by their likeliest tokens:")
         sentences += [f"{name}: {text!r}" for name, text in said.items()]
-    if not check:
+    if check:
+        before, after, exact = (each[0] for each in means.values())
+        if abs(exact - before) > 1e-9:
+            sentences.append(
+                f"On what was forgotten it went {(after - before) / (exact - before):.0%} of the "
+                f"way that retraining went; look at the kept and the test set beside it."
+            )
+    else:
         sentences.append("With --check it stands beside exact retraining.")
     figure = bars_figure(means, rows[0][1:])
-    arrays = {"groups": gone, **{k.replace(" ", "_"): v for k, v in means.items()}}
+    arrays = {"groups": gone, **{k.split(",")[0].replace(" ", "_"): v for k, v in means.items()}}
     return Answer("Forgetting", sentences, rows, figure, arrays), params
 
 
@@ -287,11 +328,14 @@ def _objective(run: Finished) -> str:
 
 
 def _listed_points(run: Finished, points: Any) -> str:
-    """Training points by their numbers, sequences with the group whose they are."""
-    if run.plan.split.kind != "language":
-        return questions.listed(points)
-    owner = np.asarray(run.groups.ids)
-    return ", ".join(f"{int(each)} ({_named(run, [owner[each]])})" for each in points)
+    """Training points by their numbers, with their row in a file and the group whose they are."""
+    split, owner, said = run.plan.split, np.asarray(run.groups.ids), []
+    for each in points:
+        more = [f"row {split.train_ids[each] + 1}"] * (bool(split.told) and split.kind == "table")
+        if run.groups.names is not None and owner[each] >= 0:
+            more.append(_named(run, [owner[each]]))
+        said.append(f"{int(each)} ({', '.join(more)})" if more else f"{int(each)}")
+    return ", ".join(said)
 
 
 def _rows_of_file(run: Finished) -> tuple[list[str], dict[str, np.ndarray]]:
@@ -365,7 +409,8 @@ def groups_of_class(run: Finished, name: str) -> list[int]:
     """The groups most of whose points are of a class.
 
     Raises:
-        ValueError: for a class that there is not, or that no group is of.
+        ValueError: for a class that there is not, that no group is of, or that groups mix with
+            others.
     """
     classes = run.plan.split.classes
     if not classes:
@@ -376,10 +421,19 @@ def groups_of_class(run: Finished, name: str) -> list[int]:
         raise ValueError("an example has several labels here: name groups to forget")
     labels, ids = run.plan.split.train.y.argmax(1), np.asarray(run.groups.ids)
     own = [np.bincount(labels[ids == group]).argmax() for group in range(run.groups.count)]
-    found = np.flatnonzero(np.asarray(own) == classes.index(name)).tolist()
-    if not found:
+    place = classes.index(name)
+    found = np.flatnonzero(np.asarray(own) == place)
+    if not len(found):
         raise ValueError(f"no group is mostly of class {name!r}; name groups instead")
-    return found
+    lost = np.isin(ids, found)
+    stay, others = int((labels == place)[~lost].sum()), int((labels != place)[lost].sum())
+    if stay + others > MIXED * (labels == place).sum():
+        raise ValueError(
+            f"the groups that are mostly of class {name!r} are no class: {stay} of its "
+            f"{int((labels == place).sum())} points are in other groups, and {others} of others in "
+            "them; name groups, or cut groups of one class each (cluster.method=class_kmeans)"
+        )
+    return found.tolist()
 
 
 def _judge(run: Finished, params: Params, forgotten: np.ndarray) -> metrics.Unlearned:

@@ -19,6 +19,7 @@ from ddm_jax.estimators.points import make_trajectory_influence, spread_points
 from ddm_jax.masks import moved_share
 from ddm_jax.metrics.intervals import expected, half_widths, reach
 from ddm_jax.objectives import explain
+from ddm_jax.online import explained_outputs
 from ddm_jax.run import check as checking
 from ddm_jax.run import targets
 from ddm_jax.run.choosing import without_data
@@ -125,8 +126,8 @@ def half_of_queries(split: Split) -> np.ndarray:
 def what_if(run: Finished, masks: np.ndarray) -> WhatIf:
     """The queries' outputs with the groups weighted, [R, Q] for masks [R, K], and their intervals.
 
-    By the run's check they are at retraining's size; without one they are what the updates say,
-    and intervals are None.
+    By the run's check changes are at retraining's size, and outputs those of the trained network
+    changed by them; without one they are what the updates say, and intervals are None.
     """
     every = np.concatenate([np.ones((1, run.groups.count)), masks]).astype(np.float32)
     outputs = predict(run.plan, run, every)
@@ -136,6 +137,8 @@ def what_if(run: Finished, masks: np.ndarray) -> WhatIf:
         away = moved_share(masks, run.groups.shares())
         wide = half_widths(intervals, changes, away, reach(run.check.scores))
         changes = expected(intervals, changes, away).astype(outputs.dtype)
+        params, query = run.target.params, run.plan.split.test
+        outputs = np.asarray(explained_outputs(run.plan.task, params, query))[None]
     return WhatIf(outputs[:1] + changes, changes, wide)
 
 

@@ -19,7 +19,7 @@ from ddm_jax.judge.rivals import Rival, pays_after
 from ddm_jax.metrics.intervals import LEVEL
 from ddm_jax.run import check as checking
 from ddm_jax.run import figures, passages
-from ddm_jax.run.drawing import png
+from ddm_jax.run.drawing import group_names, png
 from ddm_jax.run.plan import Plan
 from ddm_jax.run.settings import as_json
 from ddm_jax.run.targets import performance
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ddm_jax.run.choosing import Tuning
     from ddm_jax.run.jobs import Results
 
+SHOWN_GROUPS = 5  # that help most, and as many that harm most
 AGREEMENT = {
     "ddm": "DDM",
     "grad_dot": "grad-dot",
@@ -112,6 +113,7 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
                 (np.abs(results.attribution.scores) > results.attribution.half_widths).mean()
             ),
         },
+        "groups": told_groups(results, plan.task.lower_is_better),
         **({"passages": told_passages(plan, results)} if are_documents(plan, results) else {}),
         "sentences": [
             good.sentence,
@@ -124,6 +126,38 @@ def summarise(plan: Plan, results: Results, seconds: dict[str, float]) -> dict[s
             *checking.told_sizes(results.check, results.groups),
         ],
     }
+
+
+def told_groups(results: Results, lower_is_better: bool) -> list[dict[str, Any]]:
+    """The groups that help the queries most and harm them most, on average; JSON values."""
+    scores, wide = results.attribution.scores, results.attribution.half_widths
+    names, sizes = group_names(results.attribution.groups), results.attribution.groups.sizes()
+    help_ = (-1 if lower_is_better else 1) * scores
+    order = np.argsort(-help_.mean(1), kind="stable")
+    chosen = (
+        order if len(order) <= 2 * SHOWN_GROUPS else [*order[:SHOWN_GROUPS], *order[-SHOWN_GROUPS:]]
+    )
+    sure = np.abs(scores) > wide
+    return [
+        {
+            "group": names[each],
+            "points": int(sizes[each]),
+            "mean": float(scores[each].mean()),
+            "helps": float((sure[each] & (help_[each] > 0)).mean()),
+            "harms": float((sure[each] & (help_[each] < 0)).mean()),
+        }
+        for each in chosen
+    ]
+
+
+def groups_table(result: dict[str, Any]) -> list[list[str]]:
+    """Groups from the most helpful to the most harmful; the head first."""
+    sides = ("raises", "lowers") if ":" in result["objective"] else ("helps", "harms")
+    lines = [["group", "points", "mean effect", *(f"queries it surely {side}" for side in sides)]]
+    for row in result.get("groups", []):  # which older runs did not write
+        shares = (f"{row[name]:.0%}" for name in ("helps", "harms"))
+        lines.append([row["group"], f"{row['points']:,}", f"{row['mean']:+.3g}", *shares])
+    return lines if len(lines) > 1 else []
 
 
 def are_documents(plan: Plan, results: Results) -> bool:
@@ -342,6 +376,7 @@ def page(
         "changed": sorted(name for name in now if name != "truth" and now[name] != then.get(name)),
         "agreement": agreement_table(result),
         "costs": cost_table(result),
+        "group_lines": groups_table(result),
         "times": [["stage", "compilation included"], *times],
         "pictures": {name: embedded(content) for name, content in pictures.items()},
         "answers": [asdict(told) | {"picture": embedded(image)} for told, image in answers],
