@@ -85,7 +85,7 @@ def changes_figure(changes: np.ndarray, wide: np.ndarray | None, objective: str)
     if wide is not None:
         low, high = (changes[order] + sign * wide[order] for sign in (-1, 1))
         axes.vlines(place, low, high, color=GREY, alpha=0.4, linewidth=1)
-    axes.scatter(place, changes[order], s=8, color=BLUE, linewidths=0)
+    axes.scatter(place, changes[order], s=8, color=BLUE, linewidths=0, zorder=3)
     axes.axhline(0, color=INK, linewidth=0.8)
     return figure
 

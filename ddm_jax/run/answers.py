@@ -139,8 +139,9 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
         f"Without the groups {_named(run, gone)} ({int(run.groups.sizes()[gone].sum()):,} of "
         f"{length(plan.split.train):,} training points) the mean {objective} of {len(joint)} "
         f"queries {said}.",
-        "Both outputs are of networks after the same updates: what differs is what is gone"
-        + (", told at retraining's size." if check is not None else "."),
+        "Both outputs are of networks after the same updates: what differs is what is gone."
+        if check is None
+        else "The first output is the trained network's; the change is told at retraining's size.",
     ]
     if several and np.isfinite(added.correlation):
         sentences.append(
