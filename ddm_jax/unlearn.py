@@ -194,9 +194,10 @@ def make_forget_groups(task: Task, state: Any, update: UpdateSettings) -> Callab
     def forget(keep: Any, amount: float = 1.0) -> Forgotten:
         check_number("amount", amount, above=0)
         there = synset.background is not None
-        if np.ndim(keep) != 1:
-            raise ValueError(f"keep has shape {np.shape(keep)}; one network forgets, pass [K]")
-        keep = check_masks(np.atleast_2d(keep), len(synset.share), background=there)[0]
+        masks = np.atleast_2d(keep)
+        if len(masks) != 1:
+            raise ValueError(f"keep has shape {masks.shape}; one network forgets, pass [K]")
+        keep = check_masks(masks, len(synset.share), background=there)[0]
         careful, rewind = 1.0, online.rewind
         if task.targets == "distribution":  # of numbers, labels, documents no class can be gone
             careful, rewind = where_to_start(synset, keep, 1.0, online.rewind)
