@@ -20,7 +20,8 @@ from flax import nnx
 
 import ddm_jax as ddm
 from ddm_jax import models, tasks
-from ddm_jax.data.language import BYTE_TOKENS, CORPUS
+from ddm_jax.data.language import CORPUS
+from ddm_jax.data.tokens import BYTE_TOKENS
 from ddm_jax.train import cosine_schedule
 
 CONTEXT, WIDTH, DEPTH, HEADS = 64, 48, 2, 4

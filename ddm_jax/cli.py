@@ -150,12 +150,12 @@ def compare(
 
 
 def _answered(workdir: Path, study: Path | None, name: str, ask: Callable[..., Answer]) -> None:
-    """Ask a finished run, `ask(answers, run)`, keep the answer, show it."""
-    from ddm_jax.run import answers, finished
+    """Ask a finished run, `ask(run)`, keep the answer, show it."""
+    from ddm_jax.run import finished
 
     with terminal.progress() as progress:
         run = finished.open_finished(workdir, progress, options.plan_of_file(study))
-        answer = finished.keep(run, name, ask(answers, run))
+        answer = finished.keep(run, name, ask(run))
     terminal.print_answer(answer)
     typer.echo(f"\n{workdir / 'answers' / name}.npz, and a page of {workdir}/report.html")
 
@@ -170,8 +170,10 @@ def points(
     study: options.StudyFile = None,
 ) -> None:
     """Which single training points did it."""
+    from ddm_jax.run import answers
+
     chosen = options.numbers(query, "--query")
-    _answered(workdir, study, "points", lambda answers, run: answers.points(run, chosen, top))
+    _answered(workdir, study, "points", lambda run: answers.points(run, chosen, top))
 
 
 @app.command()
@@ -181,7 +183,9 @@ def quality(
     study: options.StudyFile = None,
 ) -> None:
     """Rank training points that look mislabelled, odd, duplicated or harmful."""
-    _answered(workdir, study, "quality", lambda answers, run: answers.rank_quality(run, top))
+    from ddm_jax.run import answers
+
+    _answered(workdir, study, "quality", lambda run: answers.rank_quality(run, top))
 
 
 @app.command()
@@ -193,10 +197,10 @@ def counterfactual(
     study: options.StudyFile = None,
 ) -> None:
     """What if these groups were gone, together."""
+    from ddm_jax.run import removals
+
     gone = options.parts(without)
-    _answered(
-        workdir, study, "counterfactual", lambda answers, run: answers.counterfactual(run, gone)
-    )
+    _answered(workdir, study, "counterfactual", lambda run: removals.counterfactual(run, gone))
 
 
 @app.command()
@@ -218,11 +222,12 @@ def forget(
     chosen = options.parts(groups)
     place = workdir / "answers" / "forgotten"
 
-    def ask(answers: Any, run: Any) -> Answer:
+    def ask(run: Any) -> Answer:
         from ddm_jax import checkpoints
+        from ddm_jax.run import removals
 
-        gone = chosen if class_ is None else answers.groups_of_class(run, class_)
-        answer, params = answers.forget(run, gone, check, prompt)
+        gone = chosen if class_ is None else removals.groups_of_class(run, class_)
+        answer, params = removals.forget(run, gone, check, prompt)
         checkpoints.save(place, params, {"groups": answer.arrays["groups"].tolist()})
         return answer
 
@@ -267,7 +272,8 @@ def compare_networks(
 ) -> None:
     """What two networks rely on: their attribution profiles over the same groups."""
 
-    def ask(answers: Any, run: Any) -> Answer:
+    def ask(run: Any) -> Answer:
+        from ddm_jax.run import answers
         from ddm_jax.run.finished import open_finished
 
         given = options.plan_of_file(other_study or study)

@@ -125,7 +125,7 @@ def print_status(opened: Store) -> None:
 
 def print_ceilings(summary: dict) -> None:
     """How noisy a truth is: the summary of `evaluate.fill_truth`."""
-    from ddm_jax.run.report import number
+    from ddm_jax.run.wording import number
 
     lines = []
     for name, row in summary["ceilings"].items():

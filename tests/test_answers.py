@@ -16,7 +16,7 @@ from ddm_jax.attribution import Attribution
 from ddm_jax.cluster import as_groups
 from ddm_jax.data import given_split, make_batch
 from ddm_jax.estimators.pools import corrected
-from ddm_jax.run import answers, questions, stages
+from ddm_jax.run import answers, questions, removals, stages
 from ddm_jax.run import check as checking
 from ddm_jax.run.choosing import without_data
 from ddm_jax.run.finished import Answer, keep, open_finished
@@ -80,17 +80,17 @@ def test_quality_ranks_every_point_four_times(run):
 
 
 def test_a_counterfactual_of_one_group_is_its_row_of_the_matrix(run):
-    answer = answers.counterfactual(run, [4])
+    answer = removals.counterfactual(run, [4])
     outputs = answer.arrays["outputs"]
     expected = run.attribution.scores[4]
     np.testing.assert_allclose(outputs[0] - outputs[1], expected, atol=1e-4)
     np.testing.assert_allclose(answer.arrays["summed"], expected, atol=1e-6)
-    two = answers.counterfactual(run, [4, 2]).arrays["summed"]
+    two = removals.counterfactual(run, [4, 2]).arrays["summed"]
     np.testing.assert_allclose(two, run.attribution.scores[[2, 4]].sum(0), atol=1e-6)
 
 
 def test_a_counterfactual_has_the_error_bars_of_the_check(run, tmp_path):
-    answer = answers.counterfactual(run, [4])
+    answer = removals.counterfactual(run, [4])
     wide = answer.arrays["half_width"]
     # Of one group it is that of its scores.
     kept = Attribution.load(run.workdir / "attribution.npz")
@@ -98,29 +98,29 @@ def test_a_counterfactual_has_the_error_bars_of_the_check(run, tmp_path):
     assert (wide > 0).all()
     assert answer.table[0][3] == "90% of retrainings"
     assert all(len(row) == len(answer.table[0]) == 4 for row in answer.table)
-    assert len(answers.counterfactual(run, [4, 2]).table[0]) == 5
+    assert len(removals.counterfactual(run, [4, 2]).table[0]) == 5
     outputs = answer.arrays["outputs"]
     larger = int((np.abs(outputs[0] - outputs[1]) > wide).sum())
     assert f"{larger} of 40 changes are larger than their error bar" in " ".join(answer.sentences)
     # A run without a check has none.
     shutil.copytree(run.workdir, tmp_path / "other", ignore=shutil.ignore_patterns("predicted"))
-    without = answers.counterfactual(open_finished(tmp_path / "other"), [4])
+    without = removals.counterfactual(open_finished(tmp_path / "other"), [4])
     assert "half_width" not in without.arrays
     assert all(len(row) == 3 for row in without.table)
     assert "error bar" not in " ".join(without.sentences)
 
 
 def test_error_bars_are_taken_back_where_a_class_goes_and_none_went_before(run, monkeypatch):
-    told = " ".join(answers.counterfactual(run, [3]).sentences)
+    told = " ".join(removals.counterfactual(run, [3]).sentences)
     assert "nothing is left" not in told  # here every group is a class, those of the check too
     found = run.check
     halves = np.ones_like(found.truth.masks)
     truth = found.truth._replace(groups=found.truth.groups[:0], masks=halves)
-    assert answers._unlike_any_learnt(run, found._replace(truth=truth), np.array([3])) == ["3"]
+    assert removals._unlike_any_learnt(run, found._replace(truth=truth), np.array([3])) == ["3"]
     two = np.array([3, 4])
-    assert answers._unlike_any_learnt(run, found._replace(truth=truth), two) == ["3", "4"]
-    monkeypatch.setattr(answers, "_unlike_any_learnt", lambda *args: ["3"])
-    told = " ".join(answers.counterfactual(run, [3]).sentences)
+    assert removals._unlike_any_learnt(run, found._replace(truth=truth), two) == ["3", "4"]
+    monkeypatch.setattr(removals, "_unlike_any_learnt", lambda *args: ["3"])
+    told = " ".join(removals.counterfactual(run, [3]).sentences)
     assert "Of 3 nothing is left." in told
     assert "the bars do not hold" in told
 
@@ -129,7 +129,7 @@ def test_answers_go_by_the_updates_that_were_chosen(run):
     """And not by those of the settings, which may be open."""
     chosen = dataclasses.replace(run.tuning.update, steps=9, rewind=0.0)
     other = run._replace(tuning=run.tuning._replace(update=chosen))
-    one, two = (answers.counterfactual(each, [4]).arrays["outputs"] for each in (run, other))
+    one, two = (removals.counterfactual(each, [4]).arrays["outputs"] for each in (run, other))
     assert not np.allclose(one[0] - one[1], two[0] - two[1], atol=1e-3)
 
 
@@ -137,21 +137,21 @@ def test_groups_are_forgotten_carefully_where_updates_go_far(run):
     """Deflated steps along a cosine forget as plain ones at a constant rate."""
     far = dataclasses.replace(run.tuning.update, optimizer="deflated", schedule="cosine")
     other = run._replace(tuning=run.tuning._replace(update=far))
-    one, two = (answers.forget(each, [2])[1] for each in (run, other))
+    one, two = (removals.forget(each, [2])[1] for each in (run, other))
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 @pytest.mark.parametrize("groups", [[], [10], [-1], list(range(10))])
 def test_groups_that_are_none_or_all_are_refused(run, groups):
     with pytest.raises(ValueError, match=r"name some of 0\.\.9, and not all"):
-        answers.counterfactual(run, groups)
+        removals.counterfactual(run, groups)
     with pytest.raises(ValueError, match=r"name some of 0\.\.9, and not all"):
-        answers.forget(run, groups)
+        removals.forget(run, groups)
 
 
 def test_a_class_is_forgotten_beside_exact_retraining(run):
-    groups = answers.groups_of_class(run, "3")
-    answer, params = answers.forget(run, groups, check=True)
+    groups = removals.groups_of_class(run, "3")
+    answer, params = removals.forget(run, groups, check=True)
     rows = ["before", "after forgetting", "retrained, 2 seeds"]
     assert [line[0] for line in answer.table[1:]] == rows
     assert "of the way that retraining went" in " ".join(answer.sentences)
@@ -161,7 +161,7 @@ def test_a_class_is_forgotten_beside_exact_retraining(run):
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), params, run.target.params)
     assert all(jax.tree.leaves(moved))
     with pytest.raises(ValueError, match="class 'x'; choose one of 0, 1"):
-        answers.groups_of_class(run, "x")
+        removals.groups_of_class(run, "x")
 
 
 def test_groups_are_forgotten_by_what_the_check_says(run, monkeypatch):
@@ -177,7 +177,7 @@ def test_groups_are_forgotten_by_what_the_check_says(run, monkeypatch):
     )
     assert amount != 1.0
     assert questions.amount_of(run._replace(check=None), forget) == 1.0
-    answer, found = answers.forget(run, [2])
+    answer, found = removals.forget(run, [2])
     assert f"moved by {amount:.2f} times" in " ".join(answer.sentences)
     assert "were forgotten by the synset alone" in answer.sentences[0]
     mask = np.ones(run.groups.count, np.float32)
@@ -198,7 +198,7 @@ def test_groups_whose_class_goes_say_nothing_of_the_amount(run):
 
 def test_outputs_are_those_of_the_trained_network_and_what_changes(run):
     """They began at the network after the updates, which is not the one that the report shows."""
-    found = answers.counterfactual(run, [4, 2]).arrays["outputs"]
+    found = removals.counterfactual(run, [4, 2]).arrays["outputs"]
     said = run.plan.task.output(run.target.params, run.plan.split.test)
     np.testing.assert_allclose(found[0], said, atol=1e-5)
 
@@ -206,40 +206,40 @@ def test_outputs_are_those_of_the_trained_network_and_what_changes(run):
 def test_what_the_check_retrained_is_told_beside_the_estimate(run):
     truth = run.check.truth
     group = int(truth.groups[0])
-    answer = answers.counterfactual(run, [group])
+    answer = removals.counterfactual(run, [group])
     assert answer.table[0][-1] == "without, retrained"
     change = truth.single[:, 0] - truth.full
     assert f"changes by {change[0].mean():+.4f}, " in " ".join(answer.sentences)
     query = int(answer.table[1][0].split(":")[0])
     wanted = answer.arrays["outputs"][0, query] + change.mean(0)[query]
     assert float(answer.table[1][-1]) == pytest.approx(wanted, abs=1e-3)
-    several = answers.counterfactual(run, np.flatnonzero(truth.masks[0] == 0))
+    several = removals.counterfactual(run, np.flatnonzero(truth.masks[0] == 0))
     assert several.table[0][-1] == "without, retrained"
     other = next(each for each in range(10) if each not in truth.groups)
-    assert "retrained" not in answers.counterfactual(run, [other]).table[0][-1]
+    assert "retrained" not in removals.counterfactual(run, [other]).table[0][-1]
 
 
 def test_changes_beyond_all_that_the_bars_were_learnt_on_are_told(run):
     told = "Outputs change more here than with any subset"
-    assert told not in " ".join(answers.counterfactual(run, [4]).sentences)
+    assert told not in " ".join(removals.counterfactual(run, [4]).sentences)
     check = run.check
     small = check._replace(
         scores=check.scores * np.where(np.isin(np.arange(10), check.truth.groups), 0.1, 1)[:, None],
         predicted=check.predicted[:1] + 0.1 * (check.predicted - check.predicted[:1]),
     )
     other = next(each for each in range(10) if each not in check.truth.groups)
-    assert told in " ".join(answers.counterfactual(run._replace(check=small), [other]).sentences)
+    assert told in " ".join(removals.counterfactual(run._replace(check=small), [other]).sentences)
 
 
 def test_a_class_that_groups_mix_with_others_is_refused(run):
     mixed = run._replace(groups=as_groups(np.arange(120) % 10))
     with pytest.raises(ValueError, match=r"are no class: .* of its .* are in other groups"):
-        answers.groups_of_class(mixed, "3")
+        removals.groups_of_class(mixed, "3")
 
 
 def test_whether_effects_add_up_is_a_matter_of_the_updates(run):
     """Told at retraining's size, the slope was that of the factors of singles and of several."""
-    answer = answers.counterfactual(run, [4, 2])
+    answer = removals.counterfactual(run, [4, 2])
     shares = run.groups.shares()[[4, 2]]
     intervals = checking.intervals_of(run.check, run.groups)
     times = metrics.expected(intervals, np.ones((1, 1)), shares.sum(keepdims=True))[0, 0]
@@ -264,14 +264,14 @@ def test_what_is_judged_is_what_is_told(run):
 
 
 def test_a_class_that_goes_by_its_items_is_told(run):
-    answer, _ = answers.forget(run, answers.groups_of_class(run, "3"))
+    answer, _ = removals.forget(run, removals.groups_of_class(run, "3"))
     assert "a class goes as a whole" in " ".join(answer.sentences)
 
 
 def test_what_a_network_was_forgotten_by_is_told(run, monkeypatch):
     state = corrected(run.tuning.state, run.plan.task, run.plan.split.train, run.groups)
     with_gradients = run._replace(tuning=run.tuning._replace(state=state))
-    answer, _ = answers.forget(with_gradients, [2])
+    answer, _ = removals.forget(with_gradients, [2])
     assert "by the synset and what it leaves of each group's gradient alone" in answer.sentences[0]
 
 
@@ -352,7 +352,7 @@ def test_every_command_leaves_its_files_and_a_page_of_the_report(workdir):
 def test_a_damaged_answer_is_named_and_blocks_nothing(workdir, run, name, damage):
     """On 0.8 it was a traceback of every later `ddm run` and question."""
     there = run._replace(workdir=workdir)
-    drawn = answers.counterfactual(run, [4]).figure
+    drawn = removals.counterfactual(run, [4]).figure
     for kept, title in (("points", "Two points"), ("others", "Others")):
         answer = Answer(title, ["said"], [["head"], ["cell"]], drawn, {"a": np.arange(3.0)})
         keep(there, kept, answer)

@@ -10,8 +10,9 @@ import pytest
 
 import ddm_jax as ddm
 from ddm_jax import data, models, tasks
-from ddm_jax.data.language import Document, alike, load_tokenizer, read_documents
+from ddm_jax.data.language import Document, alike, read_documents
 from ddm_jax.data.preparation import prepare
+from ddm_jax.data.tokens import load_tokenizer
 from ddm_jax.run.wording import describe
 
 TEXTS = {"one.txt": "abcdefghij" * 5, "sub/two.txt": "0123456789" * 4, "sub/three.md": "é" * 30}

@@ -15,7 +15,7 @@ from ddm_jax import models, tasks
 from ddm_jax.card import make_what_if
 from ddm_jax.data.language import CORPUS, read_documents
 from ddm_jax.files import read_json
-from ddm_jax.run import answers, passages, questions, settings
+from ddm_jax.run import answers, passages, questions, removals, settings
 from ddm_jax.run.finished import open_finished
 from ddm_jax.run.plan import make_plan
 from ddm_jax.run.wording import text_of
@@ -191,7 +191,7 @@ def test_from_documents_to_a_report_and_to_what_is_said_without_one(tmp_path):
     assert "Point i is sequence train_ids[i] + 1" in asked.sentences[-1]
     assert "log-likelihood of 1 queries" in asked.sentences[0]
     assert ".txt)" in answers.rank_quality(run, top=2).table[1][1]
-    alone = answers.counterfactual(run, ["one.txt"])
+    alone = removals.counterfactual(run, ["one.txt"])
     assert "single effects" not in " ".join([*alone.sentences, *alone.table[0]])
     assert "the mean log-likelihood of" in alone.sentences[0]
     done = command(
@@ -205,7 +205,7 @@ def test_from_documents_to_a_report_and_to_what_is_said_without_one(tmp_path):
     assert said.outputs.shape == (1, 2)
     np.testing.assert_array_equal(asked.x["tokens"][0], run.plan.split.test.x["tokens"][0])
     with pytest.raises(ValueError, match="the prompt is empty"):
-        answers.forget(run, ["one.txt"], prompt="")
+        removals.forget(run, ["one.txt"], prompt="")
 
 
 @pytest.mark.slow

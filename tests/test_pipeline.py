@@ -23,7 +23,7 @@ from ddm_jax.estimators.ddm import make_ddm
 from ddm_jax.judge import filling, store
 from ddm_jax.judge.truth import Truth, read_truth
 from ddm_jax.metrics.intervals import LEVEL
-from ddm_jax.run import answers, report, settings_file, stages, workdir
+from ddm_jax.run import removals, report, settings_file, stages, workdir, worth
 from ddm_jax.run import settings as config
 from ddm_jax.run.check import Check, agreement, intervals_of
 from ddm_jax.run.finished import open_finished
@@ -298,8 +298,8 @@ def test_a_run_chooses_its_updates_and_says_what_it_costs(tuned):
     told = json.loads((tuned / "metrics.json").read_text())["updates"]
     assert told["chosen"] == vars(found.update)
     assert [row["what"] for row in told["costs"]] == [
-        f"{report.POOLS[found.pool]}, the chosen recipe",
-        f"{report.POOLS[found.other.pool]}, the best recipe of theirs",
+        f"{worth.POOLS[found.pool]}, the chosen recipe",
+        f"{worth.POOLS[found.other.pool]}, the best recipe of theirs",
         "retraining cut to 1 epoch",
         "retraining cut to 2 epochs",
         "one retraining",
@@ -411,7 +411,7 @@ def test_open_steps_are_told_at_several_costs(tuned, tmp_path, without_pictures,
     assert found.update.rewind == 0.0
     assert found.update in [each.update for each in found.costs]  # at less, where that is better
     rows = [row["what"] for row in metrics["updates"]["costs"]]
-    assert rows.count(f"{report.POOLS[found.pool]}, the chosen recipe") == 4
+    assert rows.count(f"{worth.POOLS[found.pool]}, the chosen recipe") == 4
 
 
 @pytest.mark.slow
@@ -623,7 +623,7 @@ def test_a_run_by_adamw_goes_on_with_the_same_bits_and_is_asked(tmp_path, withou
     assert whole.target.optimizer.name == "adamw"
     assert jax.tree.leaves(whole.target.second_moments)[0].shape[0] == 4
     _assert_same_results(killed, whole)
-    answer, _ = answers.forget(open_finished(tmp_path / "killed"), [3])
+    answer, _ = removals.forget(open_finished(tmp_path / "killed"), [3])
     assert all(np.isfinite(values).all() for values in answer.arrays.values())
 
 

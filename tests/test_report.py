@@ -21,7 +21,7 @@ from ddm_jax.cluster import as_groups
 from ddm_jax.data import given_split
 from ddm_jax.estimators.pools import Pool
 from ddm_jax.judge.rivals import Rival
-from ddm_jax.run import answer_figures, figures, report
+from ddm_jax.run import answer_figures, figures, report, worth
 from ddm_jax.run import check as checking
 from ddm_jax.run.choosing import Tuning
 from ddm_jax.run.drawing import SHOWN_QUERIES, png
@@ -511,7 +511,7 @@ def _told(
         one_retraining=0.95,
         seconds_a_retraining=4.0,
     )
-    told = report.told_updates(tuning if tuned else Tuning(update, state), SECONDS, 10, 10**6)
+    told = worth.told_updates(tuning if tuned else Tuning(update, state), SECONDS, 10, 10**6)
     return told, " ".join(told["sentences"])
 
 
@@ -560,7 +560,7 @@ def test_what_the_steps_take_beside_what_they_might(stages, pool, other, said, r
     assert said in text
     assert ("tune.pools=synset,corrected" in text) == (pool == "data")
     assert f"5 steps of 10 {'training points' if pool == 'data' else 'items'}" in text
-    beside, chosen = (report.POOLS[each] for each in rows)
+    beside, chosen = (worth.POOLS[each] for each in rows)
     what = [row["what"] for row in told["costs"]]
     assert what[:3] == [f"{chosen}, the chosen recipe"] * 2 + [
         f"{beside}, the best recipe of theirs"
@@ -571,7 +571,7 @@ def test_updates_that_nobody_chose_have_no_costs(stages, summary):
     told, text = _told(stages, tuned=False)
     assert text.startswith("Updates, as the settings say: sgd, 5 steps of 10 items, 1 times")
     assert "pays_after" not in told
-    assert report.cost_table({"updates": told}) == report.cost_table({}) == []
+    assert worth.cost_table({"updates": told}) == worth.cost_table({}) == []
     assert "group LDS on the tuning subsets" not in _page(stages, summary, updates=told)
 
 

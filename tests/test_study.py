@@ -16,7 +16,7 @@ from tiny_run import tiny_config
 import ddm_jax as ddm
 from ddm_jax import data
 from ddm_jax.distill import DistillSettings
-from ddm_jax.run import answers, report, settings, stages
+from ddm_jax.run import removals, report, settings, stages
 from ddm_jax.run.settings import CheckSettings, OnlineSettings
 from ddm_jax.run.study import Study
 from ddm_jax.run.study_file import load_study, with_settings
@@ -148,7 +148,7 @@ def test_questions_that_make_no_sense_are_refused(regression, ask, message):
 
 @pytest.mark.slow
 def test_a_regression_has_no_class_to_forget(regression):
-    told = refused(lambda: answers.groups_of_class(regression.results(), "a"))
+    told = refused(lambda: removals.groups_of_class(regression.results(), "a"))
     assert "the targets here are no classes; name groups" in told
 
 

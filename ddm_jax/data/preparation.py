@@ -13,9 +13,9 @@ from ddm_jax.data.columns import MISSING, Column, Used, read_column
 from ddm_jax.data.examples import close_to, some_of
 from ddm_jax.data.given import as_array
 from ddm_jax.data.images import pixels_of
-from ddm_jax.data.language import prepared_documents
 from ddm_jax.data.split import Preparation, Split, make_batch
 from ddm_jax.data.texts import count_words
+from ddm_jax.data.tokens import prepared_documents
 from ddm_jax.types import Batch
 
 WHERE = "the queries"

@@ -23,10 +23,9 @@ from ddm_jax.run.answer_figures import comparison_figure
 from ddm_jax.run.check import filled, open_truth
 from ddm_jax.run.drawing import png
 from ddm_jax.run.plan import Plan, check_distillation_fits, make_plan
-from ddm_jax.run.report import is_defined, number
 from ddm_jax.run.settings import Config
 from ddm_jax.run.stages import Results, bring
-from ddm_jax.run.wording import in_seconds
+from ddm_jax.run.wording import in_seconds, is_defined, number
 from ddm_jax.run.workdir import (
     COMPUTES,
     CONFIG,

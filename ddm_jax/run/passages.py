@@ -12,7 +12,7 @@ from ddm_jax.attribution import Attribution
 from ddm_jax.checks import check_integer
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.data import Split
-from ddm_jax.data.language import encoded
+from ddm_jax.data.tokens import encoded
 from ddm_jax.gradients import gradient_products, output_gradients
 from ddm_jax.items import items_of
 from ddm_jax.run.drawing import group_names

@@ -240,3 +240,12 @@ def quality(run: Finished, queries: np.ndarray) -> dict[str, np.ndarray]:
 def listed(numbers: Any) -> str:
     """Whole numbers with commas between."""
     return ", ".join(str(int(number)) for number in numbers) or "none"
+
+
+def named(run: Finished, groups: Any) -> str:
+    """Groups by their names where they have some, else by their numbers."""
+    names = run.groups.names
+    if names is None:
+        return listed(groups)
+    chosen = [names[int(each)] for each in groups]
+    return ", ".join(f'"{name}"' if "," in name else name for name in chosen)

@@ -18,6 +18,16 @@ FEW = 15  # numbers that are all shown
 INTEGERS = 30  # of an example, such as its tokens
 
 
+def is_defined(value: float | None) -> bool:
+    """Whether a number is there: neither NaN nor the null that stands for it in JSON."""
+    return value is not None and bool(np.isfinite(value))
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or that there is no number."""
+    return f"{value:.3f}" if value is not None and is_defined(value) else "undefined"
+
+
 def in_seconds(value: float) -> str:
     """A time in seconds, to two digits below ten."""
     return f"{value:.0f} s" if value >= 10 else f"{value:.2g} s"
