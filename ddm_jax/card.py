@@ -24,7 +24,7 @@ from ddm_jax.compute.compiled import compiled
 from ddm_jax.data.preparation import prepare
 from ddm_jax.data.split import Preparation
 from ddm_jax.estimators.ddm import DDMState, make_outputs, undistilled
-from ddm_jax.files import DamagedFileError, read_any_arrays, write_arrays
+from ddm_jax.files import DamagedFileError, check_destination, read_any_arrays, write_arrays
 from ddm_jax.items import items_of
 from ddm_jax.masks import check_masks, leave_one_out_masks, moved_share
 from ddm_jax.metrics.intervals import Intervals, expected, half_widths, reach
@@ -142,6 +142,7 @@ def save_card(
             the items leave of each group's gradient, which can show examples too (Zhu, Liu & Han,
             "Deep leakage from gradients", NeurIPS 2019); and that was not asked for.
     """
+    check_destination(Path(path))
     copies = count_copies(card.state.synset, task, data)
     shown, mends = [], []
     if copies:

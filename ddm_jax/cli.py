@@ -249,13 +249,16 @@ def card(
 ) -> None:
     """Write a run as one file that answers what if, without the training data."""
     from ddm_jax.card import save_card
+    from ddm_jax.files import check_destination
     from ddm_jax.run import cards, finished
 
+    place = workdir / "model.ddm" if output is None else output
+    if output is not None:
+        check_destination(output)
     with terminal.progress() as progress:
         run = finished.open_finished(workdir, progress, options.plan_of_file(study))
         made = cards.card_of_run(run)
         plan = run.plan
-        place = workdir / "model.ddm" if output is None else output
         save_card(place, made, plan.task, plan.split.train, include_examples=include_examples)
     typer.echo(f"{place}: {made}")
 

@@ -37,10 +37,10 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; it is on disk when this returns.
 
     Raises:
-        ValueError: where a link, a folder or a device has its name.
+        ValueError: as `check_destination`.
         OSError: where the disk is full, say; what was there before is there still.
     """
-    _check_destination(path)
+    check_destination(path)
     fresh = path.with_name(f"{path.name}.new-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with fresh.open("xb") as file:
@@ -170,7 +170,14 @@ def digest(*arrays: Any) -> str:
     return total.hexdigest()[:16]
 
 
-def _check_destination(path: Path) -> None:
+def check_destination(path: Path) -> None:
+    """Refuse a path at which no file can be written, before the work whose result it is.
+
+    Raises:
+        ValueError: where a link, a folder or a device has its name, or its folder is not there.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}; make it, or name another")
     if path.is_symlink():
         raise ValueError(f"{path} is a link; delete it, so that a file can be written there")
     if path.exists() and not path.is_file():

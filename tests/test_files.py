@@ -476,3 +476,13 @@ def test_a_relative_path_serves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoints.save(Path("runs/state"), _state(4))
     _assert_equal(checkpoints.load(Path("runs/state"), _state()), _state(4))
+
+
+def test_a_file_in_a_folder_that_is_not_there_is_refused(tmp_path):
+    """The name of a file that nobody had heard of was not found, after all of the work."""
+    place = tmp_path / "nowhere" / "model.ddm"
+    with pytest.raises(ValueError, match=r"model\.ddm: there is no folder .*nowhere; make it"):
+        files.write_whole(place, b"x")
+    with pytest.raises(ValueError, match="is no regular file"):
+        files.check_destination(tmp_path)
+    files.check_destination(tmp_path / "model.ddm")

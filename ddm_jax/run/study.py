@@ -18,6 +18,7 @@ from ddm_jax.card import Card, WhatIf, save_card
 from ddm_jax.checks import check_alone, check_integer, check_number
 from ddm_jax.compute.compiled import compiled
 from ddm_jax.distill import DistillSettings
+from ddm_jax.files import check_destination
 from ddm_jax.run import brought, check, questions, stages
 from ddm_jax.run.cards import card_of_run
 from ddm_jax.run.finished import Finished, finished_of
@@ -169,15 +170,14 @@ class Study:
         Raises:
             ValueError: as `card.save_card`, where items are training examples.
         """
+        check_destination(Path(path))  # before a run that nobody could keep
         plan = self.plan
         save_card(path, self.card(), plan.task, plan.split.train, include_examples=include_examples)
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the report, one page that holds everything; returns where it is."""
-        if path is not None and (Path(path).is_dir() or not Path(path).parent.is_dir()):
-            raise ValueError(
-                f"{path}: the report is one file, in a folder that is there; name that"
-            )
+        if path is not None:
+            check_destination(Path(path))
         self.run()
         written = self.workdir / "report.html"
         if path is None or Path(path).absolute() == written.absolute():
