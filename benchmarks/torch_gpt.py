@@ -19,41 +19,52 @@ import torch_forms  # says what to install where PyTorch is missing
 
 torch, F = torch_forms.torch, torch_forms.F
 
-BATCH = 256
+BATCH = 1024  # what is done for each batch of training sequences, dattri does once more
 
 
 class TorchGPT(torch.nn.Module):
-    """Tokens [B, L] -> logits [B, L, V], with the parameters of `tasks.language`."""
+    """Tokens [B, L] -> logits [B, L, V], with the parameters of `tasks.language`.
+
+    They are one vector: dattri flattens parameters, and for each that there is its gradient of a
+    point would be one more vector of all of them (fifteen times slower here).
+    """
 
     def __init__(self, params: dict[str, Any], heads: int):
         super().__init__()
         self.heads, self.depth = heads, len(params["blocks"])
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            name = "_".join(str(key.key) for key in path)
-            self.register_parameter(name, torch.nn.Parameter(torch.tensor(np.asarray(leaf))))
-
-    def linear(self, x: Any, name: str) -> Any:
-        return x @ getattr(self, f"{name}_kernel") + getattr(self, f"{name}_bias")
-
-    def norm(self, x: Any, name: str) -> Any:
-        scale, bias = getattr(self, f"{name}_scale"), getattr(self, f"{name}_bias")
-        return F.layer_norm(x, x.shape[-1:], scale, bias, eps=1e-5)
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        self.names = ["_".join(str(key.key) for key in path) for path, _ in leaves]
+        self.shapes = [np.shape(leaf) for _, leaf in leaves]
+        flat = np.concatenate([np.asarray(leaf).ravel() for _, leaf in leaves])
+        self.weights = torch.nn.Parameter(torch.tensor(flat))
 
     def forward(self, tokens: Any) -> Any:
+        parts = self.weights.split([int(np.prod(shape)) for shape in self.shapes])
+        named = zip(self.names, parts, self.shapes, strict=True)
+        params = {name: part.view(shape) for name, part, shape in named}
+
+        def linear(x: Any, name: str) -> Any:
+            return x @ params[f"{name}_kernel"] + params[f"{name}_bias"]
+
+        def norm(x: Any, name: str) -> Any:
+            scale, bias = params[f"{name}_scale"], params[f"{name}_bias"]
+            return F.layer_norm(x, x.shape[-1:], scale, bias, eps=1e-5)
+
+        embedding = params["tokens_embedding"]
         length = tokens.shape[-1]
-        x = self.tokens_embedding[tokens] + self.places_embedding[:length]
+        x = embedding[tokens] + params["places_embedding"][:length]
         later = torch.tril(torch.ones(length, length, dtype=torch.bool))
         for index in range(self.depth):
             block = f"blocks_{index}"
-            mixed = self.linear(self.norm(x, f"{block}_norm_in"), f"{block}_mix")
+            mixed = linear(norm(x, f"{block}_norm_in"), f"{block}_mix")
             parts = mixed.unflatten(-1, (3, self.heads, -1))
             query, key, value = (parts[..., which, :, :].transpose(-3, -2) for which in range(3))
             scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
             weights = torch.where(later, scores, -torch.inf).softmax(-1)
-            x = x + self.linear((weights @ value).transpose(-3, -2).flatten(-2), f"{block}_mixed")
-            inner = self.linear(self.norm(x, f"{block}_norm_out"), f"{block}_up")
-            x = x + self.linear(F.gelu(inner, approximate="tanh"), f"{block}_down")
-        return self.norm(x, "norm") @ self.tokens_embedding.T
+            x = x + linear((weights @ value).transpose(-3, -2).flatten(-2), f"{block}_mixed")
+            inner = linear(norm(x, f"{block}_norm_out"), f"{block}_up")
+            x = x + linear(F.gelu(inner, approximate="tanh"), f"{block}_down")
+        return norm(x, "norm") @ embedding.T
 
 
 def check_same(model: TorchGPT, tokens: np.ndarray, ours: np.ndarray) -> None:

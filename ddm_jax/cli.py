@@ -285,6 +285,36 @@ def compare_networks(
     _answered(workdir, study, "compare-networks", ask)
 
 
+@app.command()
+def explore(
+    workdir: Annotated[Path, typer.Argument(help="The work directory of a finished run.")],
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Default: one that is free.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Where to listen; beyond this machine only if you say so.")
+    ] = "127.0.0.1",
+    browser: Annotated[bool, typer.Option(help="Open it in the browser.")] = True,
+    study: options.StudyFile = None,
+) -> None:
+    """Take groups of training data away on a page, and see what changes, at once."""
+    from ddm_jax.explore import server, view
+    from ddm_jax.run import finished
+
+    with terminal.progress() as progress:
+        run = finished.open_finished(workdir, progress, options.plan_of_file(study))
+        shown = view.make_view(run)
+
+    def ready(address: str) -> None:
+        if host not in server.LOCAL:
+            typer.echo(f"open to everyone who reaches {host} and has this address:")
+        typer.echo(f"{address}\n(once; Ctrl-C ends it)")
+        if browser:
+            typer.launch(address)
+
+    server.serve(shown, host, port, ready)
+
+
 @app.command("settings")
 def show_settings(preset: options.Preset = None, workdir: options.Workdir = None) -> None:
     """List the presets, and all settings of one preset or of a run with what they may be."""

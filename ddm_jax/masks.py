@@ -114,7 +114,8 @@ def check_masks(masks: Any, num_groups: int, *, background: bool = False) -> Arr
         raise ValueError(f"masks have shape {shape}; they must be [R, {num_groups}], R >= 1")
     if not is_concrete(masks):
         return masks
-    values = np.asarray(masks, np.float32)
+    with np.errstate(over="ignore"):  # what is infinite then is refused
+        values = np.asarray(masks, np.float32)
     if not (np.isfinite(values) & (values >= 0)).all():
         raise ValueError(
             "masks must be weights of at least 0: 1 where a group is kept, 0 where it is left out"

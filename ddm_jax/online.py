@@ -350,5 +350,9 @@ def trajectory_point(checkpoints: Params, rewind: float) -> Params:
 
 def explained_outputs(task: Task, params: Params, query: Batch) -> Array:
     """What one network says of all queries, `task.output`, [Q]: in pieces, but of a set whole."""
-    output = compiled(task.output) if task.of_sets else in_batches(task.output)
-    return output(params, query)
+    return make_explained_outputs(task)(params, query)
+
+
+def make_explained_outputs(task: Task) -> Callable[[Params, Batch], Array]:
+    """Make `explained_outputs(params, query)`, for several networks compiled once."""
+    return compiled(task.output) if task.of_sets else in_batches(task.output)

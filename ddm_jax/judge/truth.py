@@ -101,6 +101,7 @@ def open_truth(
     groups: Groups,
     folder: Path,
     described: Mapping[str, Any] | None = None,
+    rows: Declared | None = None,
 ) -> Store:
     """Make or open the truth store of a problem.
 
@@ -110,12 +111,13 @@ def open_truth(
     Args:
         described: flat JSON values that tell what the data and the network are, for the messages;
             "data" among them may be the digest of the data, where it is known.
+        rows: what to retrain, in place of what the problem's settings say.
 
     Raises:
         ValueError: when `folder` holds the truth of something else, naming what differs, or for
             subsets of another size than `removal="subset"` trains on.
     """
-    rows = declare(problem.truth, problem.seed, groups.count)
+    rows = declare(problem.truth, problem.seed, groups.count) if rows is None else rows
     if problem.truth.removal == "subset":
         if groups.background:
             raise ValueError(

@@ -11,7 +11,7 @@ import numpy as np
 
 from ddm_jax import metrics
 from ddm_jax.attribution import Attribution
-from ddm_jax.judge import filling, scoring, truth
+from ddm_jax.judge import filling, scoring, store, truth
 from ddm_jax.judge.problem import Problem
 from ddm_jax.judge.store import Store
 from ddm_jax.judge.truth import Truth
@@ -71,8 +71,14 @@ def told_times(intervals: Intervals) -> dict[str, float]:
     return {f"{share:.2g}": float(f"{times:.3g}") for share, times in both}
 
 
-def open_truth(plan: Plan, problem: Problem, folder: Path, groups: Groups) -> Store:
-    """Make or open a truth store of a run.
+def open_truth(
+    plan: Plan,
+    problem: Problem,
+    folder: Path,
+    groups: Groups,
+    rows: truth.Declared | None = None,
+) -> Store:
+    """Make or open a truth store of a run, of other `rows` than its settings say where they come.
 
     Raises:
         ValueError: when `folder` holds the truth of something else, naming what differs.
@@ -83,7 +89,7 @@ def open_truth(plan: Plan, problem: Problem, folder: Path, groups: Groups) -> St
         del described[f"data.{name}"]
     described["data"] = plan.inputs["data"]
     train, test = plan.split.train, plan.split.test
-    return truth.open_truth(problem, train, test, groups, folder, described)
+    return truth.open_truth(problem, train, test, groups, folder, described, rows)
 
 
 def filled(
@@ -124,6 +130,33 @@ def retrained(
         shutil.rmtree(folder)
         opened = open_truth(plan, problem, folder, groups)
     return filled(plan, problem, opened, groups, progress)
+
+
+def retrained_change(
+    plan: Plan,
+    folder: Path,
+    groups: Groups,
+    mask: np.ndarray,
+    full: np.ndarray,
+    tell: filling.Tell,
+) -> np.ndarray:
+    """What exact retraining with the groups weighted [K] changes, [S, Q]; it is kept in a store.
+
+    Args:
+        full: [S, Q] of the check's networks of everything, with which these share their seeds; what
+            of it is missing is retrained too.
+        tell: as of `filling.fill`.
+    """
+    seeds = plan.check.truth.seeds
+    masks = np.stack([np.ones(groups.count), mask]).astype(np.float32)
+    rows = truth.Declared(masks, np.full(2, seeds), np.zeros(0, int), np.zeros(2))
+    opened = open_truth(plan, plan.check, folder, groups, rows)
+    for seed, outputs in enumerate(full[:seeds]):
+        if not store.is_done(opened, store.Row(0, seed)):
+            store.write_row(opened, store.Row(0, seed), outputs, 0.0)
+    truth.fill(plan.check, opened, plan.split.train, plan.split.test, groups, None, tell)
+    outputs = store.read(opened)
+    return outputs[:, 1] - outputs[:, 0]
 
 
 def masks_of(found: Truth, num_groups: int) -> np.ndarray:

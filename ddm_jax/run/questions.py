@@ -130,15 +130,29 @@ def what_if(run: Finished, masks: np.ndarray) -> WhatIf:
     changed by them; without one they are what the updates say, and intervals are None.
     """
     every = np.concatenate([np.ones((1, run.groups.count)), masks]).astype(np.float32)
-    outputs = predict(run.plan, run, every)
+    outputs, trained = predict(run.plan, run, every), None
+    if run.check is not None:
+        params, query = run.target.params, run.plan.split.test
+        trained = np.asarray(explained_outputs(run.plan.task, params, query))
+    return told_at_size(run, masks, outputs, trained)
+
+
+def told_at_size(
+    run: Finished, masks: np.ndarray, outputs: np.ndarray, trained: np.ndarray | None
+) -> WhatIf:
+    """What updates say of masks [R, K], as `what_if` tells it.
+
+    Args:
+        outputs: [1 + R, Q], those of everything kept first.
+        trained: [Q] of the trained network, where the run has a check.
+    """
     changes, wide = outputs[1:] - outputs[:1], None
     if run.check is not None:
         intervals = checking.intervals_of(run.check, run.groups)
         away = moved_share(masks, run.groups.shares())
         wide = half_widths(intervals, changes, away, reach(run.check.scores))
         changes = expected(intervals, changes, away).astype(outputs.dtype)
-        params, query = run.target.params, run.plan.split.test
-        outputs = np.asarray(explained_outputs(run.plan.task, params, query))[None]
+        outputs = np.asarray(trained)[None]
     return WhatIf(outputs[:1] + changes, changes, wide)
 
 

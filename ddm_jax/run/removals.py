@@ -68,7 +68,7 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
         sentences.append(
             f"{worse} queries change from right to wrong, and {better} from wrong to right."
         )
-    retrained = None if check is None else _retrained(check, mask[1])
+    retrained = None if check is None else retrained_before(check, mask[1])
     if retrained is not None:
         each = ", ".join(f"{change:+.4f}" for change in retrained.mean(1))
         sentences.append(
@@ -128,7 +128,7 @@ def counterfactual(run: Finished, without: Sequence[int | str]) -> Answer:
     return Answer("What if", sentences, rows, figure, arrays)
 
 
-def _retrained(check: Check, mask: np.ndarray) -> np.ndarray | None:
+def retrained_before(check: Check, mask: np.ndarray) -> np.ndarray | None:
     """What retraining changed, [S, Q], where the check left out what this mask does."""
     truth = check.truth
     for place, group in enumerate(truth.groups):

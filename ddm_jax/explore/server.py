@@ -1,0 +1,314 @@
+"""The page's server: one user, on this machine, who holds the token that was printed.
+
+    GET  /?token=...        the token, once, for a cookie
+    GET  /, /page/<file>    the page
+    GET  /api/...           what `view.View` says
+    POST /api/what-if       {"weights": {group: weight}, "query": place or null}
+    POST /api/retrain       the same; GET says how far each is
+
+Counterfactuals are computed one after the other, and those of a page that was closed not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import secrets
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from ddm_jax import files
+from ddm_jax.explore.view import View
+
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import PlainTextResponse, RedirectResponse, Response
+    from starlette.routing import Route
+except ImportError as error:  # pragma: no cover
+    raise ValueError(
+        "the page needs starlette and uvicorn: python -m pip install 'ddm_jax[explore]'"
+    ) from error
+
+PAGE = Path(__file__).with_name("page")
+KINDS = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
+COOKIE = "ddm"
+LOCAL = ("127.0.0.1", "localhost")
+LARGEST = 1 << 20  # bytes of a request
+SLOWEST = 10.0  # seconds that its body may take
+GUARDS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Secrets(NamedTuple):
+    """What a user holds: a token that is good once, and the cookie that it is exchanged for."""
+
+    token: str
+    cookie: str
+
+
+class Retraining(NamedTuple):
+    """An exact job, and how far it is."""
+
+    weights: dict[str, float]
+    done: int
+    of: int
+    answer: Any = None
+    error: str | None = None
+
+
+def make_app(view: View, held: Secrets, hosts: tuple[str, ...]) -> Any:
+    """Make the ASGI application.
+
+    Args:
+        hosts: what a request may call this server, with its port.
+    """
+    count = len(view.overview["groups"]["name"])
+    pages = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in KINDS}
+    turn = asyncio.Lock()  # of counterfactuals, first come first served
+    slow = threading.Lock()  # of retrainings
+    retrainings: dict[str, Retraining] = {}
+    unused = [held.token]
+
+    def page(name: str) -> Response:
+        if name not in pages:
+            return PlainTextResponse("there is no such page", 404)
+        return Response(pages[name], media_type=KINDS[Path(name).suffix])
+
+    async def index(request: Request) -> Response:
+        given = request.query_params.get("token")
+        if given is not None:
+            if not unused or not hmac.compare_digest(given, unused[0]):
+                return PlainTextResponse(
+                    "This address was used before, or is of another start: `ddm explore` prints a "
+                    "new one.",
+                    403,
+                )
+            unused.clear()
+            answer = RedirectResponse("/", 303)
+            answer.set_cookie(COOKIE, held.cookie, httponly=True, samesite="strict")
+            return answer
+        return page("index.html")
+
+    async def file(request: Request) -> Response:
+        return page(request.path_params["name"])
+
+    async def overview(request: Request) -> Response:
+        return as_json(view.overview)
+
+    async def effects(request: Request) -> Response:
+        return as_json(view.effects(request.path_params["query"]))
+
+    async def members(request: Request) -> Response:
+        query = request.query_params.get("query")
+        found = await asyncio.to_thread(
+            view.members, request.path_params["group"], None if query is None else int(query)
+        )
+        return as_json(found)
+
+    async def picture(request: Request) -> Response:
+        part, place = request.path_params["part"], request.path_params["place"]
+        return Response(view.picture(part, place), media_type="image/png")
+
+    async def words(request: Request) -> Response:
+        part, place = request.path_params["part"], request.path_params["place"]
+        return as_json(view.words(part, place))
+
+    async def what_if(request: Request) -> Response:
+        weights, query = await asked(request)
+        async with turn:
+            if await request.is_disconnected():
+                return PlainTextResponse("nobody waits for it", 499)
+            return as_json(await asyncio.to_thread(view.what_if, weights, query))
+
+    async def retrain(request: Request) -> Response:
+        if request.method == "POST":
+            weights, _ = await asked(request)
+            told = {str(k): float(weights[k]) for k in np.flatnonzero(weights != 1)}
+            name = json.dumps(told)
+            known = retrainings.get(name)
+            if known is None or known.error is not None:
+                retrainings[name] = Retraining(told, 0, view.overview["seeds"])
+                threading.Thread(target=work, args=(name, weights), daemon=True).start()
+        return as_json([each._asdict() for each in retrainings.values()])
+
+    def work(name: str, weights: np.ndarray) -> None:
+        def tell(done: int, note: str) -> None:
+            # Those of everything are there already.
+            left = max(done - view.overview["seeds"], 0)
+            retrainings[name] = retrainings[name]._replace(done=left)
+
+        with slow:
+            try:
+                found = view.retrain(weights, tell)
+                retrainings[name] = retrainings[name]._replace(answer=found)
+            except Exception as error:  # whatever it is, the page says it and goes on
+                retrainings[name] = retrainings[name]._replace(error=_one_line(error))
+
+    async def asked(request: Request) -> tuple[np.ndarray, int | None]:
+        body = b""
+        async with asyncio.timeout(SLOWEST):
+            async for part in request.stream():
+                body += part
+                if len(body) > LARGEST:
+                    raise ValueError(f"a request of more than {LARGEST:,} bytes")
+        return weights_of(body, count)
+
+    @contextlib.asynccontextmanager
+    async def compiled_first(app: Any) -> AsyncIterator[None]:
+        """Compile what answers take while the user looks at the page."""
+
+        async def compile_it() -> None:
+            weights = np.ones(count)
+            weights[0] = 0
+            async with turn:
+                with contextlib.suppress(Exception):  # whoever asks is told
+                    await asyncio.to_thread(view.what_if, weights, None)
+
+        begun = asyncio.create_task(compile_it())
+        yield
+        begun.cancel()
+
+    def guarded(handler: Callable[[Request], Awaitable[Response]], free: bool = False) -> Any:
+        async def answer(request: Request) -> Response:
+            refused = refusal(request, held, hosts, free)
+            try:
+                found = refused or await handler(request)
+            except (ValueError, TimeoutError) as error:
+                found = PlainTextResponse(_one_line(error), 400)
+            except Exception as error:
+                found = PlainTextResponse(f"unexpected {_one_line(error)}", 500)
+            found.headers.update(GUARDS)
+            return found
+
+        return answer
+
+    api = {
+        "overview": overview,
+        "effects/{query:int}": effects,
+        "members/{group:int}": members,
+        "picture/{part}/{place:int}": picture,
+        "words/{part}/{place:int}": words,
+    }
+    return Starlette(
+        routes=[
+            Route("/", guarded(index, free=True)),
+            Route("/page/{name}", guarded(file)),
+            *(Route(f"/api/{name}", guarded(each)) for name, each in api.items()),
+            Route("/api/what-if", guarded(what_if), methods=["POST"]),
+            Route("/api/retrain", guarded(retrain), methods=["GET", "POST"]),
+        ],
+        lifespan=compiled_first,
+    )
+
+
+def refusal(request: Request, held: Secrets, hosts: tuple[str, ...], free: bool) -> Response | None:
+    """Why a request is not answered, or None.
+
+    Args:
+        free: the one address that a token may be shown to.
+    """
+    if request.headers.get("host") not in hosts:
+        return PlainTextResponse("this server goes by another name", 421)
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc not in hosts:
+        return PlainTextResponse("a page from elsewhere may not ask", 403)
+    known = hmac.compare_digest(request.cookies.get(COOKIE, ""), held.cookie)
+    if known or (free and "token" in request.query_params):
+        return None
+    return PlainTextResponse(
+        "Open the address that `ddm explore` printed when it was started last.", 401
+    )
+
+
+def weights_of(body: bytes, count: int) -> tuple[np.ndarray, int | None]:
+    """The weights [K] and the query that a request names.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    try:
+        told = json.loads(body)
+        weights, query = np.ones(count), told.get("query")
+        for name, weight in told["weights"].items():
+            weights[_place(name, count)] = float(weight)
+    except (AttributeError, KeyError, RecursionError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError('write {"weights": {group: weight}, "query": place}') from error
+    if query is not None and (not isinstance(query, int) or isinstance(query, bool)):
+        raise ValueError(f"query {query!r} is no place of one")
+    return weights, query
+
+
+def _place(name: str, count: int) -> int:
+    place = int(name)
+    if not 0 <= place < count:
+        raise ValueError(f"there is no group {place}; they are 0..{count - 1}")
+    return place
+
+
+def as_json(value: Any) -> Response:
+    """An answer in JSON, what is not finite as null."""
+    return Response(json.dumps(files.plain(value)), media_type="application/json")
+
+
+def serve(
+    view: View,
+    host: str,
+    port: int | None,
+    ready: Callable[[str], None],
+) -> None:
+    """Answer until interrupted.
+
+    Args:
+        port: None: any that is free.
+        ready: is told the address, with its token, once connections are taken.
+
+    Raises:
+        ValueError: where the port cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    with contextlib.closing(taken):
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind((host, port or 0))
+        except OSError as error:
+            raise ValueError(
+                f"--host {host} --port {port}: {error.strerror}; take another"
+            ) from error
+        taken.listen(128)
+        held = Secrets(secrets.token_urlsafe(24), secrets.token_urlsafe(32))
+        number = taken.getsockname()[1]
+        names = LOCAL if host in LOCAL else (host, *LOCAL, socket.gethostname())
+        app = make_app(view, held, tuple(f"{name}:{number}" for name in names))
+        shown = LOCAL[0] if host == "0.0.0.0" else host
+        ready(f"http://{shown}:{number}/?token={held.token}")
+        chosen = uvicorn.Config(app, log_level="error", timeout_keep_alive=30, server_header=False)
+        uvicorn.Server(chosen).run(sockets=[taken])
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).splitlines()[0] if str(error) else ""
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
