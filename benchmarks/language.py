@@ -61,6 +61,10 @@ OFFLINE = {  # in place of the usual settings
     "ekfac": {"damping": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)},
 }
 QUICK = (
+    "model.start=none",
+    "model.width=16",
+    "model.depth=1",
+    "model.heads=2",
     "data.train_size=120",
     "data.test_size=24",
     "train.epochs=2",

@@ -14,6 +14,7 @@ import ddm_jax as ddm
 from ddm_jax import models, tasks
 from ddm_jax.card import make_what_if
 from ddm_jax.data.language import CORPUS, read_documents
+from ddm_jax.explore import view
 from ddm_jax.files import read_json
 from ddm_jax.run import answers, passages, questions, removals, settings
 from ddm_jax.run.finished import open_finished
@@ -206,6 +207,16 @@ def test_from_documents_to_a_report_and_to_what_is_said_without_one(tmp_path):
     np.testing.assert_array_equal(asked.x["tokens"][0], run.plan.split.test.x["tokens"][0])
     with pytest.raises(ValueError, match="the prompt is empty"):
         removals.forget(run, ["one.txt"], prompt="")
+    page = view.make_view(run)
+    assert page.overview["kind"] == "language"
+    assert page.overview["queries"]["text"][0].strip()
+    found = page.passages(0, 1)
+    assert len(found) == 2
+    assert all(each.strip() in (corpus / "one.txt").read_text() for each in found)
+    went = page.go_on(np.asarray([0.0, 1.0, 1.0]), "one w")
+    assert set(went) == {"before", "without"}
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        page.go_on(np.ones(3), "")
 
 
 @pytest.mark.slow

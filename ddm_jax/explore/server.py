@@ -4,7 +4,8 @@
     GET  /, /page/<file>    the page
     GET  /api/...           what `view.View` says
     POST /api/what-if       {"weights": {group: weight}, "query": place or null}
-    POST /api/retrain       the same; GET says how far each is
+    POST /api/go-on         {"weights": ..., "prompt": text}
+    POST /api/retrain       {"weights": ...}; GET says how far each is
 
 Counterfactuals are computed one after the other, and those of a page that was closed not at all.
 """
@@ -136,12 +137,28 @@ def make_app(view: View, held: Secrets, hosts: tuple[str, ...]) -> Any:
         part, place = request.path_params["part"], request.path_params["place"]
         return as_json(view.words(part, place))
 
+    async def passages(request: Request) -> Response:
+        query = int(request.query_params.get("query", -1))
+        return await in_turn(request, view.passages, request.path_params["group"], query)
+
     async def what_if(request: Request) -> Response:
-        weights, query = await asked(request)
+        weights, told = await asked(request)
+        query = told.get("query")
+        if query is not None and (not isinstance(query, int) or isinstance(query, bool)):
+            raise ValueError(f"query {query!r} is no place of one")
+        return await in_turn(request, view.what_if, weights, query)
+
+    async def go_on(request: Request) -> Response:
+        weights, told = await asked(request)
+        if not isinstance(told.get("prompt"), str):
+            raise ValueError('write {"weights": {group: weight}, "prompt": text}')
+        return await in_turn(request, view.go_on, weights, told["prompt"])
+
+    async def in_turn(request: Request, answer: Callable[..., Any], *given: Any) -> Response:
         async with turn:
             if await request.is_disconnected():
                 return PlainTextResponse("nobody waits for it", 499)
-            return as_json(await asyncio.to_thread(view.what_if, weights, query))
+            return as_json(await asyncio.to_thread(answer, *given))
 
     async def retrain(request: Request) -> Response:
         if request.method == "POST":
@@ -167,7 +184,7 @@ def make_app(view: View, held: Secrets, hosts: tuple[str, ...]) -> Any:
             except Exception as error:  # whatever it is, the page says it and goes on
                 retrainings[name] = retrainings[name]._replace(error=_one_line(error))
 
-    async def asked(request: Request) -> tuple[np.ndarray, int | None]:
+    async def asked(request: Request) -> tuple[np.ndarray, dict[str, Any]]:
         body = b""
         async with asyncio.timeout(SLOWEST):
             async for part in request.stream():
@@ -211,6 +228,7 @@ def make_app(view: View, held: Secrets, hosts: tuple[str, ...]) -> Any:
         "members/{group:int}": members,
         "picture/{part}/{place:int}": picture,
         "words/{part}/{place:int}": words,
+        "passages/{group:int}": passages,
     }
     return Starlette(
         routes=[
@@ -218,6 +236,7 @@ def make_app(view: View, held: Secrets, hosts: tuple[str, ...]) -> Any:
             Route("/page/{name}", guarded(file)),
             *(Route(f"/api/{name}", guarded(each)) for name, each in api.items()),
             Route("/api/what-if", guarded(what_if), methods=["POST"]),
+            Route("/api/go-on", guarded(go_on), methods=["POST"]),
             Route("/api/retrain", guarded(retrain), methods=["GET", "POST"]),
         ],
         lifespan=compiled_first,
@@ -243,22 +262,19 @@ def refusal(request: Request, held: Secrets, hosts: tuple[str, ...], free: bool)
     )
 
 
-def weights_of(body: bytes, count: int) -> tuple[np.ndarray, int | None]:
-    """The weights [K] and the query that a request names.
+def weights_of(body: bytes, count: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """The weights [K] that a request names, and all that it says.
 
     Raises:
         ValueError: for anything else.
     """
     try:
-        told = json.loads(body)
-        weights, query = np.ones(count), told.get("query")
+        told, weights = json.loads(body), np.ones(count)
         for name, weight in told["weights"].items():
             weights[_place(name, count)] = float(weight)
     except (AttributeError, KeyError, RecursionError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError('write {"weights": {group: weight}, "query": place}') from error
-    if query is not None and (not isinstance(query, int) or isinstance(query, bool)):
-        raise ValueError(f"query {query!r} is no place of one")
-    return weights, query
+        raise ValueError('write {"weights": {group: weight}, ...}') from error
+    return weights, told
 
 
 def _place(name: str, count: int) -> int:

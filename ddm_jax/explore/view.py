@@ -16,6 +16,7 @@ from ddm_jax.cluster import flat_features
 from ddm_jax.compute.placement import in_batches
 from ddm_jax.estimators.ddm import make_outputs
 from ddm_jax.files import digest
+from ddm_jax.items import items_of
 from ddm_jax.judge.filling import Tell
 from ddm_jax.masks import check_masks, moved_share
 from ddm_jax.metrics.intervals import LEVEL
@@ -24,13 +25,15 @@ from ddm_jax.run import check as checking
 from ddm_jax.run import targets
 from ddm_jax.run.drawing import group_names, nearest
 from ddm_jax.run.finished import Finished
+from ddm_jax.run.passages import make_continuation, make_item_effects
 from ddm_jax.run.questions import told_at_size
 from ddm_jax.run.removals import retrained_before
 from ddm_jax.run.report import agreement_table
 from ddm_jax.run.wording import describe, objective_in_words, text_of
-from ddm_jax.types import length, take
+from ddm_jax.types import Params, length, take
 
 MEMBERS = 12  # of a group, shown at once
+PASSAGES = 2  # of a document
 LETTERS = 300  # of a query's text in the list
 RETRAINED = "retrained"  # the folder of what was retrained for the page
 Json = dict[str, Any]
@@ -44,7 +47,9 @@ class View(NamedTuple):
     members: Callable[[int, int | None], list[int]]  # of a group, the nearest to a query first
     picture: Callable[[str, int], bytes]  # a PNG of a training point or a query
     words: Callable[[str, int], list[str]]  # the same in lines of text
+    passages: Callable[[int, int], list[str]]  # of a document, those that move a query most
     what_if: Callable[[np.ndarray, int | None], Json]  # weights [K], query
+    go_on: Callable[[np.ndarray, str], Json]  # weights [K], a prompt
     retrain: Callable[[np.ndarray, Tell], Json]  # weights [K]
 
 
@@ -100,13 +105,16 @@ def make_view(run: Finished) -> View:
             return [f"{name} = {value}" for name, value in original.items()]
         return describe(split, x).splitlines()
 
+    network = make_network(run)
     return View(
         overview_of(run),
         effects,
         members,
         picture,
         words,
-        make_what_if(run),
+        make_passages(run),
+        make_what_if(run, network),
+        make_go_on(run, network),
         lambda weights, tell: retrain(run, weights, tell),
     )
 
@@ -173,22 +181,70 @@ def _queries(run: Finished) -> Json:
     return found
 
 
-def make_what_if(run: Finished) -> Callable[[np.ndarray, int | None], Json]:
-    """Make `what_if(weights [K], query) -> JSON values`: one network, compiled once.
+def make_network(run: Finished) -> Callable[[np.ndarray], Params]:
+    """Make `network(weights [K])`, what the run's updates make of the trained one."""
+    made = make_outputs(run.plan.task, run.tuning.update, known={}, stable=run.tuning.stable)
+    nothing: Any = None  # to ask: the networks themselves
+
+    def network(weights: np.ndarray) -> Params:
+        check_masks(weights[None], run.groups.count, background=bool(run.groups.background))
+        return take(made(run.tuning.state, weights[None].astype(np.float32), nothing), 0)
+
+    return network
+
+
+def make_passages(run: Finished) -> Callable[[int, int], list[str]]:
+    """Make `passages(group, query)`: a document's items whose gradients move a query most."""
+    split, synset, task = run.plan.split, run.synset.synset, run.plan.task
+    effects, owner = make_item_effects(task), np.asarray(synset.group)
+    found: dict[int, np.ndarray] = {}  # of the query that was asked about last
+
+    def passages(group: int, query: int) -> list[str]:
+        if split.tokenizer is None:
+            raise ValueError(f"{split.name} holds no documents")
+        check_integer("group", group, 0, run.groups.count - 1)
+        check_integer("query", query, 0, length(split.test) - 1)
+        if query not in found:
+            one = take(split.test, np.asarray([query]))
+            found.clear()
+            found[query] = np.asarray(effects(run.target.params, synset, one)[0])[:, 0]
+        own = np.flatnonzero(owner == group)
+        sign = np.sign(run.attribution.scores[group, query])
+        best = own[np.argsort(-sign * found[query][own], kind="stable")][:PASSAGES]
+        items = items_of(task).batch(synset.items)
+        return [text_of(split, take(items.x, int(item))) for item in best]
+
+    return passages
+
+
+def make_go_on(run: Finished, network: Callable[[np.ndarray], Params]) -> Callable[..., Json]:
+    """Make `go_on(weights [K], prompt)`: what networks with and without the data say after it."""
+    split = run.plan.split
+    made: list[Callable[[Params, str], str]] = []
+
+    def go_on(weights: np.ndarray, prompt: str) -> Json:
+        if split.tokenizer is None or split.kind != "language":
+            raise ValueError(f"{split.name} is no language model's, which goes on from a prompt")
+        if not made:
+            made.append(make_continuation(split, run.plan.task))
+        networks = {"before": run.target.params, "without": network(weights)}
+        return {name: made[0](params, prompt) for name, params in networks.items()}
+
+    return go_on
+
+
+def make_what_if(
+    run: Finished, network: Callable[[np.ndarray], Params]
+) -> Callable[[np.ndarray, int | None], Json]:
+    """Make `what_if(weights [K], query) -> JSON values`.
 
     It says what `questions.what_if` does, the sum of single effects beside it, and of one query
     what the network that the updates made says.
     """
     task, split = run.plan.task, run.plan.split
-    networks = make_outputs(task, run.tuning.update, known={}, stable=run.tuning.stable)
     explained = make_explained_outputs(task)
     of_one = in_batches(task.apply) if task.apply is not None else None
     base: list[Any] = []  # what everything kept says, once it is asked for
-
-    def network(weights: np.ndarray) -> Any:
-        nothing: Any = None  # to ask: the networks themselves
-        made = networks(run.tuning.state, weights[None].astype(np.float32), nothing)
-        return take(made, 0)
 
     def said(params: Any, query: int | None) -> Json:
         known = split.classes and of_one is not None
@@ -200,7 +256,6 @@ def make_what_if(run: Finished) -> Callable[[np.ndarray, int | None], Json]:
         return {"said": [[split.classes[place], float(sure[place])] for place in first]}
 
     def what_if(weights: np.ndarray, query: int | None) -> Json:
-        check_masks(weights[None], run.groups.count, background=bool(run.groups.background))
         if query is not None:
             check_integer("query", query, 0, length(split.test) - 1)
         if not base:

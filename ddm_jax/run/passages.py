@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -59,7 +59,7 @@ def explain_queries(
     chosen = largest(scores, SHOWN) if queries is None else np.asarray(queries)
     few = take(split.test, chosen)
     names, owner = group_names(attribution.groups), np.asarray(synset.group)
-    reach, outputs = item_effects(task, params, synset, few)
+    reach, outputs = map(np.asarray, make_item_effects(task)(params, synset, few))
     items = items_of(task).batch(synset.items)
     half = attribution.half_widths
 
@@ -101,19 +101,20 @@ def largest(scores: np.ndarray, count: int) -> np.ndarray:
     return np.asarray((first + rest)[:count], int)
 
 
-def item_effects(
-    task: Task, params: Params, synset: Synset, queries: Batch
-) -> tuple[np.ndarray, np.ndarray]:
-    """How each item moves each query's output at some network, [I, Q], and the outputs, [Q]."""
+def make_item_effects(task: Task) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Make `item_effects(params, synset, queries)`: how each item moves each query, at a network.
 
+    Effects on the output, [I, Q], and the outputs, [Q].
+    """
+
+    @compiled
     def effects(params: Params, synset: Synset, queries: Batch) -> tuple[jax.Array, jax.Array]:
         wanted = output_gradients(task, params, queries)
         examples = items_of(task).batch(synset.items)
         products = gradient_products(task.loss, params, examples, wanted)
         return -synset.mass[:, None] * products, task.output(params, queries)
 
-    reach, outputs = compiled(effects)(params, synset, queries)
-    return np.asarray(reach), np.asarray(outputs)
+    return effects
 
 
 def tokens_of(split: Split, prompt: str) -> list[int]:
@@ -132,10 +133,19 @@ def continuations(
     split: Split, task: Task, networks: dict[str, Params], prompt: str, count: int = 40
 ) -> dict[str, str]:
     """What each network says after a prompt, its likeliest tokens."""
+    go_on = make_continuation(split, task, count)
+    return {name: go_on(params, prompt) for name, params in networks.items()}
+
+
+def make_continuation(split: Split, task: Task, count: int = 40) -> Callable[[Params, str], str]:
+    """Make `go_on(params, prompt)`, the likeliest tokens after a prompt.
+
+    Raises:
+        ValueError: (when called) as `tokens_of`.
+    """
     from ddm_jax.tasks import make_generate
 
     check_integer("count", count)
-    decode = tokenizer_of(split).decode
-    tokens, context = tokens_of(split, prompt), split.test.x["tokens"].shape[1]
+    decode, context = tokenizer_of(split).decode, split.test.x["tokens"].shape[1]
     say = make_generate(task, count, context=context)
-    return {name: decode(say(params, tokens)) for name, params in networks.items()}
+    return lambda params, prompt: decode(say(params, tokens_of(split, prompt)))

@@ -6,7 +6,7 @@ import { change, read, replace, undo, undoable, weigh } from "./state.js";
 
 const SOON = 120; // milliseconds without a click before it is asked
 const MOST = 5; // other queries that are shown
-let overview, timer = 0, waiting = null, last = null, jobs = [], polling = 0;
+let overview, timer = 0, waiting = null, last = null, jobs = [], polling = 0, said;
 
 export function begin(told) {
   overview = told;
@@ -110,8 +110,30 @@ function draw(state) {
     parts.push(make("button", { type: "button", className: "main", onclick: retrain }, `Retrain to be sure (about ${seconds(each)})`), " ");
   }
   parts.push(make("button", { type: "button", onclick: save }, "Download as CSV"));
+  if (overview.kind === "language") parts.push(prompted(state));
   at("change").replaceChildren(...parts);
   others(state);
+}
+
+// Of a language model: what it says after a prompt, with the data and without.
+function prompted(state) {
+  const text = overview.queries?.text?.[state.query] ?? "";
+  const prompt = make("input", { type: "text", value: said ?? text.slice(0, Math.ceil(text.length / 2)), size: 40 });
+  const found = make("div", { ariaLive: "polite" });
+  const shown = (what, words) => [make("h3", {}, what), make("pre", { className: "words", tabIndex: 0 }, words)];
+  const go = async (event) => {
+    event.preventDefault();
+    said = prompt.value;
+    found.replaceChildren(make("p", { className: "soft" }, "writing…"));
+    try {
+      const words = await send("go-on", { weights: state.weights, prompt: said });
+      found.replaceChildren(...shown("It said", said + words.before), ...shown("Without this data it says", said + words.without));
+    } catch (error) {
+      found.replaceChildren(make("p", { className: "error" }, told(error)));
+    }
+  };
+  return make("form", { onsubmit: go }, make("h3", {}, "What does it write?"), make("label", {}, "Go on from ", prompt), " ",
+    make("button", { type: "submit" }, "Write"), found);
 }
 
 function key(wide, exact) {

@@ -3,7 +3,7 @@
 import { ask, at, make, number, percent } from "./dom.js";
 import { read, weigh } from "./state.js";
 
-const EACH = 6, FOUND = 30;
+const EACH = 6, FOUND = 30, LETTERS = 200;
 let overview, effects = null, of = -1, asked = 0;
 const members = new Map(); // of a group and a query: what was answered
 
@@ -84,16 +84,20 @@ function group(k, state) {
 }
 
 async function examples(k, query, strip) {
-  const key = `${k} ${query}`;
-  if (!members.has(key)) members.set(key, ask(`members/${k}?query=${query}`));
+  const key = `${k} ${query}`, documents = overview.kind === "language";
+  if (!members.has(key)) members.set(key, ask(`${documents ? "passages" : "members"}/${k}?query=${query}`));
+  const words = (text) => strip.append(make("pre", { className: "words", tabIndex: 0 }, text.slice(0, LETTERS)));
   try {
+    if (documents) {
+      (await members.get(key)).forEach(words);
+      return;
+    }
     const images = overview.kind === "images";
     for (const place of (await members.get(key)).slice(0, images ? 8 : 2)) {
       if (images) {
         strip.append(make("img", { className: "small", src: `/api/picture/train/${place}`, alt: `training point ${place}`, title: `training point ${place}`, loading: "lazy" }));
       } else {
-        const lines = await ask(`words/train/${place}`);
-        strip.append(make("pre", { className: "words", tabIndex: 0 }, lines.join("\n").slice(0, 160)));
+        words((await ask(`words/train/${place}`)).join("\n"));
       }
     }
   } catch {
