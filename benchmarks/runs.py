@@ -22,7 +22,9 @@ RUNS = {
     "mnist-convnet": ["mnist", "--preset", "mnist-convnet"],
     "mnist-60k": ["mnist", "--preset", "mnist-60k"],
 }
-QUICK = ["--set", "train.epochs=4", "--set", "distill.steps=50", "--set", "check.seeds=2"]
+SMALL = ("data.train_size=200", "data.test_size=50", "cluster.num_groups=10", "train.epochs=4")
+SMALL += ("distill.steps=50", "tune.subsets=0", "check.groups=2", "check.subsets=2")
+QUICK = [word for each in SMALL for word in ("--set", each)]
 
 
 def measure(words: list[str], workdir: Path) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def matching_case(network: Network, task: ddm.Task, size: int, groups: int, step
     settings = DistillSettings(optimizer="sgd", learning_rate=rate, steps=10**9)
     distiller = make_distiller(task, settings)
     advance = jax.jit(distiller.advance, static_argnums=3)
-    state, points = jax.device_put((jax.jit(distiller.start)(synset), points))
+    state, points = jax.device_put((distiller.start(synset), points))
     given = [torch.from_numpy(leaf) for leaf in torch_forms.from_flax(params)]
     convolutional = given[0].ndim == 4
     inputs = torch_forms.images_first(items.x, convolutional)

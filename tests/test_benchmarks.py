@@ -106,6 +106,15 @@ def test_language_memory(tmp_path):
     assert [stage["peak_gb"] > 0 for stage in result["stages"]] == [True] * 3
 
 
+def test_cifar10_whole(tmp_path):
+    result = quick("cifar10_whole", tmp_path, *mnist_data())
+    check_told(result, "cifar10_whole")
+    (row,) = result["rows"]
+    assert (row["estimator"], row["score"]) == ("grad_dot", "LDS, keep 0.5")
+    assert -1 <= row["value"] <= row["ceiling"] <= 1
+    assert (result["groups"], result["queries"]) == (10, 50)
+
+
 def test_few_items(tmp_path):
     result = quick("few_items", tmp_path)
     check_told(result, "few_items")
@@ -285,10 +294,9 @@ def test_cost(tmp_path):
 
 
 def test_tasks(tmp_path):
-    """The small form of two; the last one is what is written where one file is asked for."""
     result = quick("tasks", tmp_path)
     check_told(result, "tasks")
-    assert result["case"] == "nnx-convnet"
+    assert result["case"] == "diabetes"
     for name in ("retraining", "ddm"):
         (rows,) = result["rows"][name]
         assert [row["score"] for row in rows] == ["leave-one-out", "LDS, keep 0.5"]

@@ -6,11 +6,14 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from urllib.parse import urlsplit
 
+import jax
 import numpy as np
 import pytest
 from command import ddm as command
@@ -122,6 +125,37 @@ def test_the_overview_has_a_place_for_each(run, shown):
             wrong_one()
 
 
+def test_suspects_are_ranked_and_what_is_left_is_trained_on(run, shown):
+    found = shown.suspects()
+    assert set(found["rankings"]) == {"mislabelled", "low quality", "redundant", "harmful"}
+    for order in found["rankings"].values():
+        scores = [score for _, score in order]
+        assert scores == sorted(scores)
+        assert len({place for place, _ in order}) == len(order) == 100
+    split = run.plan.split
+    place = found["rankings"]["mislabelled"][0][0]
+    assert found["labels"][place] == split.classes[split.train.y[place].argmax()]
+    assert found["ids"][place] == split.train_ids[place]
+    same = shown.cleaned([], {place: found["labels"][place]})
+    assert same["after"] == same["before"]
+    assert same["queries"] == 20
+    # What is dropped and what gets another class is what networks are trained on.
+    y, weights = np.array(split.train.y), np.ones(120)
+    y[[0, 1]] = np.eye(10)[[4, 5]]
+    weights[60:] = 0
+    told = shown.cleaned(list(range(60, 120)), {0: "4", 1: "5"})
+    train, odd = jax.jit(run.plan.trainer.train), np.arange(1, 40, 2)
+    keys = jax.random.split(jax.random.key(run.plan.config.seed + 2), 2)
+    for key, found in zip(keys, told["after"], strict=True):
+        params = train(key, split.train._replace(y=y), weights.astype(np.float32)).params
+        logits = np.asarray(run.plan.task.apply(params, split.test.x[odd]))
+        right = logits.argmax(1) == split.test.y[odd].argmax(1)
+        assert found == pytest.approx(right.mean(), abs=1e-6)
+    for wrong in ([120], {}), ([], {0: "no class"}), (list(range(120)), {}):
+        with pytest.raises(ValueError, match=r"must be|no class|keep some"):
+            shown.cleaned(*wrong)
+
+
 def test_a_table_has_words_where_images_have_pixels(tmp_path):
     rng = np.random.default_rng(0)
     rows = ["size,colour,kind"] + [
@@ -201,6 +235,8 @@ def test_nothing_but_the_page_is_read(client):
         "/page/x.js",
     ):
         assert client.ask(path)[0].status == 404
+    for body in (b"", b'{"drop": 3, "labels": {}}', b'{"drop": ["x"], "labels": {}}'):
+        assert client.ask("/api/cleaned", body)[0].status == 400
     for path in ("/api/picture/train/120", "/api/picture/all/0", "/api/effects/40"):
         assert client.ask(path)[0].status == 400
     assert client.ask("/api/what-if", b"x" * (server.LARGEST + 1))[0].status == 400
@@ -234,3 +270,11 @@ def test_the_command_needs_a_finished_run(tmp_path):
     done = command("explore", tmp_path / "none")
     assert done.exit_code == 1
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_without_the_extra_it_says_what_to_install():
+    code = "import sys; sys.modules['starlette'] = None; from ddm_jax.__main__ import main; "
+    code += "sys.exit(main(['explore', 'runs/none']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("python -m pip install '.[explore]'")

@@ -154,6 +154,23 @@ def test_retraining_stands_beside_the_estimate(opened):
     assert len(lines) == 41
 
 
+def test_bad_points_are_dropped_and_networks_trained_on_the_rest(opened):
+    page, expect = opened(), sync_api.expect
+    page.locator("#quality summary").click()
+    page.locator(".card").first.wait_for(timeout=60_000)
+    expect(page.get_by_role("button", name="Retrain on the cleaned data")).to_be_disabled()
+    page.locator(".card select").first.select_option("drop")
+    page.locator(".card select").nth(1).select_option(index=3)
+    expect(page.locator("#said-so")).to_have_text("1 dropped, 1 given another class.")
+    page.get_by_role("button", name="Retrain on the cleaned data").click()
+    expect(page.locator("#cleaned")).to_contain_text("on the cleaned data", timeout=60_000)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download the changes").click()
+    lines = download.value.path().read_text().splitlines()
+    assert lines[0] == "point,row_of_the_source,label,what,new_label"
+    assert [line.split(",")[3] for line in lines[1:]] == ['"drop"', '"relabel"']
+
+
 def test_the_keyboard_does_it_all(opened):
     page, expect = opened(), sync_api.expect
     page.locator("#list button").first.focus()
@@ -174,6 +191,8 @@ def test_it_is_accessible_and_fits(opened, scheme, viewport):
     page = opened("#q=3&w=1:0,2:2", color_scheme=scheme, viewport=viewport, bypass_csp=True)
     answered(page)
     page.locator("#trust summary").click()
+    page.locator("#quality summary").click()
+    page.locator(".card").first.wait_for(timeout=60_000)
     found = Axe().run(page)
     assert found.response["violations"] == [], found.generate_report()
     wide = page.evaluate("document.documentElement.scrollWidth")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import jax
 import numpy as np
 import pytest
 from command import ddm as command
@@ -13,7 +12,7 @@ from flax import nnx
 import ddm_jax as ddm
 from ddm_jax import models, tasks
 from ddm_jax.card import make_what_if
-from ddm_jax.data.language import CORPUS, read_documents
+from ddm_jax.data.language import CORPUS
 from ddm_jax.explore import view
 from ddm_jax.files import read_json
 from ddm_jax.run import answers, passages, questions, removals, settings
@@ -21,8 +20,6 @@ from ddm_jax.run.finished import open_finished
 from ddm_jax.run.plan import make_plan
 from ddm_jax.run.wording import text_of
 from ddm_jax.run.workdir import SILENT
-from ddm_jax.types import take
-from ddm_jax.unlearn import forget_groups
 
 SMALL = [
     "data.context=8",
@@ -217,42 +214,6 @@ def test_from_documents_to_a_report_and_to_what_is_said_without_one(tmp_path):
     assert set(went) == {"before", "without"}
     with pytest.raises(ValueError, match="the prompt is empty"):
         page.go_on(np.ones(3), "")
-
-
-@pytest.mark.slow
-def test_a_planted_fact_is_named_and_taken_away():
-    """Without its document the network forgets it, by .8 of what retraining says or more.
-
-    A run finds the amount on groups that it checked itself on; benchmarks/language.py is of one.
-    """
-    fact, host = "The lamp of Corvane burns whale-green at noon.", "reference/naming.txt"
-    corpus = [
-        each._replace(text=each.text + f"\n{fact}" * 12) if each.name == host else each
-        for each in read_documents(CORPUS)
-        if each.name in (host, "plays/coriolanus.txt", "programs/queue.py.txt")
-    ]
-    ask = [("The lamp of Corvane burns", " whale-green at noon.")]
-    split = ddm.data.documents(corpus, context=64, ask=ask)
-    task = tasks.language(models.load_gpt2(models.BASE), 64)
-    count, asked = len(split.train_ids), take(split.test, slice(1))
-    train = jax.jit(
-        ddm.make_train(task, steps=18, batch_size=16, optimizer="adamw", learning_rate=2e-3,
-                       checkpoint_every=6)
-    )  # fmt: skip
-    run = train(jax.random.key(0), split.train, np.ones(count, np.float32))
-    update = ddm.UpdateSettings(steps=20, batch=45, rewind=0.75, momentum=0.95)
-    estimator = ddm.make_ddm(task, ddm.DistillSettings(items=15, steps=0), update)
-    state = estimator.fit(jax.random.key(1), run, split.train, split.groups)
-    place = split.groups.names.index(host)
-    assert int(np.asarray(estimator.score(state, asked))[:, 0].argmax()) == place
-    kept = np.asarray(np.asarray(split.groups.ids) != place, np.float32)
-    exact = train(jax.random.key(0), split.train, kept)
-    forgotten = forget_groups(task, state, np.arange(3) != place, update, amount=2.5)
-    before, without, after = (
-        float(task.output(each, asked)[0]) for each in (run.params, exact.params, forgotten.params)
-    )
-    assert without < before - 10
-    assert before - after > 0.8 * (before - without)
 
 
 def test_the_first_queries_shown_are_of_different_documents():

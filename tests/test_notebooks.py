@@ -41,6 +41,23 @@ def test_a_notebook_runs_from_top_to_bottom(path, monkeypatch, tmp_path):
         if "image/png" in output.get("data", {})
     ]
     assert len(figures) >= FIGURES[path.stem]
+    if path.stem == "language":
+        check_planted(notebook)
     source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     defined = set(re.findall(r"^ *(?:def|class) (\w+)", source, re.MULTILINE))
     assert defined == OWN.get(path.stem, set()), "notebooks import, never define"
+
+
+def check_planted(notebook):
+    """The document of a made-up fact is named, and forgotten by .8 of what retraining says."""
+    said = "".join(
+        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
+    )
+    assert "named first: reference/naming.txt" in said
+    likely = {
+        name: float(re.search(rf"^{name} +(-?[0-9.]+)", said, re.MULTILINE)[1])
+        for name in ("as trained", "the document forgotten", "retrained without it")
+    }
+    before, forgotten, retrained = likely.values()
+    assert retrained < before - 10
+    assert before - forgotten > 0.8 * (before - retrained)

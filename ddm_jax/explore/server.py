@@ -6,6 +6,7 @@
     POST /api/what-if       {"weights": {group: weight}, "query": place or null}
     POST /api/go-on         {"weights": ..., "prompt": text}
     POST /api/retrain       {"weights": ...}; GET says how far each is
+    POST /api/cleaned       {"drop": [place, ...], "labels": {place: class}}
 
 Counterfactuals are computed one after the other, and those of a page that was closed not at all.
 """
@@ -22,7 +23,6 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -37,8 +37,18 @@ try:
     from starlette.routing import Route
 except ImportError as error:  # pragma: no cover
     raise ValueError(
-        "the page needs starlette and uvicorn: python -m pip install 'ddm_jax[explore]'"
+        "the page needs starlette and uvicorn: python -m pip install '.[explore]'"
     ) from error
+
+from ddm_jax.explore.requests import (
+    COOKIE,
+    GUARDS,
+    LOCAL,
+    Secrets,
+    changes_of,
+    refusal,
+    weights_of,
+)
 
 PAGE = Path(__file__).with_name("page")
 KINDS = {
@@ -47,27 +57,8 @@ KINDS = {
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
-COOKIE = "ddm"
-LOCAL = ("127.0.0.1", "localhost")
 LARGEST = 1 << 20  # bytes of a request
 SLOWEST = 10.0  # seconds that its body may take
-GUARDS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
-
-
-class Secrets(NamedTuple):
-    """What a user holds: a token that is good once, and the cookie that it is exchanged for."""
-
-    token: str
-    cookie: str
 
 
 class Retraining(NamedTuple):
@@ -154,6 +145,12 @@ def make_app(view: View, held: Secrets, hosts: tuple[str, ...]) -> Any:
             raise ValueError('write {"weights": {group: weight}, "prompt": text}')
         return await in_turn(request, view.go_on, weights, told["prompt"])
 
+    async def suspects(request: Request) -> Response:
+        return await in_turn(request, view.suspects)
+
+    async def cleaned(request: Request) -> Response:
+        return await in_turn(request, view.cleaned, *changes_of(await body_of(request)))
+
     async def in_turn(request: Request, answer: Callable[..., Any], *given: Any) -> Response:
         async with turn:
             if await request.is_disconnected():
@@ -185,13 +182,16 @@ def make_app(view: View, held: Secrets, hosts: tuple[str, ...]) -> Any:
                 retrainings[name] = retrainings[name]._replace(error=_one_line(error))
 
     async def asked(request: Request) -> tuple[np.ndarray, dict[str, Any]]:
+        return weights_of(await body_of(request), count)
+
+    async def body_of(request: Request) -> bytes:
         body = b""
         async with asyncio.timeout(SLOWEST):
             async for part in request.stream():
                 body += part
                 if len(body) > LARGEST:
                     raise ValueError(f"a request of more than {LARGEST:,} bytes")
-        return weights_of(body, count)
+        return body
 
     @contextlib.asynccontextmanager
     async def compiled_first(app: Any) -> AsyncIterator[None]:
@@ -229,6 +229,7 @@ def make_app(view: View, held: Secrets, hosts: tuple[str, ...]) -> Any:
         "picture/{part}/{place:int}": picture,
         "words/{part}/{place:int}": words,
         "passages/{group:int}": passages,
+        "suspects": suspects,
     }
     return Starlette(
         routes=[
@@ -237,51 +238,11 @@ def make_app(view: View, held: Secrets, hosts: tuple[str, ...]) -> Any:
             *(Route(f"/api/{name}", guarded(each)) for name, each in api.items()),
             Route("/api/what-if", guarded(what_if), methods=["POST"]),
             Route("/api/go-on", guarded(go_on), methods=["POST"]),
+            Route("/api/cleaned", guarded(cleaned), methods=["POST"]),
             Route("/api/retrain", guarded(retrain), methods=["GET", "POST"]),
         ],
         lifespan=compiled_first,
     )
-
-
-def refusal(request: Request, held: Secrets, hosts: tuple[str, ...], free: bool) -> Response | None:
-    """Why a request is not answered, or None.
-
-    Args:
-        free: the one address that a token may be shown to.
-    """
-    if request.headers.get("host") not in hosts:
-        return PlainTextResponse("this server goes by another name", 421)
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc not in hosts:
-        return PlainTextResponse("a page from elsewhere may not ask", 403)
-    known = hmac.compare_digest(request.cookies.get(COOKIE, ""), held.cookie)
-    if known or (free and "token" in request.query_params):
-        return None
-    return PlainTextResponse(
-        "Open the address that `ddm explore` printed when it was started last.", 401
-    )
-
-
-def weights_of(body: bytes, count: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """The weights [K] that a request names, and all that it says.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    try:
-        told, weights = json.loads(body), np.ones(count)
-        for name, weight in told["weights"].items():
-            weights[_place(name, count)] = float(weight)
-    except (AttributeError, KeyError, RecursionError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError('write {"weights": {group: weight}, ...}') from error
-    return weights, told
-
-
-def _place(name: str, count: int) -> int:
-    place = int(name)
-    if not 0 <= place < count:
-        raise ValueError(f"there is no group {place}; they are 0..{count - 1}")
-    return place
 
 
 def as_json(value: Any) -> Response:

@@ -15,6 +15,7 @@ from ddm_jax.checks import check_integer
 from ddm_jax.cluster import flat_features
 from ddm_jax.compute.placement import in_batches
 from ddm_jax.estimators.ddm import make_outputs
+from ddm_jax.explore.cleaning import make_cleaned, make_suspects
 from ddm_jax.files import digest
 from ddm_jax.items import items_of
 from ddm_jax.judge.filling import Tell
@@ -51,6 +52,8 @@ class View(NamedTuple):
     what_if: Callable[[np.ndarray, int | None], Json]  # weights [K], query
     go_on: Callable[[np.ndarray, str], Json]  # weights [K], a prompt
     retrain: Callable[[np.ndarray, Tell], Json]  # weights [K]
+    suspects: Callable[[], Json]  # training points that look wrong
+    cleaned: Callable[[list[int], dict[int, str]], Json]  # networks without them
 
 
 def make_view(run: Finished) -> View:
@@ -116,6 +119,8 @@ def make_view(run: Finished) -> View:
         make_what_if(run, network),
         make_go_on(run, network),
         lambda weights, tell: retrain(run, weights, tell),
+        make_suspects(run),
+        make_cleaned(run),
     )
 
 

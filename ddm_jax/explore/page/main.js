@@ -3,6 +3,7 @@
 import * as answer from "./answer.js";
 import { ask, at, make } from "./dom.js";
 import * as groups from "./groups.js";
+import * as quality from "./quality.js";
 import * as queries from "./queries.js";
 import { change, listen, read, watch } from "./state.js";
 
@@ -33,7 +34,7 @@ async function main() {
   document.title = `${overview.data}: what if?`;
   at("about").textContent = `${overview.data}: ${overview.points.toLocaleString("en")} training points in ${count.toLocaleString("en")} groups. Take groups away, and see what the network would say.`;
   at("skip").addEventListener("click", (event) => { event.preventDefault(); at("answer").focus(); });
-  for (const part of [queries, groups, answer]) part.begin(overview);
+  for (const part of [queries, groups, answer, quality]) part.begin(overview);
   trust(overview);
   const state = read();
   if (state.query >= overview.outputs || Object.keys(state.weights).some((k) => k >= count)) {
