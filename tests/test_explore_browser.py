@@ -177,10 +177,21 @@ def test_the_keyboard_does_it_all(opened):
     page.keyboard.press("ArrowDown")
     expect(page.locator("#list button").nth(1)).to_be_focused()
     expect(page.locator("#list button").nth(1)).to_have_attribute("aria-current", "true")
+    place = page.locator("#list button").nth(1).get_attribute("data-place")
+    page.locator(f'#sides[data-query="{place}"]').wait_for()
     button = page.locator(".group button", has_text="Take away").first
     button.focus()
     page.keyboard.press("Enter")
-    answered(page)
+    one = answered(page)
+    expect(button).to_be_focused()  # though all groups were drawn again
+    expect(button).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#taken .chips button")).to_contain_text("counted 2 times")
+    assert answered(page) != one
+    page.get_by_role("button", name="Put all back").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#answer")).to_be_focused()  # where the button was
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

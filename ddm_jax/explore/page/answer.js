@@ -1,6 +1,6 @@
 // The query, what is taken away, and what that changes: the estimate, its error bar, and the truth.
 
-import { ask, at, download, drawn, make, number, percent, quoted, seconds, send } from "./dom.js";
+import { ask, at, download, drawn, make, number, percent, quoted, redraw, seconds, send } from "./dom.js";
 import { titled } from "./queries.js";
 import { change, read, replace, undo, undoable, weigh } from "./state.js";
 
@@ -52,19 +52,20 @@ async function query(state) {
 
 function taken(state) {
   const entries = Object.entries(state.weights);
-  const chip = ([k, weight]) => make("li", {}, make("button", { type: "button", title: "put back", onclick: () => weigh([k], 1) },
+  const chip = ([k, weight]) => make("li", {}, make("button", { type: "button", title: "put back", "data-key": k, onclick: () => weigh([k], 1) },
     `${overview.groups.name[k] ?? `group ${k}`}${weight === 0 ? "" : `, counted ${number(weight)} times`} ×`));
   if (!entries.length) {
-    at("taken").replaceChildren();
+    redraw(at("taken"));
     return;
   }
   const gone = entries.filter(([, weight]) => weight === 0);
   const points = gone.reduce((sum, [k]) => sum + overview.groups.size[k], 0);
-  at("taken").replaceChildren(
+  redraw(
+    at("taken"),
     make("h3", {}, gone.length ? `Taken away: ${points.toLocaleString("en")} of ${overview.points.toLocaleString("en")} training points` : "Counted otherwise"),
     make("ul", { className: "chips" }, ...entries.slice(0, 40).map(chip), entries.length > 40 ? make("li", {}, `and ${entries.length - 40} more`) : null),
-    make("button", { type: "button", onclick: undo, disabled: !undoable() }, "Undo"), " ",
-    make("button", { type: "button", onclick: () => replace({}) }, "Put all back"));
+    make("button", { type: "button", "data-key": "undo", onclick: undo, disabled: !undoable() }, "Undo"), " ",
+    make("button", { type: "button", "data-key": "all", onclick: () => replace({}) }, "Put all back"));
 }
 
 async function answer(state) {
@@ -107,11 +108,11 @@ function draw(state) {
     make("p", { className: "soft" }, key(wide, exact)));
   if (overview.seconds_a_network && !exact) {
     const each = overview.seconds_a_network * overview.seeds;
-    parts.push(make("button", { type: "button", className: "main", onclick: retrain }, `Retrain to be sure (about ${seconds(each)})`), " ");
+    parts.push(make("button", { type: "button", className: "main", "data-key": "retrain", onclick: retrain }, `Retrain to be sure (about ${seconds(each)})`), " ");
   }
-  parts.push(make("button", { type: "button", onclick: save }, "Download as CSV"));
+  parts.push(make("button", { type: "button", "data-key": "save", onclick: save }, "Download as CSV"));
   if (overview.kind === "language") parts.push(prompted(state));
-  at("change").replaceChildren(...parts);
+  redraw(at("change"), ...parts);
   others(state);
 }
 
@@ -168,10 +169,11 @@ function others(state) {
   const sure = last.half_widths ? last.changes.filter((each, q) => Math.abs(each) > last.half_widths[q]).length : null;
   const order = [...last.changes.keys()].sort((a, b) => Math.abs(last.changes[b]) - Math.abs(last.changes[a])).slice(0, MOST);
   const row = (q) => make("tr", {},
-    make("td", {}, make("button", { type: "button", onclick: () => change({ query: q }) }, `query ${q}`)),
+    make("td", {}, make("button", { type: "button", "data-key": q, onclick: () => change({ query: q }) }, `query ${q}`)),
     make("td", {}, overview.queries.label?.[q] ?? overview.queries.text?.[q]?.slice(0, 40) ?? ""),
     make("td", { className: "number" }, number(last.changes[q], true) + (last.half_widths ? ` ± ${number(last.half_widths[q])}` : "")));
-  at("others").replaceChildren(
+  redraw(
+    at("others"),
     make("h2", {}, "All queries"),
     make("p", {}, `The mean ${overview.objective} of ${last.changes.length.toLocaleString("en")} queries changes by ${number(last.mean, true)}.`
       + (sure === null ? "" : ` ${sure.toLocaleString("en")} changes are larger than their error bar.`)),
@@ -215,10 +217,10 @@ function drawJobs() {
   const line = (job) => {
     const words = Object.entries(job.weights).map(([k, weight]) => overview.groups.name[k] + (weight === 0 ? "" : ` × ${number(weight)}`));
     const how = job.error ?? (job.answer ? "done" : `${job.done} of ${job.of} networks`);
-    return make("li", {}, make("button", { type: "button", onclick: () => replace(job.weights) }, words.slice(0, 4).join(", ") + (words.length > 4 ? ` and ${words.length - 4} more` : "")),
+    return make("li", {}, make("button", { type: "button", "data-key": named(job.weights), onclick: () => replace(job.weights) }, words.slice(0, 4).join(", ") + (words.length > 4 ? ` and ${words.length - 4} more` : "")),
       make("span", { className: job.error ? "error" : "soft" }, ` ${how}`));
   };
-  at("jobs").replaceChildren(make("h3", {}, "Retrained exactly"), make("ul", { className: "chips" }, ...jobs.map(line)));
+  redraw(at("jobs"), make("h3", {}, "Retrained exactly"), make("ul", { className: "chips" }, ...jobs.map(line)));
 }
 
 function save() {

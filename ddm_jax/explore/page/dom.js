@@ -14,6 +14,16 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
+// Put children in a place. Whoever uses a keyboard stays on the button that they pressed, by its
+// `data-key`, or comes to the section where it was.
+export function redraw(place, ...children) {
+  const focused = place.contains(document.activeElement) ? document.activeElement : null;
+  place.replaceChildren(...children);
+  if (!focused) return;
+  const same = [...place.querySelectorAll("[data-key]")].find((each) => each.dataset.key === focused.dataset.key);
+  (same && !same.disabled ? same : place.closest("[tabindex]"))?.focus({ preventScroll: true });
+}
+
 export function drawn(tag, attributes, text = "") {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);

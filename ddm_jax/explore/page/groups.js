@@ -1,6 +1,6 @@
 // The groups that raise and lower a query, with examples, to take away, count double or put back.
 
-import { ask, at, make, number, percent } from "./dom.js";
+import { ask, at, make, number, percent, redraw } from "./dom.js";
 import { read, weigh } from "./state.js";
 
 const EACH = 6, FOUND = 30, LETTERS = 200;
@@ -38,17 +38,19 @@ const good = (k) => (overview.lower_is_better && !overview.neither ? -1 : 1) * e
 
 function draw(state) {
   if (!effects) return;
+  at("sides").dataset.query = of;
   const places = [...effects.scores.keys()];
   const wanted = at("find").value.trim().toLowerCase();
   if (wanted) {
     const found = places.filter((k) => overview.groups.name[k].toLowerCase().includes(wanted));
     const order = found.sort((a, b) => Math.abs(good(b)) - Math.abs(good(a))).slice(0, FOUND);
-    at("sides").replaceChildren(side(`${found.length} found`, order, state));
+    redraw(at("sides"), side(`${found.length} found`, order, state));
     return;
   }
   const words = overview.neither ? ["raise", "lower"] : ["help", "harm"];
   const ranked = places.sort((a, b) => good(b) - good(a));
-  at("sides").replaceChildren(
+  redraw(
+    at("sides"),
     side(`These ${words[1]} this answer most`, ranked.slice(-EACH).reverse().filter((k) => good(k) < 0), state),
     side(`These ${words[0]} it most`, ranked.slice(0, EACH).filter((k) => good(k) > 0), state),
   );
@@ -66,7 +68,7 @@ function group(k, state) {
   const effect = number(effects.scores[k], true) + (wide === undefined ? "" : ` ± ${number(wide)}`);
   const toggle = (text, to) => {
     const pressed = weight === to;
-    const button = make("button", { type: "button", onclick: () => weigh([k], pressed ? 1 : to) }, text);
+    const button = make("button", { type: "button", onclick: () => weigh([k], pressed ? 1 : to), "data-key": `${k}:${to}` }, text);
     button.setAttribute("aria-pressed", pressed);
     button.setAttribute("aria-label", `${text}: ${name}`);
     return button;
