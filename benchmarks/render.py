@@ -1148,7 +1148,7 @@ TABLES: dict[str, Table | Callable[[Result], str]] = {
         "additivity",
         "{told}",
     ),
-    **{f"language.{corpus}": language_table(corpus) for corpus in ("installed",)},
+    **{f"language{part}.installed": language_table("installed") for part in ("", "_11")},
     "language.planted": Table(
         {
             "the fact is in": text("planted"),
