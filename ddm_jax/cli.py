@@ -298,7 +298,7 @@ def explore(
     study: options.StudyFile = None,
 ) -> None:
     """Take groups of training data away on a page, and see what changes, at once."""
-    from ddm_jax.explore import server, view
+    from ddm_jax.explore import requests, server, view
     from ddm_jax.run import finished
 
     with terminal.progress() as progress:
@@ -306,7 +306,7 @@ def explore(
         shown = view.make_view(run)
 
     def ready(address: str) -> None:
-        if host not in server.LOCAL:
+        if host not in requests.LOCAL:
             typer.echo(f"open to everyone who reaches {host} and has this address:")
         typer.echo(f"{address}\n(once; Ctrl-C ends it)")
         if browser:

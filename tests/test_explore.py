@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from PIL import Image
 from tiny_run import finished  # noqa: F401
 
 import ddm_jax as ddm
-from ddm_jax.explore import server, view
+from ddm_jax.explore import requests, server, view
 from ddm_jax.run import questions
 
 pytestmark = pytest.mark.slow
@@ -189,6 +190,7 @@ def test_a_page_is_asked_for_with_the_cookie_alone(client):
         assert stranger.ask(path)[0].status == 401
     assert stranger.ask(f"/?{client.query}")[0].status == 403  # the token is good once
     assert stranger.ask("/?token=guessed")[0].status == 403
+    assert stranger.ask("/?token=%C3%A9")[0].status == 403
     answer, page = client.ask("/")
     assert answer.status == 200
     assert b"What if this data were gone?" in page
@@ -205,6 +207,7 @@ def test_a_page_is_asked_for_with_the_cookie_alone(client):
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Cookie": "ddm=guessed"}, 401),
+        ({"Cookie": "é"}, 401),
     ],
 )
 def test_whoever_comes_from_elsewhere_is_refused(client, headers, status):
@@ -225,6 +228,25 @@ def test_what_cannot_be_asked_is_refused_in_a_line(client, body):
     assert told
     assert b"\n" not in told
     assert b"Traceback" not in told
+
+
+def test_two_servers_of_one_machine_have_a_cookie_each(client, shown):
+    other = Client(started(shown)).enter()
+    both = f"{client.cookie}; {other.cookie}"
+    for each in (client, other):
+        assert each.ask("/api/effects/0", Cookie=both)[0].status == 200
+
+
+def test_a_server_that_is_open_goes_by_every_address_of_its_machine():
+    assert (
+        requests.names_of("127.0.0.1")
+        == requests.names_of("localhost")
+        == ["127.0.0.1", "localhost"]
+    )
+    assert requests.names_of("::1")[0] == "[::1]"
+    found = requests.names_of("0.0.0.0")
+    assert {"127.0.0.1", "localhost", socket.gethostname()} < set(found)
+    assert len(found) > 4
 
 
 def test_nothing_but_the_page_is_read(client):

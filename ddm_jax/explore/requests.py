@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
+import socket
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -11,7 +13,6 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-COOKIE = "ddm"
 LOCAL = ("127.0.0.1", "localhost")
 GUARDS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -30,6 +31,12 @@ class Secrets(NamedTuple):
 
     token: str
     cookie: str
+    name: str  # of the cookie: browsers give those of one machine to all its servers
+
+
+def is_same(given: str, held: str) -> bool:
+    """Whether a secret is the one that is held, in a time that tells nothing of it."""
+    return hmac.compare_digest(given.encode(errors="replace"), held.encode())
 
 
 def refusal(request: Request, held: Secrets, hosts: tuple[str, ...], free: bool) -> Response | None:
@@ -43,12 +50,26 @@ def refusal(request: Request, held: Secrets, hosts: tuple[str, ...], free: bool)
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc not in hosts:
         return PlainTextResponse("a page from elsewhere may not ask", 403)
-    known = hmac.compare_digest(request.cookies.get(COOKIE, ""), held.cookie)
+    known = is_same(request.cookies.get(held.name, ""), held.cookie)
     if known or (free and "token" in request.query_params):
         return None
     return PlainTextResponse(
         "Open the address that `ddm explore` printed when it was started last.", 401
     )
+
+
+def names_of(host: str) -> list[str]:
+    """What a server that listens at a host may be called by those that reach it."""
+    if host in LOCAL:
+        return list(LOCAL)
+    names = [host, *LOCAL, socket.gethostname()]
+    if host in ("0.0.0.0", "::"):  # every address of this machine
+        with contextlib.suppress(OSError):
+            names += [str(each[4][0]) for each in socket.getaddrinfo(socket.gethostname(), None)]
+        with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as outward:
+            outward.connect(("192.0.2.1", 9))  # sends nothing: it is asked where it would leave
+            names.append(outward.getsockname()[0])
+    return [f"[{name}]" if ":" in name else name for name in dict.fromkeys(names)]
 
 
 def weights_of(body: bytes, count: int) -> tuple[np.ndarray, dict[str, Any]]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import json
 import secrets
 import socket
@@ -41,11 +40,11 @@ except ImportError as error:  # pragma: no cover
     ) from error
 
 from ddm_jax.explore.requests import (
-    COOKIE,
     GUARDS,
-    LOCAL,
     Secrets,
     changes_of,
+    is_same,
+    names_of,
     refusal,
     weights_of,
 )
@@ -92,7 +91,7 @@ def make_app(view: View, held: Secrets, hosts: tuple[str, ...]) -> Any:
     async def index(request: Request) -> Response:
         given = request.query_params.get("token")
         if given is not None:
-            if not unused or not hmac.compare_digest(given, unused[0]):
+            if not unused or not is_same(given, unused[0]):
                 return PlainTextResponse(
                     "This address was used before, or is of another start: `ddm explore` prints a "
                     "new one.",
@@ -100,7 +99,7 @@ def make_app(view: View, held: Secrets, hosts: tuple[str, ...]) -> Any:
                 )
             unused.clear()
             answer = RedirectResponse("/", 303)
-            answer.set_cookie(COOKIE, held.cookie, httponly=True, samesite="strict")
+            answer.set_cookie(held.name, held.cookie, httponly=True, samesite="strict")
             return answer
         return page("index.html")
 
@@ -276,11 +275,11 @@ def serve(
                 f"--host {host} --port {port}: {error.strerror}; take another"
             ) from error
         taken.listen(128)
-        held = Secrets(secrets.token_urlsafe(24), secrets.token_urlsafe(32))
         number = taken.getsockname()[1]
-        names = LOCAL if host in LOCAL else (host, *LOCAL, socket.gethostname())
+        held = Secrets(secrets.token_urlsafe(24), secrets.token_urlsafe(32), f"ddm-{number}")
+        names = names_of(host)
         app = make_app(view, held, tuple(f"{name}:{number}" for name in names))
-        shown = LOCAL[0] if host == "0.0.0.0" else host
+        shown = names[-1] if host in ("0.0.0.0", "::") else names[0]
         ready(f"http://{shown}:{number}/?token={held.token}")
         chosen = uvicorn.Config(app, log_level="error", timeout_keep_alive=30, server_header=False)
         uvicorn.Server(chosen).run(sockets=[taken])
