@@ -19,7 +19,7 @@ import torch_forms  # says what to install where PyTorch is missing
 
 torch, F = torch_forms.torch, torch_forms.F
 
-BATCH = 1024  # what is done for each batch of training sequences, dattri does once more
+BATCH = 512  # 7 GB of gradients; dattri takes those of the queries once more for each batch
 
 
 class TorchGPT(torch.nn.Module):
