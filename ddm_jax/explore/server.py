@@ -24,21 +24,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
 
 from ddm_jax import files
-from ddm_jax.explore.view import View
-
-try:
-    import uvicorn
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import PlainTextResponse, RedirectResponse, Response
-    from starlette.routing import Route
-except ImportError as error:  # pragma: no cover
-    raise ValueError(
-        "the page needs starlette and uvicorn: python -m pip install '.[explore]'"
-    ) from error
-
 from ddm_jax.explore.requests import (
     GUARDS,
     Secrets,
@@ -48,6 +40,7 @@ from ddm_jax.explore.requests import (
     refusal,
     weights_of,
 )
+from ddm_jax.explore.view import View
 
 PAGE = Path(__file__).with_name("page")
 KINDS = {
