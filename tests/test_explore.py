@@ -108,6 +108,16 @@ def test_retraining_is_that_of_the_truth_and_is_kept(run, shown):
     assert again == []
 
 
+def test_a_damaged_retraining_is_made_again(run, shown):
+    weights = np.ones(run.groups.count)
+    weights[[0, 3]] = 0
+    before = shown.retrain(weights, lambda done, note: None)["retrained"]
+    folder = max((run.workdir / view.RETRAINED).iterdir(), key=lambda each: each.stat().st_mtime)
+    (folder / "truth.json").write_text("{}")
+    again = shown.retrain(weights, lambda done, note: None)["retrained"]
+    np.testing.assert_array_equal(again, before)
+
+
 def test_the_overview_has_a_place_for_each(run, shown):
     told = json.loads(json.dumps(ddm.files.plain(shown.overview)))
     assert (told["data"], told["kind"], told["outputs"]) == ("digits", "images", 40)
@@ -208,6 +218,7 @@ def test_a_page_is_asked_for_with_the_cookie_alone(client):
         ({"Origin": "null"}, 403),
         ({"Cookie": "ddm=guessed"}, 401),
         ({"Cookie": "é"}, 401),
+        ({"Origin": "http://["}, 400),
     ],
 )
 def test_whoever_comes_from_elsewhere_is_refused(client, headers, status):

@@ -43,12 +43,7 @@ from ddm_jax.explore.requests import (
 from ddm_jax.explore.view import View
 
 PAGE = Path(__file__).with_name("page")
-KINDS = {
-    ".html": "text/html",
-    ".css": "text/css",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-}
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 LARGEST = 1 << 20  # bytes of a request
 SLOWEST = 10.0  # seconds that its body may take
 
@@ -202,9 +197,8 @@ def make_app(view: View, held: Secrets, hosts: tuple[str, ...]) -> Any:
 
     def guarded(handler: Callable[[Request], Awaitable[Response]], free: bool = False) -> Any:
         async def answer(request: Request) -> Response:
-            refused = refusal(request, held, hosts, free)
             try:
-                found = refused or await handler(request)
+                found = refusal(request, held, hosts, free) or await handler(request)
             except (ValueError, TimeoutError) as error:
                 found = PlainTextResponse(_one_line(error), 400)
             except Exception as error:

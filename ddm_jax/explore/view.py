@@ -19,8 +19,8 @@ from ddm_jax.explore.cleaning import make_cleaned, make_suspects
 from ddm_jax.files import digest
 from ddm_jax.items import items_of
 from ddm_jax.judge.filling import Tell
-from ddm_jax.masks import check_masks, moved_share
-from ddm_jax.metrics.intervals import LEVEL
+from ddm_jax.masks import check_masks
+from ddm_jax.metrics.intervals import LEVEL, reach
 from ddm_jax.online import explained_outputs, make_explained_outputs
 from ddm_jax.run import check as checking
 from ddm_jax.run import targets
@@ -167,7 +167,7 @@ def _queries(run: Finished) -> Json:
     count, query = length(split.test), split.test
     found: Json = {
         "output": np.asarray(explained_outputs(task, params, query)),
-        "reach": np.sqrt((run.attribution.scores**2).mean(0)),
+        "reach": reach(run.attribution.scores),
         "label": [targets.label(split, take(query.y, place)) for place in range(count)]
         if split.classes or targets.are_numbers(split)
         else None,
@@ -272,21 +272,18 @@ def make_what_if(
         made = network(weights)
         outputs = np.stack([kept, np.asarray(explained(made, split.test))])
         found = told_at_size(run, weights[None], outputs, trained)
-        mean = found.changes[0].mean()
         answer: Json = {
             "outputs": found.outputs[0],
             "changes": found.changes[0],
-            "mean": float(mean),
+            "mean": float(found.changes[0].mean()),
             # Of a group that counts w times, w - 1 times what having it does.
             "summed": (weights - 1) @ run.attribution.scores,
-            "share": float(moved_share(weights[None], run.groups.shares())[0]),
             **said(made, query),
         }
         if found.half_widths is not None:
             answer["half_widths"] = found.half_widths[0]
         if run.check is not None:
-            before = retrained_before(run.check, weights)
-            answer["retrained"] = None if before is None else before
+            answer["retrained"] = retrained_before(run.check, weights)
         return answer
 
     return what_if

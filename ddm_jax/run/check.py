@@ -19,7 +19,7 @@ from ddm_jax.masks import moved_share
 from ddm_jax.metrics.intervals import Intervals, expected, fit_intervals, half_widths, reach
 from ddm_jax.run import settings
 from ddm_jax.run.plan import Plan
-from ddm_jax.run.workdir import Progress
+from ddm_jax.run.workdir import SILENT, Progress
 from ddm_jax.types import Groups
 
 UNLIKE = 1.5  # times another size, from which on it is told
@@ -123,13 +123,26 @@ def retrained(
     plan: Plan, problem: Problem, folder: Path, groups: Groups, progress: Progress
 ) -> Truth:
     """The small truth of a stage; one of something else there is made anew."""
+    return filled(
+        plan, problem, opened_anew(plan, problem, folder, groups, progress), groups, progress
+    )
+
+
+def opened_anew(
+    plan: Plan,
+    problem: Problem,
+    folder: Path,
+    groups: Groups,
+    progress: Progress = SILENT,
+    rows: truth.Declared | None = None,
+) -> Store:
+    """A truth store, as of `open_truth`; one of something else there, or a damaged one, goes."""
     try:
-        opened = open_truth(plan, problem, folder, groups)
+        return open_truth(plan, problem, folder, groups, rows)
     except ValueError:
         progress.say("  the networks that are there were retrained for something else")
         shutil.rmtree(folder)
-        opened = open_truth(plan, problem, folder, groups)
-    return filled(plan, problem, opened, groups, progress)
+        return open_truth(plan, problem, folder, groups, rows)
 
 
 def retrained_change(
@@ -150,7 +163,7 @@ def retrained_change(
     seeds = plan.check.truth.seeds
     masks = np.stack([np.ones(groups.count), mask]).astype(np.float32)
     rows = truth.Declared(masks, np.full(2, seeds), np.zeros(0, int), np.zeros(2))
-    opened = open_truth(plan, plan.check, folder, groups, rows)
+    opened = opened_anew(plan, plan.check, folder, groups, rows=rows)
     for seed, outputs in enumerate(full[:seeds]):
         if not store.is_done(opened, store.Row(0, seed)):
             store.write_row(opened, store.Row(0, seed), outputs, 0.0)
